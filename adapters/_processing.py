@@ -1,0 +1,56 @@
+"""What an image processor does to a picture's shape, read from its settings and checked against what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow._geometry import Step
+
+if TYPE_CHECKING:
+    from transformers.image_processing_utils import BaseImageProcessor
+
+
+def steps_of(
+    processor: BaseImageProcessor, size: tuple[int, int], squared: bool, result: tuple[int, int]
+) -> tuple[Step, ...]:
+    """The pad, resize and crop steps of one picture, each with the (width, height) after it.
+
+    Args:
+        processor: its settings say what it does.
+        size: (width, height) of the original picture.
+        squared: whether the package padded the picture to a square first.
+        result: (width, height) that came out of the processor.
+
+    Raises:
+        ModelError: the steps read from the settings do not lead to `result`.
+    """
+    steps: list[Step] = []
+    width, height = size
+    if (squared or getattr(processor, "do_pad", None)) and width != height:
+        width = height = max(size)
+        steps.append(("pad", width, height))
+    if processor.do_resize:
+        width, height = _resized(dict(processor.size), width, height)
+        steps.append(("resize", width, height))
+    if getattr(processor, "do_center_crop", None):
+        width, height = processor.crop_size["width"], processor.crop_size["height"]
+        steps.append(("crop", width, height))
+    if (width, height) != result:
+        raise ModelError(
+            f"{type(processor).__name__} should turn a picture of {size[0]}x{size[1]} into {width}x{height} by"
+            f" {steps}, but made {result[0]}x{result[1]}: its settings hold a step that this package does not know."
+        )
+    return tuple(steps)
+
+
+def _resized(size: dict[str, int | None], width: int, height: int) -> tuple[int, int]:
+    shortest = size.get("shortest_edge")
+    if shortest and not size.get("longest_edge"):
+        # Hugging Face's rule: the short side exactly, the long side rounded down.
+        if width <= height:
+            return shortest, int(shortest * height / width)
+        return int(shortest * width / height), shortest
+    if size.get("width") and size.get("height"):
+        return int(size["width"] or 0), int(size["height"] or 0)
+    raise ModelError(f"the processor resizes by {size}; shortest_edge alone, or width and height, are handled.")

@@ -1,0 +1,63 @@
+"""How vision and language mix inside LLaVA-type models: labelled image tokens and reusable interventions for nnsight.
+
+The names below load when they are first used, so that importing the package stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnsight_mmflow import nano as nano
+    from nnsight_mmflow._errors import DataError as DataError
+    from nnsight_mmflow._errors import MMFlowError as MMFlowError
+    from nnsight_mmflow._errors import ModelError as ModelError
+    from nnsight_mmflow._errors import NoEffectError as NoEffectError
+    from nnsight_mmflow._errors import PromptError as PromptError
+    from nnsight_mmflow._errors import SpanError as SpanError
+    from nnsight_mmflow._graph import Graph as Graph
+    from nnsight_mmflow._load import adapt as adapt
+    from nnsight_mmflow._load import load as load
+    from nnsight_mmflow._prompt import Batch as Batch
+    from nnsight_mmflow._prompt import Prompt as Prompt
+    from nnsight_mmflow._row_spans import Spans as Spans
+    from nnsight_mmflow._spans import Span as Span
+    from nnsight_mmflow.patterns.knockout import Knockout as Knockout
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "_load",
+    "adapt": "_load",
+    "Graph": "_graph",
+    "Prompt": "_prompt",
+    "Batch": "_prompt",
+    "Spans": "_row_spans",
+    "Span": "_spans",
+    "Knockout": "patterns.knockout",
+    "MMFlowError": "_errors",
+    "NoEffectError": "_errors",
+    "SpanError": "_errors",
+    "PromptError": "_errors",
+    "ModelError": "_errors",
+    "DataError": "_errors",
+    "nano": "nano",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> object:
+    """Loads a public name when it is first used."""
+    if name not in _WHERE:
+        raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(__all__)}.")
+    module = import_module(f"nnsight_mmflow.{_WHERE[name]}")
+    value = module if name == _WHERE[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

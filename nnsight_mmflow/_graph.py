@@ -1,0 +1,231 @@
+"""The graph: one loaded model seen by role, and the ways to run it with patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._encode import check_counts, encode
+from nnsight_mmflow._errors import ModelError, PromptError
+from nnsight_mmflow._pictures import as_square, open_pictures
+from nnsight_mmflow._prompt import Batch, Prompt, join
+from nnsight_mmflow._templates import render
+
+if TYPE_CHECKING:
+    import torch
+    from nnsight import Envoy, TransformersModel
+    from nnsight.intervention.tracer import InterleavingTracer
+
+    from nnsight_mmflow._pictures import Pictures
+    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow.adapters._base import Adapter
+
+
+class Graph:
+    """One model, its modules by role, its sizes and its processor.
+
+    Attributes:
+        model: the nnsight model, unchanged; `graph.model.trace(...)` works as ever.
+        processor: the Hugging Face processor.
+        family: the adapter's name for the architecture.
+        layers: the decoder layers; `embed`, `tower`, `projector`, `norm` and `unembed` are the other roles.
+        n_layers, n_heads, d_model: sizes of the language model.
+        image_token_id: the id that stands once per image token.
+    """
+
+    def __init__(self, model: TransformersModel, adapter: Adapter) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.processor = adapter.processor
+        self.family = adapter.family
+        self.image_token_id = adapter.image_token_id
+        paths = {id(module): name for name, module in adapter.model.named_modules()}
+        found = {role: model.get(paths[id(module)]) for role, module in adapter.roles().items()}
+        self.layers: Envoy = found["layers"]
+        self.embed: Envoy = found["embed"]
+        self.tower: Envoy = found["tower"]
+        self.projector: Envoy = found["projector"]
+        self.norm: Envoy = found["norm"]
+        self.unembed: Envoy = found["unembed"]
+        self.text_config = adapter.text_config
+        self._attention_name, self._mlp_name = adapter.text.attention, adapter.text.mlp
+        self.n_layers = int(adapter.text_config.num_hidden_layers)
+        self.n_heads = int(adapter.text_config.num_attention_heads)
+        self.d_model = int(adapter.text_config.hidden_size)
+
+    def __repr__(self) -> str:
+        return (
+            f"Graph({self.name!r}, family={self.family!r}, n_layers={self.n_layers}, n_heads={self.n_heads},"
+            f" d_model={self.d_model}, attention={self.backend!r})"
+        )
+
+    @property
+    def name(self) -> str:
+        """What the model was loaded as."""
+        return self.adapter.config._name_or_path or type(self.adapter.model).__name__
+
+    @property
+    def backend(self) -> str:
+        """The attention implementation of the language model now, such as "sdpa" or "eager"."""
+        return str(self.text_config._attn_implementation)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token embeddings lie."""
+        return self.adapter.model.get_input_embeddings().weight.device
+
+    def __getstate__(self) -> dict[str, object]:
+        """What travels to a server: the roles and the sizes, not the adapter, which holds the local weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("adapter", "processor")}
+
+    def attention(self, layer: int) -> Envoy:
+        """The attention module of a layer."""
+        return getattr(self.layers[self._layer(layer)], self._attention_name)
+
+    def mlp(self, layer: int) -> Envoy:
+        """The MLP of a layer."""
+        return getattr(self.layers[self._layer(layer)], self._mlp_name)
+
+    def prompt(
+        self,
+        image: Pictures,
+        question: str,
+        answer: str | None = None,
+        *,
+        template: str | None = None,
+        raw: bool = False,
+        instruction: str | None = None,
+        pad_to_square: bool = False,
+        options: tuple[str, str] | None = None,
+        boxes: tuple[tuple[float, float, float, float], ...] = (),
+        key: str = "",
+        kind: str = "",
+    ) -> Prompt:
+        """A Prompt: the question about the picture in the model's own chat form, encoded, with its spans.
+
+        Args:
+            image: a path, a PIL image, a uint8 array, a list of these, or None for text alone.
+            question: exactly the user's text; it becomes the span `question`.
+            answer: the right answer, lower case, for experiments that keep correct prompts only.
+            template: "chat" (the processor's own, the default), or the paper's "vicuna_v1" or "llava_llama_3".
+            raw: take `question` as the whole text, placeholders included; the span `question` is then all after the
+                last image, and `suffix` is empty.
+            instruction: a sentence after the question, such as "Answer the question using a single word or phrase.";
+                it belongs to `suffix`. The paper's templates bring theirs.
+            pad_to_square: pad the picture with the mean colour first, as the papers do, where the processor would
+                crop; boxes then follow the paper's raster rule.
+            options: (true, false) answers that the question offers.
+            boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the picture as given.
+            key: the question's id, for results.
+            kind: the question's type, for results.
+
+        Raises:
+            PromptError: pictures and text do not fit together, or the tokenizer does not know a word.
+            DataError: a picture that cannot be read.
+
+        Example:
+            >>> import nnsight_mmflow as mmf
+            >>> graph = mmf.load("nano")
+            >>> picture = mmf.nano.samples(1)[0].picture
+            >>> prompt = graph.prompt(picture, "what color is the circle ?")
+            >>> len(prompt.spans["image"])
+            64
+        """
+        pictures = open_pictures(image)
+        token = self.processor.image_token
+        text, start, end = render(
+            self.processor, question, len(pictures), token, template=template, raw=raw, instruction=instruction
+        )
+        mean = self.processor.image_processor.image_mean
+        seen = [as_square(picture, mean) for picture in pictures] if pad_to_square else pictures
+        sizes = [picture.size for picture in pictures]
+        inputs, spans = encode(self.adapter, text, (start, end), seen, sizes, pad_to_square)
+        return Prompt(
+            text, text[start:end], inputs, spans, answer, tuple(pictures), options, tuple(boxes), key, kind
+        )
+
+    def batch(self, prompts: list[Prompt] | tuple[Prompt, ...]) -> Batch:
+        """The prompts as one left-padded batch; `batch.spans[i]` are row i's, counted after padding.
+
+        Raises:
+            PromptError: no prompt came, or the tokenizer has no token to pad with.
+        """
+        if not prompts:
+            raise PromptError("graph.batch needs at least one prompt, but got none.")
+        tokenizer = self.processor.tokenizer
+        if tokenizer.pad_token_id is None:
+            raise PromptError("the tokenizer has no padding token: set graph.processor.tokenizer.pad_token first.")
+        return join(list(prompts), tokenizer.pad_token_id, tokenizer.pad_token)
+
+    def trace(
+        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
+    ) -> InterleavingTracer:
+        """An nnsight trace of the prompt with the patterns applied: `with graph.trace(prompt, Knockout(...)): ...`.
+
+        Keyword arguments go to nnsight and on to the model's forward. Without patterns a mapping of tensors may stand
+        for the prompt.
+
+        Raises:
+            NoEffectError: a pattern that would change nothing.
+            PromptError: tensors that do not fit together.
+        """
+        inputs = self.checked(prompt)
+        return self.edited(prompt, patterns).trace(**inputs, **kwargs)
+
+    def generate(
+        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
+    ) -> InterleavingTracer:
+        """An nnsight generation of the prompt with the patterns applied; read `tracer.result` for the ids.
+
+        Patterns act on the prompt's forward (the prefill); those with `when="all"` act on every step.
+        Keyword arguments go to the model's `generate`. Raises as `trace` does.
+        """
+        inputs = self.checked(prompt)
+        model = self.edited(prompt, patterns, steps=True)
+        return model.trace(fn=model.generate, **inputs, **kwargs)
+
+    def edited(
+        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False
+    ) -> TransformersModel:
+        """A copy of the nnsight model that replays the patterns; the original stays as it is.
+
+        Each pattern is an edit of its own, so that two may touch the same layer.
+        """
+        model = self.model
+        if patterns and not isinstance(prompt, Prompt | Batch):
+            raise PromptError("patterns need spans: pass what graph.prompt or graph.batch returned, not tensors.")
+        for pattern in patterns:
+            rows = prompt.rows()  # type: ignore[union-attr]
+            pattern.check(self, rows)
+            with model.edit() as (_, changed):
+                pattern.run(self, rows, steps)
+            model = changed
+        return model
+
+    def checked(self, prompt: Prompt | Batch | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a prompt on the model's device, checked before any forward.
+
+        Raises:
+            PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
+        """
+        inputs = dict(prompt.inputs if isinstance(prompt, Prompt | Batch) else prompt)
+        if "input_ids" not in inputs:
+            raise PromptError(f"the inputs hold {', '.join(inputs) or 'nothing'}; input_ids are missing.")
+        ids = inputs["input_ids"]
+        if not isinstance(prompt, Prompt):
+            pad = self.processor.tokenizer.pad_token_id
+            if "attention_mask" not in inputs and len(ids) > 1 and pad is not None and bool((ids[:, 0] == pad).any()):
+                padded = (ids[:, 0] == pad).nonzero().flatten().tolist()
+                raise PromptError(
+                    f"row(s) {padded} start with padding, but there is no attention_mask: the model would read the"
+                    " padding as text. Pass the attention_mask that the processor or graph.batch returned."
+                )
+            pixels = inputs.get("pixel_values")
+            features = [] if pixels is None else self.adapter.feature_counts(inputs)
+            check_counts(int((ids == self.image_token_id).sum()), features)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    def _layer(self, layer: int) -> int:
+        if not -self.n_layers <= layer < self.n_layers:
+            raise ModelError(f"layer {layer} was asked for, but there are {self.n_layers}, counted from 0.")
+        return layer % self.n_layers

@@ -1,0 +1,86 @@
+"""Graphs from a name, a folder, or a model that the user already has."""
+
+from __future__ import annotations
+
+# nnsight mounts `.save` on every object; what defines classes with slots must be imported before it.
+import anyio  # noqa: F401
+from nnsight import Envoy, TransformersModel
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow._graph import Graph
+from nnsight_mmflow.adapters import adapter_for
+
+TASK = "image-text-to-text"
+
+
+def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object) -> Graph:
+    """A graph of the model: "nano" (ships with the package), a Hugging Face id, or a folder written by save_pretrained.
+
+    Args:
+        name: what to load.
+        processor: the processor to use; the model's own unless given.
+        kwargs: go to nnsight's TransformersModel and on to from_pretrained (dtype, device_map, attn_implementation,
+            revision). The weights are loaded at once; dispatch=False leaves them out (for remote runs).
+
+    Raises:
+        ModelError: nothing is there under that name, or no adapter covers it.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> mmf.load("nano").n_layers
+        10
+    """
+    if name == "nano":
+        from nnsight_mmflow.nano import FOLDER
+
+        name = str(FOLDER)
+    try:
+        processor = processor or AutoProcessor.from_pretrained(name, **_pil(name), **_revision(kwargs))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no processor can be loaded from {name!r}: {error}. Expected 'nano', a Hugging Face id, or a folder that"
+            " holds both model.save_pretrained and processor.save_pretrained."
+        ) from error
+    kwargs.setdefault("dispatch", True)
+    try:
+        model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
+    except OSError as error:
+        raise ModelError(f"no model can be loaded from {name!r}: {error}.") from error
+    return _graph(model, processor)
+
+
+def adapt(model: TransformersModel | PreTrainedModel, processor: ProcessorMixin | None = None) -> Graph:
+    """A graph of a model that is there already: an nnsight model, or a Hugging Face one.
+
+    Args:
+        model: an nnsight TransformersModel, or a Hugging Face model (it is wrapped, not copied or changed).
+        processor: its processor; needed unless the nnsight model holds one.
+
+    Raises:
+        ModelError: the processor is missing, or no adapter covers the model.
+    """
+    processor = processor or getattr(model, "processor", None)
+    if processor is None:
+        raise ModelError(
+            "the processor is missing: mmf.adapt(model, processor=AutoProcessor.from_pretrained(...)) - spans come from"
+            " the processor's own ids."
+        )
+    if isinstance(model, PreTrainedModel):
+        model = TransformersModel(model, task=TASK, processor=processor)
+    if not isinstance(model, Envoy):
+        raise ModelError(f"adapt takes an nnsight or a Hugging Face model, not {type(model).__name__}.")
+    return _graph(model, processor)
+
+
+def _graph(model: TransformersModel, processor: ProcessorMixin) -> Graph:
+    return Graph(model, adapter_for(model._module, processor))
+
+
+def _pil(name: str) -> dict[str, object]:
+    """The image processors that need no torchvision, so that results do not depend on what is installed beside us."""
+    return {"backend": "pil"}
+
+
+def _revision(kwargs: dict[str, object]) -> dict[str, object]:
+    return {key: kwargs[key] for key in ("revision", "trust_remote_code", "cache_dir", "token") if key in kwargs}

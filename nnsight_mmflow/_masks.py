@@ -1,0 +1,65 @@
+"""Attention masks per layer, exact under eager and sdpa. Runs inside traces, so it ships to servers by value.
+
+Under sdpa without padding a layer gets no mask at all; a bool mask is right under sdpa and silently wrong under eager,
+where it is added. So every edit starts from the float mask that the layer would really have used.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def layer_mask(mask: torch.Tensor | None, hidden: torch.Tensor, past: int) -> torch.Tensor:
+    """The additive mask (batch, 1, queries, keys) that a layer uses: 0 is open, the dtype's minimum closed.
+
+    Args:
+        mask: what the layer was handed: None (plain causal), bool (True is open), or float.
+        hidden: the layer's input (batch, queries, width); gives type and device.
+        past: how many keys the layer's cache holds already.
+    """
+    closed = torch.finfo(hidden.dtype).min
+    queries = hidden.shape[1]
+    if mask is None:
+        built = torch.full((queries, past + queries), closed, dtype=hidden.dtype, device=hidden.device)
+        return built.triu(past + 1)[None, None].expand(hidden.shape[0], 1, -1, -1)
+    mask = mask[..., : past + queries].to(hidden.device)
+    if mask.dtype == torch.bool:
+        zero = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+        mask = torch.where(mask, zero, closed)
+    # A query without any open key is padding: opened, so that it stays finite in half precision. Nothing reads it.
+    padding = (mask > closed / 2).any(-1, keepdim=True).logical_not()
+    return mask.to(hidden.dtype).masked_fill(padding, 0)
+
+
+def close(
+    mask: torch.Tensor, edges: list[tuple[list[int], list[int]]], heads: list[int] | None, n_heads: int
+) -> tuple[torch.Tensor, int, int]:
+    """A copy of the mask with the edges closed, how many open ones were closed, and how many queries lost all keys.
+
+    Args:
+        mask: (batch, 1 or heads, queries, keys), additive.
+        edges: for each row of the batch its target queries and source keys, as indices into the mask.
+        heads: the heads to close them in; None for all.
+        n_heads: the number of heads.
+    """
+    closed = torch.finfo(mask.dtype).min
+    shape = (len(edges), *mask.shape[1:])
+    mask = mask.expand(*shape) if heads is None else mask.expand(len(edges), n_heads, *mask.shape[2:])
+    mask = mask.clone()
+    changed = starved = 0
+    chosen = slice(None) if heads is None else torch.tensor(heads, device=mask.device)
+    for row, (targets, sources) in enumerate(edges):
+        if not targets or not sources:
+            continue
+        query = torch.tensor(targets, device=mask.device)
+        key = torch.tensor(sources, device=mask.device)
+        rows = mask[row][chosen][:, query]
+        block = rows[:, :, key]
+        changed += int((block > closed / 2).sum())
+        rows[:, :, key] = closed
+        starved += int((rows > closed / 2).any(-1).logical_not().sum())
+        if heads is None:
+            mask[row, :, query] = rows
+        else:
+            mask[row, chosen[:, None], query[None, :]] = rows
+    return mask, changed, starved

@@ -1,0 +1,57 @@
+"""What every pattern can do. A pattern is a frozen dataclass that names spans and layers; it knows no architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from nnsight_mmflow._errors import MMFlowError
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._row_spans import Spans
+    from nnsight_mmflow._spans import Span
+
+
+class Pattern(Protocol):
+    """An intervention that `graph.trace` and `graph.generate` take."""
+
+    def check(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Refuses, before any forward, what cannot be done or would change nothing."""
+        ...
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+        """Does it, inside a trace; `steps` says that the trace is a generation."""
+        ...
+
+
+def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:
+    """The span that an expression means in each row; a Span stands for itself in a single row."""
+    if isinstance(what, str):
+        return [spans[what] for spans in rows]
+    if len(rows) != 1:
+        raise MMFlowError(
+            f"{role} is the Span {what.name!r}, but the batch has {len(rows)} rows, each with its own positions."
+            f" Give {role} as an expression, such as {role}={what.name.split('.')[0]!r}."
+        )
+    if what.row != rows[0]["all"].row:
+        raise MMFlowError(
+            f"{role} is a span of a row at {what.row}, the prompt's row is at {rows[0]['all'].row}:"
+            " take the span from the prompt that is run."
+        )
+    return [what]
+
+
+def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
+    """The layers as sorted numbers from 0; negative ones count from the end.
+
+    Raises:
+        MMFlowError: no layer, or one that the model does not have.
+    """
+    asked = [layers] if isinstance(layers, int) else list(layers)
+    if not asked:
+        raise MMFlowError(f"layers={layers!r} names no layer; there are {n_layers}, counted from 0.")
+    wrong = [layer for layer in asked if not -n_layers <= layer < n_layers]
+    if wrong:
+        raise MMFlowError(f"layers {wrong} do not exist; there are {n_layers}, counted from 0.")
+    return sorted({layer % n_layers for layer in asked})

@@ -1,0 +1,115 @@
+"""Prompt and Batch: the tensors that the model takes, and the spans of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._row_spans import Spans
+from nnsight_mmflow._spans import Span
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image as Picture
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, encoded.
+
+    Attributes:
+        text: the whole text, images as placeholders.
+        question: the user's question as it stands in the text.
+        inputs: what the model takes: input_ids and attention_mask (1, positions), pixel_values if there are images.
+        spans: the labelled positions.
+        answer: the right answer, if known.
+        images: the pictures as given, in RGB.
+        options: (true, false) answer that the question offers.
+        boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the (first) picture.
+        key: tells prompts apart in results; the question's id where the data has one.
+        kind: the question's type, where the data has one.
+    """
+
+    text: str
+    question: str
+    inputs: Mapping[str, torch.Tensor] = field(repr=False)
+    spans: Spans = field(repr=False)
+    answer: str | None = None
+    images: tuple[Picture, ...] = field(default=(), repr=False)
+    options: tuple[str, str] | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    key: str = ""
+    kind: str = ""
+
+    def __len__(self) -> int:
+        """The number of positions."""
+        return int(self.inputs["input_ids"].shape[1])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(self.text)}</pre>{self.spans._repr_html_()}"
+
+    def rows(self) -> tuple[Spans, ...]:
+        """The spans of each row (here one), as Batch has them."""
+        return (self.spans,)
+
+    def digest(self) -> str:
+        """A short fingerprint of text and pictures."""
+        mixed = sha256(self.text.encode())
+        for name in sorted(self.inputs):
+            mixed.update(self.inputs[name].cpu().numpy().tobytes())
+        return mixed.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several prompts as one left-padded batch; spans[i] are those of row i, counted after padding."""
+
+    prompts: tuple[Prompt, ...]
+    inputs: Mapping[str, torch.Tensor] = field(repr=False)
+    spans: tuple[Spans, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def rows(self) -> tuple[Spans, ...]:
+        """The spans of each row."""
+        return self.spans
+
+
+def join(prompts: list[Prompt], pad_token_id: int, pad_token: str) -> Batch:
+    """The prompts as one batch, padded on the left to the longest."""
+    import torch
+
+    length = max(len(prompt) for prompt in prompts)
+    ids, attended, spans = [], [], []
+    for prompt in prompts:
+        missing = length - len(prompt)
+        row = prompt.inputs["input_ids"]
+        ids.append(torch.nn.functional.pad(row, (missing, 0), value=pad_token_id))
+        attended.append(torch.nn.functional.pad(torch.ones_like(row), (missing, 0)))
+        spans.append(_shifted(prompt.spans, missing, pad_token))
+    inputs = {"input_ids": torch.cat(ids), "attention_mask": torch.cat(attended)}
+    pixels = [prompt.inputs["pixel_values"] for prompt in prompts if "pixel_values" in prompt.inputs]
+    if pixels:
+        inputs["pixel_values"] = torch.cat(pixels)
+    return Batch(tuple(prompts), inputs, tuple(spans))
+
+
+def _shifted(spans: Spans, by: int, pad_token: str) -> Spans:
+    named: dict[str, Span] = {name: span.shifted(by) for name, span in spans.named.items()}
+    return Spans(
+        named,
+        (pad_token,) * by + spans.tokens,
+        ((0, 0),) * by + spans.offsets,
+        spans.prompt_text,
+        spans.question,
+        spans.after_images,
+    )

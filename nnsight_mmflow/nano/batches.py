@@ -1,0 +1,116 @@
+"""Training batches for nano: conversations about one picture, captions, and facts, as padded tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nnsight_mmflow.nano import facts, world
+from nnsight_mmflow.nano.build import words
+
+# Relations come twice as often as the other types: they are the slowest to learn.
+ASKED = (*world.SCENE_TYPES, "ChooseRel", "Side")
+SCENES, FACTS = 0.45, 0.15  # shares of conversations about scenes and about places; the rest are captions
+N_TOKENS = (world.SIZE // world.PATCH) ** 2
+IGNORED = -100
+
+
+@dataclass
+class Batch:
+    """Tensors of one step; labels are shifted (labels[i] is what position i must predict), -100 where not trained.
+
+    `patch_labels` holds, per image token, what covers it: shape and colour (last class: nothing; -100: a flag).
+    """
+
+    input_ids: torch.Tensor  # (batch, positions)
+    labels: torch.Tensor  # (batch, positions)
+    pixel_values: torch.Tensor  # (batch, 3, 64, 64)
+    patch_labels: torch.Tensor  # (batch, image tokens, 2)
+
+
+class Batches:
+    """Draws batches from a seed, without end."""
+
+    def __init__(self, seed: int, size: int = 32) -> None:
+        self.random = np.random.default_rng(seed)
+        self.size = size
+        self.ids = {word: i for i, word in enumerate(words())}
+        self.cells = np.kron(np.arange(world.GRID**2).reshape(world.GRID, -1), np.ones((2, 2), int)).ravel()
+
+    def draw(self) -> Batch:
+        """The next batch; its conversations have the same number of questions, so that little is padding."""
+        random = self.random
+        questions = int(random.integers(1, 9))
+        drawn = []
+        for _ in range(self.size):
+            kind = random.random()
+            if kind < SCENES:
+                drawn.append(self._conversation(questions))
+            elif kind < SCENES + FACTS:
+                drawn.append(self._facts(questions))
+            else:
+                drawn.append(self._caption())
+        length = max(len(ids) for ids, *_ in drawn) - 1
+        input_ids = np.full((self.size, length), self.ids["<pad>"])
+        labels = np.full((self.size, length), IGNORED)
+        for row, (ids, trained, _, _) in enumerate(drawn):
+            input_ids[row, : len(ids) - 1] = ids[:-1]
+            labels[row, : len(ids) - 1] = np.where(trained, ids, IGNORED)[1:]
+        pixels = np.stack([picture for *_, picture, _ in drawn]).astype(np.float32) / 127.5 - 1
+        return Batch(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(np.stack([patches for *_, patches in drawn])),
+        )
+
+    def _sequence(self, turns: list[tuple[list[str], list[str], list[bool]]]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a conversation and which of them are trained; the closing token of each answer is."""
+        tokens, trained = ["<s>"], [False]
+        for number, (question, answer, decided) in enumerate(turns):
+            opening = ["USER", ":"] + (["<image>"] * N_TOKENS + ["\n"] if number == 0 else [])
+            asked = [*opening, *question, "ASSISTANT", ":"]
+            tokens += [*asked, *answer, "</s>"]
+            trained += [False] * len(asked) + [*decided, True]
+        return np.array([self.ids[token] for token in tokens]), np.array(trained)
+
+    def _conversation(self, questions: int) -> tuple:
+        objects = world.draw_scene(self.random)
+        turns = []
+        while len(turns) < questions:
+            asked = world.ask(ASKED[int(self.random.integers(len(ASKED)))], objects, self.random)
+            if asked:
+                turns.append((asked.text.split(), [asked.answer], [True]))
+        return *self._sequence(turns), world.paint_scene(objects, self.random), self._patches(objects)
+
+    def _caption(self) -> tuple:
+        objects = world.draw_scene(self.random)
+        spoken, decided = world.caption(objects, self.random)
+        sequence = self._sequence([([], spoken, decided)])
+        return *sequence, world.paint_scene(objects, self.random), self._patches(objects)
+
+    def _facts(self, questions: int) -> tuple:
+        random = self.random
+        flag = facts.PLACES[int(random.integers(len(facts.PLACES)))]
+        turns = []
+        for _ in range(questions):
+            by_name = random.random() < 0.5
+            place = facts.PLACES[int(random.integers(len(facts.PLACES)))] if by_name else flag
+            asked = facts.ask_place(place, facts.RELATIONS[int(random.integers(3))], by_name)
+            turns.append((asked.text.split(), [asked.answer], [True]))
+        unknown = np.full((N_TOKENS, 2), IGNORED)
+        if all("this" not in question for question, *_ in turns) and random.random() < 0.5:
+            objects = world.draw_scene(random)
+            return *self._sequence(turns), world.paint_scene(objects, random), self._patches(objects)
+        return *self._sequence(turns), facts.paint_flag(flag, random), unknown
+
+    def _patches(self, objects: tuple[world.Object, ...]) -> np.ndarray:
+        """(image tokens, 2): the shape and the colour that cover each patch; the last class is nothing."""
+        colors = list(world.COLORS)
+        labels = np.tile([len(world.SHAPES), len(colors)], (N_TOKENS, 1))
+        for thing in objects:
+            covered = self.cells == thing.row * world.GRID + thing.column
+            labels[covered] = world.SHAPES.index(thing.shape), colors.index(thing.color)
+        return labels

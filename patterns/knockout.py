@@ -1,0 +1,171 @@
+"""Knockout: some positions may not read some others, in chosen layers and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._masks import close, layer_mask
+from nnsight_mmflow._pattern import layer_list, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from nnsight import Envoy
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._row_spans import Spans
+    from nnsight_mmflow._spans import Span
+
+BACKENDS = ("sdpa", "eager")  # those that add a mask of four dimensions; flash attention ignores it
+WHEN = ("prefill", "decode", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knockout:
+    """Closes the attention edges from source (key) to target (query).
+
+    The remaining weights of a target renormalise, as if the sources were not there. `source == target == "last"`
+    closes the diagonal.
+
+    Attributes:
+        source: the span that may not be read, as a name, an expression such as "image - text('x')", or a Span.
+        target: the span that may not read it.
+        layers: one layer or several; negative numbers count from the end.
+        heads: the heads in which; None for all.
+        when: in generation, "prefill" (the prompt's forward alone), "decode" (the steps after it) or "all". In a
+            decode step the one query is the newest token; it counts as a target if `target` holds the last position
+            of the prompt. Sources stay the prompt's positions.
+
+    Raises:
+        NoEffectError: when run, if no edge was open (the source lies behind the target, say).
+        MMFlowError: when run, if a target would keep no key at all, or the attention backend takes no mask.
+
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), section on attention knockout.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> sample = mmf.nano.samples(1)[0]
+        >>> prompt = graph.prompt(sample.picture, sample.question)
+        >>> with graph.trace(prompt, mmf.Knockout(source="image", target="last", layers=range(4))):
+        ...     logits = graph.unembed.output.save()
+    """
+
+    source: str | Span
+    target: str | Span
+    layers: int | Iterable[int]
+    heads: tuple[int, ...] | range | list[int] | None = None
+    when: str = "prefill"
+
+    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
+        """Does it inside a trace that the user has opened, and returns how many edges it closed.
+
+        Args:
+            graph: the graph whose model the trace runs.
+            spans: `prompt.spans`, or `batch.spans`.
+        """
+        rows = spans if isinstance(spans, tuple) else (spans,)
+        self.check(graph, rows)
+        return self._close(graph, rows)
+
+    def check(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Refuses, before any forward, what cannot be done or would change nothing."""
+        layer_list(self.layers, graph.n_layers)
+        if self.when not in WHEN:
+            raise MMFlowError(f"when must be one of {', '.join(WHEN)}, not {self.when!r}.")
+        wrong = [head for head in self.heads or () if not 0 <= head < graph.n_heads]
+        if wrong or (self.heads is not None and not len(self.heads)):
+            raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
+        if graph.backend not in BACKENDS:
+            raise MMFlowError(
+                f"the model runs {graph.backend!r} attention, which ignores a mask of four dimensions, so a knockout"
+                ' would do nothing. Load it with attn_implementation="sdpa" (or "eager").'
+            )
+        for row, (spans, (targets, sources)) in enumerate(zip(rows, self._edges(rows), strict=True)):
+            if not any(source <= target for target in targets[-1:] for source in sources[:1]):
+                raise NoEffectError(self._nothing(f"in row {row}", targets, sources))
+            first = spans["all"].row[0]
+            barred = set(sources)
+            starved = [target for target in targets if barred.issuperset(range(first, target + 1))]
+            if starved:
+                raise MMFlowError(
+                    f"{self} leaves position(s) {starved[:5]} of row {row} nothing to read, and softmax needs a key."
+                    " Leave the first position out of the source: source='... - prefix'."
+                )
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
+        if self.when == "prefill":
+            self._close(graph, rows)
+        elif not steps:
+            raise MMFlowError(f'when="{self.when}" needs graph.generate(...): a trace is one forward, the prefill.')
+        else:
+            from nnsight.intervention.iterator import Iterations
+
+            for step in Iterations()[0 if self.when == "all" else 1 :]:
+                self._close(graph, rows, step)
+
+    def _edges(self, rows: tuple[Spans, ...]) -> list[tuple[list[int], list[int]]]:
+        """For each row, the target and the source positions."""
+        targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
+        return [(list(target), list(source)) for target, source in zip(targets, sources, strict=True)]
+
+    def _close(self, graph: Graph, rows: tuple[Spans, ...], step: int = 0) -> int:
+        edges = self._edges(rows)
+        if step:
+            ends = [spans["all"].row[1] for spans in rows]
+            edges = [([0] if end - 1 in targets else [], sources) for end, (targets, sources) in zip(ends, edges, strict=True)]
+        heads = None if self.heads is None else list(self.heads)
+        layers = layer_list(self.layers, graph.n_layers)
+        changed = close_edges(graph.layers, layers, edges, heads, graph.n_heads)
+        if not changed:
+            raise NoEffectError(self._nothing(f"at step {step}", *edges[0]))
+        return changed
+
+    def _nothing(self, where: str, targets: list[int], sources: list[int]) -> str:
+        return (
+            f"{self} would change nothing {where}: of {len(sources)} source position(s)"
+            f"{f' from {sources[0]}' if sources else ''} none is open to {len(targets)} target position(s)"
+            f"{f' up to {targets[-1]}' if targets else ''}. Attention flows from source to target, and a position reads"
+            " only itself and earlier ones: are source and target swapped?"
+        )
+
+
+def close_edges(
+    layers: Envoy,
+    chosen: list[int],
+    edges: list[tuple[list[int], list[int]]],
+    heads: list[int] | None,
+    n_heads: int,
+) -> int:
+    """Inside a trace: closes the edges in the chosen layers, and returns how many open ones it closed.
+
+    Args:
+        layers: the decoder layers.
+        chosen: which, in ascending order.
+        edges: for each row of the batch its target queries and source keys.
+        heads: the heads, None for all.
+        n_heads: how many there are.
+    """
+    total = 0
+    seen: torch.Tensor | None = None
+    built: torch.Tensor | None = None
+    for layer in chosen:
+        arguments, named = layers[layer].inputs
+        hidden, mask = arguments[0], named.get("attention_mask")
+        cache = named.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length(layer)
+        # Layers mostly share one mask: then the closed copy is shared too.
+        if built is None or mask is not seen or built.device != hidden.device or built.shape[-1] != past + hidden.shape[1]:
+            built, changed, starved = close(layer_mask(mask, hidden, past), edges, heads, n_heads)
+            seen = mask
+            if starved:
+                raise MMFlowError(
+                    f"the patterns together leave {starved} position(s) of layer {layer} nothing to read, and softmax"
+                    " needs a key. Leave the first position out of one source."
+                )
+        total += changed
+        layers[layer].inputs = (arguments, {**named, "attention_mask": built})
+    return total
