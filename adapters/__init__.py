@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
     from nnsight_mmflow.adapters._base import Adapter
+    from transformers import PreTrainedModel, ProcessorMixin
 
 TABLE = {
     "LlavaForConditionalGeneration": "nnsight_mmflow.adapters.llava:Llava",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow.adapters._text import IGNORED, TEXT_MODELS
+
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._geometry import ImageGeometry
-from nnsight_mmflow.adapters._text import IGNORED, TEXT_MODELS
 
 if TYPE_CHECKING:
     import torch

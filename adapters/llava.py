@@ -1,14 +1,15 @@
-"""LLaVA-1.5: one grid of patches per image, features of one or several tower layers, with or without the class token."""
+"""LLaVA-1.5: one grid of patches per image, with or without the class token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._geometry import ImageGeometry
 from nnsight_mmflow.adapters._base import Adapter
 from nnsight_mmflow.adapters._processing import steps_of
+
+from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow._geometry import ImageGeometry
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +26,13 @@ class Llava(Adapter):
     towers = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
     def projector(self) -> nn.Module:
+        """The two-layer perceptron."""
         return self.model.base_model.multi_modal_projector
 
     def images(
         self, inputs: Mapping[str, torch.Tensor], sizes: list[tuple[int, int]], squared: bool
     ) -> list[ImageGeometry]:
+        """How each image became tokens: all of one size, whatever the picture's."""
         height, width = inputs["pixel_values"].shape[-2:]
         image_processor = self.processor.image_processor
         patch = self.config.vision_config.patch_size
@@ -47,6 +50,7 @@ class Llava(Adapter):
         ]
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:
+        """The same number for each image."""
         pixels = inputs["pixel_values"]
         return [len(self._cells(*pixels.shape[-2:]))] * len(pixels)
 

@@ -21,9 +21,18 @@ if TYPE_CHECKING:
     from nnsight_mmflow._load import load as load
     from nnsight_mmflow._prompt import Batch as Batch
     from nnsight_mmflow._prompt import Prompt as Prompt
+    from nnsight_mmflow._questions import Question as Question
+    from nnsight_mmflow._questions import prompts_of as prompts_of
+    from nnsight_mmflow._questions import read_questions as read_questions
     from nnsight_mmflow._row_spans import Spans as Spans
     from nnsight_mmflow._spans import Span as Span
+    from nnsight_mmflow.patterns.flow import flow as flow
+    from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
+    from nnsight_mmflow.patterns.lens import LensResult as LensResult
+    from nnsight_mmflow.patterns.lens import lens as lens
+    from nnsight_mmflow.patterns.word_overlap import WordOverlapResult as WordOverlapResult
+    from nnsight_mmflow.patterns.word_overlap import word_overlap as word_overlap
 
 __version__ = "0.1.0"
 
@@ -36,6 +45,15 @@ _WHERE = {
     "Spans": "_row_spans",
     "Span": "_spans",
     "Knockout": "patterns.knockout",
+    "flow": "patterns.flow",
+    "FlowResult": "patterns.flow_result",
+    "lens": "patterns.lens",
+    "LensResult": "patterns.lens",
+    "word_overlap": "patterns.word_overlap",
+    "WordOverlapResult": "patterns.word_overlap",
+    "Question": "_questions",
+    "read_questions": "_questions",
+    "prompts_of": "_questions",
     "MMFlowError": "_errors",
     "NoEffectError": "_errors",
     "SpanError": "_errors",

@@ -1,8 +1,7 @@
-"""Text and pictures to a Prompt: runs the processor, finds each token in the text, and checks that all fits together."""
+"""Text and pictures to tensors and spans: runs the processor, finds each token in the text, checks that all fits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import PromptError

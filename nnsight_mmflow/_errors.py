@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class MMFlowError(ValueError):
-    """Something asked for cannot be done as asked: says what was expected, what came, the likely cause, what to type."""
+    """Something cannot be done as asked: says what was expected, what came, the likely cause, what to type."""
 
 
 class NoEffectError(MMFlowError):

@@ -59,7 +59,12 @@ class ImageGeometry:
         """A box of original pixels in pixels of the processed picture (it may reach beyond it)."""
         scale_x, scale_y, shift_x, shift_y = self._map
         left, top, right, bottom = box
-        return left * scale_x + shift_x, top * scale_y + shift_y, right * scale_x + shift_x, bottom * scale_y + shift_y
+        return (
+            left * scale_x + shift_x,
+            top * scale_y + shift_y,
+            right * scale_x + shift_x,
+            bottom * scale_y + shift_y,
+        )
 
     def kept(self) -> Box:
         """The part of the original picture that the model sees, in original pixels."""
@@ -95,8 +100,8 @@ class ImageGeometry:
             left, top, right, bottom = (round(edge, 1) for edge in self.kept())
             cropped = any(name == "crop" for name, *_ in self.steps)
             raise SpanError(
-                f"no image token shows any of {list(boxes)}: of the {self.size[0]}x{self.size[1]} picture the model sees"
-                f" x {left} to {right} and y {top} to {bottom}. "
+                f"no image token shows any of {list(boxes)}: of the {self.size[0]}x{self.size[1]} picture the model"
+                f" sees x {left} to {right} and y {top} to {bottom}. "
                 + (
                     "The processor centre-crops; graph.prompt(..., pad_to_square=True) keeps the whole picture."
                     if cropped

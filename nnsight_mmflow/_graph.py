@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel
     from nnsight.intervention.tracer import InterleavingTracer
 
-    from nnsight_mmflow._pictures import Pictures
     from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow._pictures import Pictures
     from nnsight_mmflow.adapters._base import Adapter
 
 
@@ -25,6 +25,7 @@ class Graph:
     """One model, its modules by role, its sizes and its processor.
 
     Attributes:
+        name: what it was loaded as.
         model: the nnsight model, unchanged; `graph.model.trace(...)` works as ever.
         processor: the Hugging Face processor.
         family: the adapter's name for the architecture.
@@ -33,8 +34,9 @@ class Graph:
         image_token_id: the id that stands once per image token.
     """
 
-    def __init__(self, model: TransformersModel, adapter: Adapter) -> None:
+    def __init__(self, model: TransformersModel, adapter: Adapter, name: str = "") -> None:
         self.model = model
+        self.name = name or adapter.config._name_or_path or type(adapter.model).__name__
         self.adapter = adapter
         self.processor = adapter.processor
         self.family = adapter.family
@@ -58,11 +60,6 @@ class Graph:
             f"Graph({self.name!r}, family={self.family!r}, n_layers={self.n_layers}, n_heads={self.n_heads},"
             f" d_model={self.d_model}, attention={self.backend!r})"
         )
-
-    @property
-    def name(self) -> str:
-        """What the model was loaded as."""
-        return self.adapter.config._name_or_path or type(self.adapter.model).__name__
 
     @property
     def backend(self) -> str:
@@ -126,7 +123,7 @@ class Graph:
         Example:
             >>> import nnsight_mmflow as mmf
             >>> graph = mmf.load("nano")
-            >>> picture = mmf.nano.samples(1)[0].picture
+            >>> picture = mmf.nano.samples(1)[0].image
             >>> prompt = graph.prompt(picture, "what color is the circle ?")
             >>> len(prompt.spans["image"])
             64
@@ -140,9 +137,7 @@ class Graph:
         seen = [as_square(picture, mean) for picture in pictures] if pad_to_square else pictures
         sizes = [picture.size for picture in pictures]
         inputs, spans = encode(self.adapter, text, (start, end), seen, sizes, pad_to_square)
-        return Prompt(
-            text, text[start:end], inputs, spans, answer, tuple(pictures), options, tuple(boxes), key, kind
-        )
+        return Prompt(text, text[start:end], inputs, spans, answer, tuple(pictures), options, tuple(boxes), key, kind)
 
     def batch(self, prompts: list[Prompt] | tuple[Prompt, ...]) -> Batch:
         """The prompts as one left-padded batch; `batch.spans[i]` are row i's, counted after padding.

@@ -31,12 +31,14 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
         >>> mmf.load("nano").n_layers
         10
     """
+    asked = name
     if name == "nano":
         from nnsight_mmflow.nano import FOLDER
 
         name = str(FOLDER)
     try:
-        processor = processor or AutoProcessor.from_pretrained(name, **_pil(name), **_revision(kwargs))
+        # The image processors that need no torchvision: results must not depend on what is installed beside us.
+        processor = processor or AutoProcessor.from_pretrained(name, backend="pil", **_revision(kwargs))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"no processor can be loaded from {name!r}: {error}. Expected 'nano', a Hugging Face id, or a folder that"
@@ -47,7 +49,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
         model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
     except OSError as error:
         raise ModelError(f"no model can be loaded from {name!r}: {error}.") from error
-    return _graph(model, processor)
+    return _graph(model, processor, asked)
 
 
 def adapt(model: TransformersModel | PreTrainedModel, processor: ProcessorMixin | None = None) -> Graph:
@@ -73,13 +75,8 @@ def adapt(model: TransformersModel | PreTrainedModel, processor: ProcessorMixin 
     return _graph(model, processor)
 
 
-def _graph(model: TransformersModel, processor: ProcessorMixin) -> Graph:
-    return Graph(model, adapter_for(model._module, processor))
-
-
-def _pil(name: str) -> dict[str, object]:
-    """The image processors that need no torchvision, so that results do not depend on what is installed beside us."""
-    return {"backend": "pil"}
+def _graph(model: TransformersModel, processor: ProcessorMixin, name: str = "") -> Graph:
+    return Graph(model, adapter_for(model._module, processor), name)
 
 
 def _revision(kwargs: dict[str, object]) -> dict[str, object]:

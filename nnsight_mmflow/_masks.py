@@ -6,10 +6,21 @@ where it is added. So every edit starts from the float mask that the layer would
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
+    from jaxtyping import Bool, Float
 
-def layer_mask(mask: torch.Tensor | None, hidden: torch.Tensor, past: int) -> torch.Tensor:
+
+def layer_mask(
+    mask: Float[torch.Tensor, "#batch #heads queries any_keys"]
+    | Bool[torch.Tensor, "#batch #heads queries any_keys"]
+    | None,
+    hidden: Float[torch.Tensor, "batch queries width"],
+    past: int,
+) -> Float[torch.Tensor, "#batch #heads queries keys"]:
     """The additive mask (batch, 1, queries, keys) that a layer uses: 0 is open, the dtype's minimum closed.
 
     Args:
@@ -32,8 +43,20 @@ def layer_mask(mask: torch.Tensor | None, hidden: torch.Tensor, past: int) -> to
 
 
 def close(
-    mask: torch.Tensor, edges: list[tuple[list[int], list[int]]], heads: list[int] | None, n_heads: int
-) -> tuple[torch.Tensor, int, int]:
+    mask: Float[torch.Tensor, "#batch #heads queries keys"],
+    edges: list[tuple[list[int], list[int]]],
+    heads: list[int] | None,
+    n_heads: int,
+) -> tuple[
+    Float[
+        torch.Tensor,
+        (
+            batch  # heads queries keys
+        ),
+    ],
+    int,
+    int,
+]:
     """A copy of the mask with the edges closed, how many open ones were closed, and how many queries lost all keys.
 
     Args:
@@ -47,19 +70,17 @@ def close(
     mask = mask.expand(*shape) if heads is None else mask.expand(len(edges), n_heads, *mask.shape[2:])
     mask = mask.clone()
     changed = starved = 0
-    chosen = slice(None) if heads is None else torch.tensor(heads, device=mask.device)
+    chosen = torch.arange(mask.shape[1]) if heads is None else torch.tensor(heads)
+    chosen = chosen.to(mask.device)
     for row, (targets, sources) in enumerate(edges):
         if not targets or not sources:
             continue
         query = torch.tensor(targets, device=mask.device)
         key = torch.tensor(sources, device=mask.device)
-        rows = mask[row][chosen][:, query]
+        rows = mask[row, chosen[:, None], query[None, :]]
         block = rows[:, :, key]
         changed += int((block > closed / 2).sum())
         rows[:, :, key] = closed
         starved += int((rows > closed / 2).any(-1).logical_not().sum())
-        if heads is None:
-            mask[row, :, query] = rows
-        else:
-            mask[row, chosen[:, None], query[None, :]] = rows
+        mask[row, chosen[:, None], query[None, :]] = rows
     return mask, changed, starved

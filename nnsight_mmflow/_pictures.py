@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from nnsight_mmflow._errors import DataError, PromptError
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as Picture
 
-    Pictures = str | PathLike[str] | Picture | np.ndarray | list[str | PathLike[str] | Picture | np.ndarray] | None
+    OnePicture: TypeAlias = str | PathLike[str] | Picture | np.ndarray
+    Pictures: TypeAlias = OnePicture | list[OnePicture] | None
 
 
 def open_pictures(images: Pictures) -> list[Picture]:

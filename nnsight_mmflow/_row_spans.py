@@ -117,7 +117,9 @@ class Spans:
         rows = [("span", "positions", "count", "first token", "last token")]
         rows += [(name, where, str(count), repr(a), repr(b)) for name, where, count, a, b in self.table()]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
 
     __repr__ = __str__
 
@@ -152,7 +154,11 @@ class Spans:
                 return left - right
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Invert):
             return ~self._evaluate(tree.operand, expression)
-        if isinstance(tree, ast.Subscript) and isinstance(tree.slice, ast.Constant):
+        if (
+            isinstance(tree, ast.Subscript)
+            and isinstance(tree.slice, ast.Constant)
+            and isinstance(tree.slice.value, int)
+        ):
             return self._evaluate(tree.value, expression)[tree.slice.value]
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
             return self.text(*(ast.literal_eval(argument) for argument in tree.args))

@@ -1,4 +1,4 @@
-"""Spans: labelled sets of positions of one row, and their algebra. No tensors, no model: they travel to a server as they are.
+"""Spans: labelled sets of positions of one row, and their algebra. No tensors, no model: they travel as they are.
 
 The positions are those of the sequence the language model sees, image tokens expanded, padding (if any) on the left.
 """
@@ -70,7 +70,8 @@ class Span:
         """The tokens of one image: spans["image"][1] is the second picture's."""
         if not 0 <= image < len(self.images):
             raise SpanError(
-                f"{self.name}[{image}] was asked for, but {self.name} holds {len(self.images)} image(s), counted from 0."
+                f"{self.name}[{image}] was asked for, but {self.name} holds {len(self.images)} image(s),"
+                " counted from 0."
             )
         one = self.images[image]
         held = tuple(position for position in one.positions if position in self)

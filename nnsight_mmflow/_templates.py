@@ -84,7 +84,9 @@ def render(
     before, after = _chat(processor, _MARK + end, n_images).split(_MARK)
     text = _chat(processor, question + end, n_images)
     # A template may strip the text it is given: then the question is what is left of it.
-    if not (text.startswith(before) and text.endswith(after) and text[len(before) : len(text) - len(after)] in question):
+    if not (
+        text.startswith(before) and text.endswith(after) and text[len(before) : len(text) - len(after)] in question
+    ):
         raise PromptError(
             f"the chat template changes the question {question!r} (it gave {text!r}), so its tokens cannot be found by"
             " counting. Write the whole text with raw=True."

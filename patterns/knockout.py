@@ -48,7 +48,7 @@ class Knockout:
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> sample = mmf.nano.samples(1)[0]
-        >>> prompt = graph.prompt(sample.picture, sample.question)
+        >>> prompt = graph.prompt(sample.image, sample.question)
         >>> with graph.trace(prompt, mmf.Knockout(source="image", target="last", layers=range(4))):
         ...     logits = graph.unembed.output.save()
     """
@@ -116,7 +116,10 @@ class Knockout:
         edges = self._edges(rows)
         if step:
             ends = [spans["all"].row[1] for spans in rows]
-            edges = [([0] if end - 1 in targets else [], sources) for end, (targets, sources) in zip(ends, edges, strict=True)]
+            edges = [
+                ([0] if end - 1 in targets else [], sources)
+                for end, (targets, sources) in zip(ends, edges, strict=True)
+            ]
         heads = None if self.heads is None else list(self.heads)
         layers = layer_list(self.layers, graph.n_layers)
         changed = close_edges(graph.layers, layers, edges, heads, graph.n_heads)
@@ -158,7 +161,12 @@ def close_edges(
         cache = named.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length(layer)
         # Layers mostly share one mask: then the closed copy is shared too.
-        if built is None or mask is not seen or built.device != hidden.device or built.shape[-1] != past + hidden.shape[1]:
+        if (
+            built is None
+            or mask is not seen
+            or built.device != hidden.device
+            or built.shape[-1] != past + hidden.shape[1]
+        ):
             built, changed, starved = close(layer_mask(mask, hidden, past), edges, heads, n_heads)
             seen = mask
             if starved:

@@ -1,0 +1,94 @@
+"""The command `mmflow`. Only the parser is built here; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from nnsight_mmflow._errors import MMFlowError
+
+COMMANDS = {
+    "flow": "layer-by-layer knockout curves: figure, table, report",
+    "lens": "what each layer would answer",
+    "spans": "which positions of a prompt are image, question, and so on",
+    "nano": "the model in the box: train, eval, samples",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="mmflow", description="How vision and language mix inside LLaVA-type models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, told in COMMANDS.items():
+        command = commands.add_parser(name, help=told, description=told)
+        if name == "nano":
+            _nano(command)
+            continue
+        _model(command)
+        if name == "spans":
+            _one_question(command, required=True)
+            continue
+        _questions(command)
+        command.add_argument("--out", default=f"mmflow-{name}", metavar="DIR", help="where results go")
+        if name == "flow":
+            command.add_argument("--edges", nargs="+", metavar="A->B", help="such as 'image->question' (quote them)")
+            command.add_argument(
+                "--window", nargs="+", type=int, default=[9], metavar="N", help="consecutive layers blocked at once (9)"
+            )
+            command.add_argument(
+                "--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way"
+            )
+        else:
+            command.add_argument("--at", default="last", help="the span that is read")
+            command.add_argument("--no-norm", action="store_true", help="read without the final norm")
+        command.add_argument("--all", action="store_true", help="count prompts that the model answers wrongly as well")
+    return parser
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("model and prompt")
+    group.add_argument("--model", default="nano", help="nano, a Hugging Face id, or a folder")
+    group.add_argument("--attention", choices=("sdpa", "eager"), help="attention implementation (the model's own)")
+    group.add_argument("--dtype", help="such as float16 (the model's own)")
+    group.add_argument("--device", help="such as cuda (cpu)")
+    group.add_argument("--template", help="chat (the model's own), vicuna_v1 or llava_llama_3 (the paper's)")
+    group.add_argument("--instruction", help="a sentence after the question")
+    group.add_argument("--pad-to-square", action="store_true", help="pad the picture as the paper does, never crop")
+
+
+def _one_question(command: argparse.ArgumentParser, required: bool) -> None:
+    command.add_argument("--image", required=required, metavar="FILE", help="a picture")
+    command.add_argument("--question", required=required, metavar="TEXT", help="a question about it")
+
+
+def _questions(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("questions (nano has its own)")
+    _one_question(group, required=False)  # type: ignore[arg-type]
+    group.add_argument("--answer", metavar="TEXT", help="the right answer to --question")
+    group.add_argument("--data", metavar="FILE", help="CSV or JSON lines: question_id, img_id, question, answer, ...")
+    group.add_argument("--images", metavar="DIR", help="where pictures are looked up by img_id")
+    group.add_argument("--skip-bad", action="store_true", help="go on without rows that are bad")
+    group.add_argument("--limit", type=int, metavar="N", help="the first N questions (nano: 120)")
+
+
+def _nano(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("train", "eval", "samples"), help="rebuild it; measure it; show its world")
+    command.add_argument("--out", default="mmflow-nano", metavar="DIR", help="where the result goes")
+    command.add_argument("--seed", type=int, default=0, help="train: the seed")
+    command.add_argument("--steps", type=int, default=7000, help="train: how many steps")
+    command.add_argument("--device", default="cpu", help="train: such as cuda")
+    command.add_argument("--model", default="nano", help="eval: another folder")
+    command.add_argument("--limit", type=int, default=10_000, metavar="N", help="eval: questions of each type")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line, and returns the exit status: 0, or 2 with the error on standard error."""
+    given = build_parser().parse_args(arguments)
+    module = import_module(f"nnsight_mmflow.command_line.{given.command}")
+    try:
+        module.run(given)
+    except MMFlowError as error:
+        sys.stderr.write(f"mmflow {given.command}: {error}\n")
+        return 2
+    return 0

@@ -1,0 +1,81 @@
+"""nano: the LLaVA that ships with the package, trained so that it needs its image, and the questions held out from it.
+
+The held-out set is kept as scenes and seeds and painted when it is read, to the same pixels everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import DataError
+from nnsight_mmflow._questions import Question, prompts_of
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
+
+FOLDER = Path(__file__).parent / "data"
+HELD_OUT = FOLDER / "held_out.jsonl"
+KINDS = ("QueryAttr", "ChooseAttr", "ChooseRel", "CompareAttr", "LogicalObj", "ChooseCat", "fact-flag", "fact-name")
+
+
+def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
+    """The first `n` held-out questions of the given types, taken in turn, with their pictures.
+
+    Args:
+        n: how many in all.
+        kinds: one of the six scene types, "fact-flag", "fact-name", or several.
+
+    Raises:
+        DataError: an unknown type, or more questions than there are.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> mmf.nano.samples(1)[0].kind
+        'QueryAttr'
+    """
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise DataError(f"nano has no question type {unknown}; it has {', '.join(KINDS)}.")
+    by_kind: dict[str, list[dict]] = {kind: [] for kind in kinds}
+    for line in HELD_OUT.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["kind"] in by_kind:
+            by_kind[entry["kind"]].append(entry)
+    total = sum(map(len, by_kind.values()))
+    if not 0 < n <= total:
+        raise DataError(f"{n} questions of {', '.join(kinds)} were asked for; nano holds 1 to {total}.")
+    turns = max(map(len, by_kind.values()))
+    inturn = [by_kind[kind][i] for i in range(turns) for kind in kinds if i < len(by_kind[kind])]
+    return [_question(entry) for entry in inturn[:n]]
+
+
+def prompts(graph: Graph, n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Prompt]:
+    """The same as prompts of a graph, with answers, options and boxes."""
+    return prompts_of(graph, samples(n, kinds))
+
+
+def _question(entry: dict) -> Question:
+    import numpy as np
+    from PIL import Image
+
+    from nnsight_mmflow.nano import facts, world
+
+    random = np.random.default_rng(entry["seed"])
+    objects = tuple(world.Object(*thing) for thing in entry["objects"])
+    picture = (
+        facts.paint_flag(facts.NAMES[entry["flag"]], random) if entry["flag"] else world.paint_scene(objects, random)
+    )
+    boxes = tuple((x, y, x + width, y + height) for x, y, width, height in entry["boxes"])
+    return Question(
+        key=entry["id"],
+        image=Image.fromarray(picture),
+        question=entry["question"],
+        answer=entry["answer"],
+        options=tuple(entry["options"]) if entry["options"] else None,  # type: ignore[arg-type]
+        boxes=boxes,
+        kind=entry["kind"],
+    )

@@ -12,9 +12,13 @@ from nnsight_mmflow.nano.build import words
 
 # Relations come twice as often as the other types: they are the slowest to learn.
 ASKED = (*world.SCENE_TYPES, "ChooseRel", "Side")
+# From step LATER on, by when the one-hop types are learnt, those that combine two objects come three times as often.
+LATER = 3000
+ASKED_LATER = (*world.SCENE_TYPES, "ChooseRel", "LogicalObj", *("CompareAttr", "ChooseCat") * 2)
 SCENES, FACTS = 0.45, 0.15  # shares of conversations about scenes and about places; the rest are captions
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
 IGNORED = -100
+Turn = tuple[list[str], list[str], list[bool]]  # question, answer, which words of the answer are trained
 
 
 @dataclass
@@ -36,12 +40,13 @@ class Batches:
     def __init__(self, seed: int, size: int = 32) -> None:
         self.random = np.random.default_rng(seed)
         self.size = size
+        self.asked: tuple[str, ...] = ASKED
         self.ids = {word: i for i, word in enumerate(words())}
         self.cells = np.kron(np.arange(world.GRID**2).reshape(world.GRID, -1), np.ones((2, 2), int)).ravel()
 
-    def draw(self) -> Batch:
-        """The next batch; its conversations have the same number of questions, so that little is padding."""
-        random = self.random
+    def draw(self, step: int) -> Batch:
+        """The batch of this step; its conversations have the same number of questions, so that little is padding."""
+        random, self.asked = self.random, ASKED if step < LATER else ASKED_LATER
         questions = int(random.integers(1, 9))
         drawn = []
         for _ in range(self.size):
@@ -66,7 +71,7 @@ class Batches:
             torch.from_numpy(np.stack([patches for *_, patches in drawn])),
         )
 
-    def _sequence(self, turns: list[tuple[list[str], list[str], list[bool]]]) -> tuple[np.ndarray, np.ndarray]:
+    def _sequence(self, turns: list[Turn]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of a conversation and which of them are trained; the closing token of each answer is."""
         tokens, trained = ["<s>"], [False]
         for number, (question, answer, decided) in enumerate(turns):
@@ -80,7 +85,8 @@ class Batches:
         objects = world.draw_scene(self.random)
         turns = []
         while len(turns) < questions:
-            asked = world.ask(ASKED[int(self.random.integers(len(ASKED)))], objects, self.random)
+            kind = self.asked[int(self.random.integers(len(self.asked)))]
+            asked = world.ask(kind, objects, self.random)
             if asked:
                 turns.append((asked.text.split(), [asked.answer], [True]))
         return *self._sequence(turns), world.paint_scene(objects, self.random), self._patches(objects)
@@ -94,7 +100,7 @@ class Batches:
     def _facts(self, questions: int) -> tuple:
         random = self.random
         flag = facts.PLACES[int(random.integers(len(facts.PLACES)))]
-        turns = []
+        turns: list[Turn] = []
         for _ in range(questions):
             by_name = random.random() < 0.5
             place = facts.PLACES[int(random.integers(len(facts.PLACES)))] if by_name else flag

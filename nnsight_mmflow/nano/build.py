@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 
 def words() -> list[str]:
-    """nano's whole vocabulary, special tokens and the newline first; a word's place in the list is its id."""
+    """Nano's whole vocabulary, special tokens and the newline first; a word's place in the list is its id."""
     return list(dict.fromkeys([*SPECIAL, "\n", *SCENE_WORDS, *world.SHAPES, *world.COLORS, *facts.fact_words()]))
 
 
@@ -72,7 +72,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_config(n_layers: int = N_LAYERS) -> LlavaConfig:
-    """nano's configuration: a CLIP tower of 4 layers (features from the last but one), a Llama of `n_layers`."""
+    """Nano's configuration: a CLIP tower of 4 layers (features from the last but one), a Llama of `n_layers`."""
     vocabulary = words()
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -108,5 +108,5 @@ def build_config(n_layers: int = N_LAYERS) -> LlavaConfig:
 
 
 def build_model(n_layers: int = N_LAYERS) -> LlavaForConditionalGeneration:
-    """nano with random weights, in float32."""
+    """Nano with random weights, in float32."""
     return LlavaForConditionalGeneration(build_config(n_layers))

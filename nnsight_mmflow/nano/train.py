@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration
 
 from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
-from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model
+from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
 
 LEARNING_RATE, WARM_UP, CLIP = 1.5e-3, 200, 1.0
 
@@ -40,16 +40,12 @@ class PatchReadout(nn.Module):
         places = self.places.expand(len(features), -1, -1)
         wanted = torch.cat([patch_labels, places], -1).flatten(0, 1)
         guesses = self.linear(features.float()).flatten(0, 1).split(self.sizes, -1)
-        return sum(
-            cross_entropy(guess, wanted[:, i], ignore_index=IGNORED) for i, guess in enumerate(guesses)
-        )
+        return sum(cross_entropy(guess, wanted[:, i], ignore_index=IGNORED) for i, guess in enumerate(guesses))
 
 
 def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean loss of the trained tokens, and the share of them that the model gets right."""
-    hidden = model.model(
-        input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False
-    ).last_hidden_state
+    hidden = model.model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False).last_hidden_state
     trained = batch.labels != IGNORED
     logits = model.lm_head(hidden[trained]).float()
     wanted = batch.labels[trained]
@@ -68,7 +64,7 @@ def _rates(optimizer: torch.optim.Optimizer, steps: int) -> Iterator[None]:
 def train(
     folder: str | Path,
     *,
-    steps: int = 8000,
+    steps: int = 7000,
     seed: int = 0,
     n_layers: int = N_LAYERS,
     readout_steps: int = 3000,
@@ -99,7 +95,7 @@ def train(
     for step, _ in enumerate(_rates(optimizer, steps)):
         if step < first:
             continue
-        batch = batches.draw()
+        batch = batches.draw(step)
         batch = Batch(*(tensor.to(device) for tensor in vars(batch).values()))
         caught.clear()
         with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -132,3 +128,12 @@ def train(
             state.with_suffix(".new").replace(state)
     hook.remove()
     return model.eval()
+
+
+def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
+    """Writes the model and its processor as from_pretrained reads them."""
+    end, pad = model.config.text_config.eos_token_id, model.config.text_config.pad_token_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, pad
+    model.config._name_or_path = "nano"
+    model.to("cpu").save_pretrained(folder)
+    build_processor().save_pretrained(folder)

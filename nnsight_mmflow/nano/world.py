@@ -1,15 +1,19 @@
 """The little world nano lives in: pictures of a few shapes, and questions about them.
 
-A scene is a 64x64 picture, a 4x4 grid of 16-pixel cells; two to four cells hold an object. The objects of a scene differ
-in shape, so that a shape names an object. nano's patches are 8 pixels wide: an object covers exactly 2x2 image tokens.
-The six question types follow GQA's categories, as used by the Cross-modal Information Flow paper (section 6 of its spec).
+A scene is a 64x64 picture, a 4x4 grid of 16-pixel cells; two to four cells hold an object. The objects of a scene
+differ in shape, so that a shape names an object. nano's patches are 8 pixels wide: an object covers exactly 2x2 image
+tokens. The six question types follow GQA's categories, as the Cross-modal Information Flow paper uses them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLORS = {
@@ -52,7 +56,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer; `options` are (true, false) where it offers two; `objects` are those it asks about."""
+    """A question and its answer; `options` are (true, false) where it offers two; `objects` those it asks about."""
 
     kind: str
     text: str
@@ -98,9 +102,7 @@ def paint_scene(objects: tuple[Object, ...], random: np.random.Generator) -> np.
     picture = np.full((SIZE, SIZE, 3), float(BACKGROUND))
     for thing in objects:
         cover = _coverage(thing.shape, *random.uniform(-0.5, 0.5, 2))[..., None]
-        cell = picture[
-            thing.row * CELL : (thing.row + 1) * CELL, thing.column * CELL : (thing.column + 1) * CELL
-        ]
+        cell = picture[thing.row * CELL : (thing.row + 1) * CELL, thing.column * CELL : (thing.column + 1) * CELL]
         cell += cover * (np.array(COLORS[thing.color]) - cell)
     return add_noise(picture, random)
 
@@ -110,7 +112,7 @@ def add_noise(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.clip(picture + random.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
 
 
-def _pick(random: np.random.Generator, things: list | tuple) -> object:
+def _pick(random: np.random.Generator, things: Sequence[T]) -> T:
     return things[int(random.integers(len(things)))]
 
 
@@ -124,9 +126,9 @@ def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator) -> 
     if kind == "QueryAttr":
         return Question(kind, f"what color is the {one.shape} ?", one.color, objects=(one,))
     if kind == "ChooseAttr":
-        present = {thing.color for thing in objects} - {one.color}
-        tempting = present and random.random() < 0.5
-        false = str(_pick(random, sorted(present if tempting else set(COLORS) - {one.color})))
+        seen = {thing.color for thing in objects} - {one.color}
+        tempting = seen and random.random() < 0.5
+        false = _pick(random, sorted(seen if tempting else set(COLORS) - {one.color}))
         first, second = _either(random, one.color, false)
         return Question(kind, f"is the {one.shape} {first} or {second} ?", one.color, (one.color, false), (one,))
     if kind == "Side":

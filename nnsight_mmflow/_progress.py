@@ -1,0 +1,25 @@
+"""Progress bars and short messages, on standard error, in terminals and notebooks alike."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def progress_bar(items: list[T], label: str, *, shown: bool) -> Iterator[T]:
+    """The items, with a bar that shows how many are done."""
+    if not shown:
+        yield from items
+        return
+    from tqdm.auto import tqdm
+
+    wrapped: Iterable[T] = tqdm(items, desc=label, unit="prompt", file=sys.stderr)
+    yield from wrapped
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(message + "\n")

@@ -1,0 +1,63 @@
+"""Reading words from hidden states through the unembedding. Runs inside traces, so it ships to servers by value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
+    from jaxtyping import Float, Int
+    from nnsight import Envoy
+
+
+def read_words(
+    hidden: Float[torch.Tensor, "positions width"], norm: Envoy | None, unembed: Envoy, tokens: list[int], top: int
+) -> tuple[
+    Float[torch.Tensor, "positions tokens"], Int[torch.Tensor, "positions top"], Float[torch.Tensor, "positions top"]
+]:
+    """Probabilities of the tokens (positions, tokens), and the ids and probabilities of the top ones (positions, top).
+
+    Args:
+        hidden: (positions, width).
+        norm: the final norm, or None to read without it.
+        unembed: the unembedding.
+        tokens: ids to follow.
+        top: how many of the most likely tokens to return.
+    """
+    logits = unembed(hidden if norm is None else norm(hidden))
+    probabilities = logits.float().softmax(-1)
+    best = probabilities.topk(top, -1)
+    return probabilities[:, tokens].cpu(), best.indices.cpu(), best.values.cpu()
+
+
+def read_layers(
+    layers: Envoy,
+    attentions: list[Envoy],
+    mlps: list[Envoy],
+    norm: Envoy,
+    unembed: Envoy,
+    positions: list[int],
+    tokens: list[int],
+    top: int,
+    normed: bool,
+) -> list[tuple[str, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Inside a trace: what each layer's residual stream, attention output and MLP output would say.
+
+    Returns:
+        (site, layer, probabilities, top ids, top probabilities) each; layer -1 is the embeddings. The residual stream
+        after the last layer is read with the norm in any case, as the model reads it.
+    """
+    read = []
+    last = len(attentions) - 1
+    used = norm if normed else None
+    embedded = layers[0].inputs[0][0][0, positions]
+    read.append(("resid", -1, *read_words(embedded, used, unembed, tokens, top)))
+    for layer in range(last + 1):
+        attended = attentions[layer].output[0][0, positions]
+        read.append(("attn", layer, *read_words(attended, used, unembed, tokens, top)))
+        added = mlps[layer].output[0, positions]
+        read.append(("mlp", layer, *read_words(added, used, unembed, tokens, top)))
+        stream = layers[layer].output[0, positions]
+        read.append(("resid", layer, *read_words(stream, norm if layer == last else used, unembed, tokens, top)))
+    return read

@@ -1,0 +1,62 @@
+"""What the commands share: the model, the prompts, quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._progress import say
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
+
+NANO_QUESTIONS = 120  # twenty of each scene type
+
+
+def load_graph(given: argparse.Namespace) -> Graph:
+    """The model asked for."""
+    from transformers.utils import logging
+
+    import nnsight_mmflow as mmf
+
+    logging.disable_progress_bar()
+    options = {"attn_implementation": given.attention, "dtype": given.dtype, "device_map": given.device}
+    return mmf.load(given.model, **{name: value for name, value in options.items() if value})
+
+
+def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
+    """The prompts asked for: one question, a file of them, or nano's own.
+
+    Raises:
+        MMFlowError: --image, --question, --data and --images do not go together as given.
+    """
+    from nnsight_mmflow import nano
+    from nnsight_mmflow._questions import Question, prompts_of, read_questions
+
+    settings = {
+        "template": given.template,
+        "instruction": given.instruction,
+        "pad_to_square": given.pad_to_square,
+    }
+    if bool(given.image) != bool(given.question):
+        raise MMFlowError("--image and --question belong together: give both, or --data FILE --images DIR.")
+    if given.data and given.image:
+        raise MMFlowError("--data and --image exclude each other: a file of questions, or one.")
+    if given.image:
+        if given.answer:
+            return prompts_of(graph, [Question("", given.image, given.question, given.answer)], **settings)
+        return [graph.prompt(given.image, given.question, **settings)]
+    if given.data:
+        if not given.images:
+            raise MMFlowError("--data needs --images DIR, the folder in which pictures are looked up by img_id.")
+        questions, bad = read_questions(given.data, given.images, skip_bad=given.skip_bad)
+        for problem in bad:
+            say(f"skipped: {problem}")
+        return prompts_of(graph, questions[: given.limit], **settings)
+    if given.model != "nano":
+        raise MMFlowError(
+            f"which questions should {given.model} answer? --image FILE --question TEXT, or --data FILE --images DIR."
+        )
+    return prompts_of(graph, nano.samples(given.limit or NANO_QUESTIONS), **settings)

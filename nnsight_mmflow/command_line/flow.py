@@ -1,0 +1,89 @@
+"""`mmflow flow`: curves as a picture, a table, a result to load again, and a report to read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.patterns.flow_result import FlowResult
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs the experiment and writes flow.png, flow.csv, flow.parquet with flow.json, and report.md."""
+    import nnsight_mmflow as mmf
+
+    graph = load_graph(given)
+    prompts = make_prompts(graph, given)
+    judged = all(prompt.answer is not None for prompt in prompts)
+    folder = Path(given.out)
+    result = mmf.flow(
+        graph,
+        prompts,
+        edges=given.edges,
+        window=given.window,
+        only_correct=judged and not given.all,
+        engine=given.engine,
+        folder=folder,
+    )
+    result.plot().savefig(folder / "flow.png", dpi=150)
+    result.to_frame().to_csv(folder / "flow.csv", index=False)
+    (folder / "report.md").write_text(report_text(result))
+    say(result.summary())
+    say(f"written to {folder}: flow.png, flow.csv, flow.parquet, report.md")
+
+
+def report_text(result: FlowResult) -> str:
+    """The report in Markdown: what was run, the curves, what to keep in mind."""
+    header = result.header
+    windows = [int(window) for window in result.table["window"].unique()]
+    lines = [
+        f"# Flow in {str(header['model']).rstrip('/').split('/')[-1]}",
+        "",
+        f"{header['n_counted']} of {header['n_prompts']} prompts counted"
+        + "".join(f"; {count} left out ({why})" for why, count in dict(header["left_out"]).items())
+        + f". {header['n_layers']} layers, {header['attention']} attention, engine {header['engine']}.",
+        "",
+        "![curves](flow.png)",
+        "",
+        "Each number is the change of the probability of the first answer token that the model itself generates, in",
+        "percent of the clean run, when the target may not read the source in a window of layers around the centre.",
+        "Means over prompts with 95% bootstrap bands.",
+    ]
+    for window in windows:
+        lines += [
+            "",
+            f"## Window of {window}",
+            "",
+            "| blocked (source->target) | lowest at layer | change (%) | 95% band | first layer below -5% |",
+            "|---|---|---|---|---|",
+        ]
+        for edge, (mean, low, high) in result.curves(window).items():
+            at = int(mean.argmin())
+            below = [layer for layer, value in enumerate(mean) if value < -5]
+            lines.append(
+                f"| {edge} | {at} | {mean[at]:+.1f} | {low[at]:+.1f} to {high[at]:+.1f} | {below[0] if below else 'none'} |"
+            )
+    lines += ["", "## Keep in mind", ""]
+    n_layers = int(header["n_layers"])
+    for window in windows:
+        half = window // 2
+        if half:
+            lines.append(
+                f"- Windows are cut off at the ends: with a window of {window}, centres 0 to {min(half, n_layers - 1)}"
+                " all contain layer 0, so an early drop may be layer 0 alone. `--window 1` tells."
+            )
+        if window * 2 > n_layers:
+            lines.append(
+                f"- A window of {window} spans {min(window, n_layers)} of {n_layers} layers: the curve says little about"
+                f" depth. Try `--window {max(1, n_layers // 8 * 2 + 1)}`."
+            )
+    lines.append(
+        "- image->question at the last layer is exactly zero: nothing reads the question's positions after it."
+    )
+    lines += ["", f"Cost of the first prompt: {header['plan']}", ""]
+    return "\n".join(lines)

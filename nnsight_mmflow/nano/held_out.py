@@ -1,0 +1,61 @@
+"""Draws the held-out questions: other seeds than training's, answers balanced, every fact by flag and by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from nnsight_mmflow.nano import facts, world
+
+PER_KIND = 200
+SEED = 20261120
+
+
+def write_held_out(path: Path) -> int:
+    """Writes the held-out set, and returns how many questions it holds."""
+    entries = []
+    for number, kind in enumerate(world.SCENE_TYPES):
+        entries += _scenes(kind, np.random.default_rng([SEED, number]))
+    random = np.random.default_rng([SEED, 99])
+    for by_name in (False, True):
+        for place in facts.PLACES:
+            for relation in facts.RELATIONS:
+                asked = facts.ask_place(place, relation, by_name)
+                # By name, the picture is another place's flag: it must not matter.
+                shown = place if not by_name else facts.PLACES[int(random.integers(len(facts.PLACES)))]
+                entries.append(_entry(asked, (), shown.name, random))
+    for number, entry in enumerate(entries):
+        entry["id"] = f"nano-{number:04d}"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return len(entries)
+
+
+def _scenes(kind: str, random: np.random.Generator) -> list[dict]:
+    """Questions of one type; no answer of a yes/no or left/right question more often than half."""
+    drawn: list[dict] = []
+    answers: dict[str, int] = {}
+    two = kind in ("ChooseRel", "CompareAttr", "LogicalObj")
+    while len(drawn) < PER_KIND:
+        objects = world.draw_scene(random)
+        asked = world.ask(kind, objects, random)
+        if asked is None or (two and answers.get(asked.answer, 0) >= PER_KIND // 2):
+            continue
+        answers[asked.answer] = answers.get(asked.answer, 0) + 1
+        drawn.append(_entry(asked, objects, "", random))
+    return drawn
+
+
+def _entry(asked: world.Question, objects: tuple[world.Object, ...], flag: str, random: np.random.Generator) -> dict:
+    return {
+        "id": "",
+        "kind": asked.kind,
+        "question": asked.text,
+        "answer": asked.answer,
+        "options": asked.options,
+        "boxes": [thing.box for thing in asked.objects],
+        "objects": [(thing.shape, thing.color, thing.row, thing.column) for thing in objects],
+        "flag": flag,
+        "seed": int(random.integers(2**31)),
+    }

@@ -1,0 +1,191 @@
+"""Layer-by-layer knockout curves: where in depth does information flow from one span to another?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
+from nnsight_mmflow.patterns.flow_result import FlowResult, collect
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._plan import ROW_BUDGET, Plan, edge_positions, make_plan, sizes_of
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._results import versions
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._row_spans import Spans
+
+ENGINES = ("rows", "forward")
+
+
+def flow(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    edges: Sequence[str] | None = None,
+    window: int | Sequence[int] = 9,
+    *,
+    only_correct: bool = True,
+    engine: str = "rows",
+    folder: str | PathLike[str] | None = None,
+    row_budget: int = ROW_BUDGET,
+    max_new_tokens: int = 16,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> FlowResult:
+    """A FlowResult: for each prompt, edge and centre layer, how the answer's probability changes under knockout.
+
+    The answer is the first token that the model itself generates; every window of layers around a centre is blocked
+    at once, all heads, in the prompt's forward.
+
+    Args:
+        graph: the model.
+        prompts: one or several. With `answer` set, those that the model answers otherwise (lower case, stripped) are
+            left out and counted.
+        edges: "source->target" each, any span expressions. None takes the paper's four, with boxes given also
+            object->question and other->question, with options given also true_option->last, false_option->last and
+            question_without_options->last.
+        window: how many consecutive layers, truncated at both ends; several sizes in one call are allowed. Truncation
+            puts layer 0 into every early window, so window=1 is worth a look.
+        only_correct: False counts every prompt, whatever it answers.
+        engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
+        max_new_tokens: how long an answer may get; a longer one counts as wrong.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        NoEffectError: an edge that would change nothing.
+        MMFlowError: no prompt counted, or one without the boxes, options or answer that are asked for.
+
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), spec sections 2 to 4.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.flow(graph, mmf.nano.prompts(graph, 2), window=3, progress=False, report=lambda text: None)
+        >>> sorted(result.to_frame().columns)[:3]
+        ['answer', 'answer_changed', 'base_probability']
+    """
+    from nnsight_mmflow._prompt import Prompt as OnePrompt
+
+    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    windows = (window,) if isinstance(window, int) else tuple(window)
+    _check(prompts, windows, only_correct, engine)
+    named = [named_spans(prompt) for prompt in prompts]
+    asked = tuple(edges) if edges is not None else default_edges(prompts)
+    plans = [
+        _plan(graph, number, spans, missing, asked, edges is None, windows, row_budget)
+        for number, (spans, missing) in enumerate(named)
+    ]
+    settings = {
+        "model": graph.name,
+        "edges": asked,
+        "windows": windows,
+        "only_correct": only_correct,
+        "max_new_tokens": max_new_tokens,
+        "attention": graph.backend,
+        "versions": versions(),
+    }
+    journal = Journal(folder, settings)
+    ids = _identities(prompts)
+    report(_cost(plans, [identity in journal.done for identity in ids], engine))
+    for prompt, plan, (spans, _), identity in progress_bar(
+        list(zip(prompts, plans, named, ids, strict=True)), "flow", shown=progress
+    ):
+        if identity not in journal.done:
+            journal.add(_measure(graph, prompt, spans, plan, identity, only_correct, engine, max_new_tokens))
+    entries = [journal.done[identity] for identity in ids]
+    result = collect(prompts, entries, [missing for _, missing in named], settings, plans, engine)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str) -> None:
+    if not prompts:
+        raise MMFlowError("flow needs at least one prompt, but got none.")
+    if not windows or any(size < 1 for size in windows):
+        raise MMFlowError(f"window={windows} must be one or more sizes of at least 1 layer.")
+    if engine not in ENGINES:
+        raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
+    without = [number for number, prompt in enumerate(prompts) if prompt.answer is None]
+    if only_correct and without:
+        raise MMFlowError(
+            f"{len(without)} of {len(prompts)} prompts have no answer (the first: number {without[0]}), so it cannot be"
+            " said whether the model is right. Give answer= to graph.prompt, or only_correct=False to flow."
+        )
+
+
+def _plan(
+    graph: Graph,
+    number: int,
+    spans: Spans,
+    missing: dict[str, str],
+    asked: tuple[str, ...],
+    default: bool,
+    windows: tuple[int, ...],
+    budget: int,
+) -> Plan:
+    """One prompt's plan; edges that it lacks the spans for are left out if they were not asked for by name."""
+    kept = []
+    for edge in asked:
+        lacking = {what for name, what in NEEDS.items() if name in edge.replace("->", " ").split() and what in missing}
+        if not lacking:
+            kept.append(edge)
+        elif not default:
+            raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
+    for edge in kept:
+        edge_positions(spans, edge)
+    return make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
+
+
+def _identities(prompts: list[Prompt]) -> list[str]:
+    """A name for each prompt that is the same in every run: its key and fingerprint, numbered where it repeats."""
+    seen: dict[str, int] = {}
+    names = []
+    for prompt in prompts:
+        name = f"{prompt.key}:{prompt.digest()}:{prompt.answer}:{prompt.options}:{prompt.boxes}"
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:
+    left = [plan for plan, ready in zip(plans, done, strict=True) if not ready]
+    naive = sum(plan.naive_flops for plan in left)
+    needed = sum(plan.row_flops for plan in left) if engine == "rows" else naive
+    rows = sum(plan.n_rows for plan in left)
+    return (
+        f"flow: {len(left)} prompt(s) to run{f', {sum(done)} done already' if any(done) else ''};"
+        f" at most {rows} rows, {needed / 1e12:.3g} TFLOP by engine={engine!r}"
+        f" (one forward per window: {naive / 1e12:.3g} TFLOP);"
+        f" about {max((plan.bytes for plan in left), default=0) / 1e6:.0f} MB beside the weights."
+    )
+
+
+def _measure(
+    graph: Graph, prompt: Prompt, spans, plan: Plan, identity: str, only_correct: bool, engine: str, max_new_tokens: int
+) -> dict:
+    """What the journal keeps of one prompt."""
+    from dataclasses import replace
+
+    from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
+
+    start = min((chunk.start for chunk in plan.chunks), default=len(prompt) - 1)
+    clean = run_clean(graph, prompt, start, max_new_tokens)
+    base, token = clean.numbers[0].tolist()
+    correct = prompt.answer is not None and clean.text.lower() == prompt.answer.strip().lower()
+    entry = {"id": identity, "prediction": clean.text, "correct": correct, "base": base, "token": int(token)}
+    if only_correct and not correct:
+        return {**entry, "cells": [], "numbers": []}
+    if engine == "rows":
+        numbers = run_by_rows(graph, plan, clean)
+    else:
+        numbers = run_by_forwards(graph, plan, replace(prompt, spans=spans), clean)
+    return {**entry, "cells": [list(cell) for cell in plan.cells], "numbers": numbers.tolist()}

@@ -1,0 +1,168 @@
+"""What each layer would answer: the residual stream, attention and MLP outputs read through the unembedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import nnsight
+import torch
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._prompt import Prompt
+from nnsight_mmflow._readout import read_layers
+from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._sweep import run_clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from nnsight_mmflow._graph import Graph
+
+FOLLOWED = ("answer_lower", "answer_capitalized", "false_lower", "false_capitalized")
+
+
+class LensResult(Result):
+    """Probabilities by layer. One table row per prompt, site, layer and position.
+
+    Columns: prompt, kind, site ("resid", "attn", "mlp"), layer (-1: the embeddings), point (layer + 1, the paper's
+    count of the residual stream), position, token, the probabilities answer_lower, answer_capitalized, false_lower and
+    false_capitalized (NaN where the tokenizer has no such token or the prompt no false option), top_tokens.
+    """
+
+    kind: ClassVar[str] = "lens"
+
+    def plot(self) -> Figure:
+        """The followed probabilities by layer, a panel per site."""
+        from nnsight_mmflow._plots import lens_figure
+
+        return lens_figure(self)
+
+    def summary(self) -> str:
+        """Where the answer appears."""
+        stream = self.table[self.table["site"] == "resid"].groupby("layer")[list(FOLLOWED)].mean()
+        lines = [f"{self.header['model']}: {self.header['n_counted']} of {self.header['n_prompts']} prompts counted"]
+        for name in FOLLOWED:
+            if stream[name].notna().any():
+                lines.append(f"{name}: highest after layer {stream[name].idxmax()}, {stream[name].max():.1%}")
+        return "\n".join(lines)
+
+
+def lens(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    at: str = "last",
+    *,
+    norm: bool = True,
+    top: int = 10,
+    only_correct: bool = True,
+    max_new_tokens: int = 16,
+    progress: bool = True,
+) -> LensResult:
+    """A LensResult: the probability of the answer, lower case and capitalised, and the top words, in each layer.
+
+    Args:
+        graph: the model.
+        prompts: one or several; those answered otherwise are left out and counted.
+        at: the span whose positions are read.
+        norm: apply the final norm before the unembedding. False is the released code's way: layers 0 to L-1 raw, the
+            last point normed (L + 1 points).
+        top: how many of the most likely tokens to keep.
+        only_correct: False counts every prompt, whatever it answers.
+        max_new_tokens: how long an answer may get.
+        progress: show a progress bar.
+
+    Raises:
+        MMFlowError: no prompt counted, or one without an answer.
+        SpanError: `at` is no span of a prompt.
+
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), spec section 5.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.lens(graph, mmf.nano.prompts(graph, 2), progress=False)
+        >>> len(result.to_frame().query("site == 'resid'")) // result.header["n_counted"] == graph.n_layers + 1
+        True
+    """
+    import pandas as pd
+
+    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("lens needs at least one prompt, but got none.")
+    for number, prompt in enumerate(prompts):
+        if prompt.answer is None:
+            raise MMFlowError(f"prompt {number} has no answer to follow: give answer= to graph.prompt.")
+    rows, counted = [], 0
+    for number, prompt in progress_bar(list(enumerate(prompts)), "lens", shown=progress):
+        positions = list(prompt.spans[at])
+        if only_correct and not _is_correct(graph, prompt, max_new_tokens):
+            continue
+        counted += 1
+        rows += _read(graph, prompt, number, positions, norm, top)
+    if not rows:
+        raise MMFlowError(
+            f"none of {len(prompts)} prompts was answered correctly; pass only_correct=False to read all."
+        )
+    header = {
+        "model": graph.name,
+        "at": at,
+        "norm": norm,
+        "top": top,
+        "n_layers": graph.n_layers,
+        "n_prompts": len(prompts),
+        "n_counted": counted,
+        "left_out": {"answered otherwise": len(prompts) - counted} if counted < len(prompts) else {},
+        "metric": "probability of the first sub-token of each word, softmax over the whole vocabulary",
+        "versions": versions(),
+    }
+    return LensResult(pd.DataFrame(rows), header)
+
+
+def first_token(graph: Graph, word: str | None) -> int | None:
+    """The id of the first sub-token of a word, no special tokens; None if there is no word or no such token."""
+    if not word:
+        return None
+    tokenizer = graph.processor.tokenizer
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    return None if not ids or ids[0] == tokenizer.unk_token_id else ids[0]
+
+
+def _is_correct(graph: Graph, prompt: Prompt, max_new_tokens: int) -> bool:
+    clean = run_clean(graph, prompt, len(prompt) - 1, max_new_tokens)
+    return clean.text.lower() == str(prompt.answer).strip().lower()
+
+
+def _read(graph: Graph, prompt: Prompt, number: int, positions: list[int], norm: bool, top: int) -> list[dict]:
+    false = prompt.options[1] if prompt.options else None
+    words = (prompt.answer, prompt.answer and prompt.answer.capitalize(), false, false and false.capitalize())
+    ids = dict(zip(FOLLOWED, (first_token(graph, word) for word in words), strict=True))
+    followed = [token for token in ids.values() if token is not None]
+    columns = [name for name, token in ids.items() if token is not None]
+    attentions = [graph.attention(layer) for layer in range(graph.n_layers)]
+    mlps = [graph.mlp(layer) for layer in range(graph.n_layers)]
+    layers, final, unembed = graph.layers, graph.norm, graph.unembed
+    top = min(top, unembed._module.weight.shape[0])
+    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
+        read = nnsight.save(read_layers(layers, attentions, mlps, final, unembed, positions, followed, top, norm))
+    decode = graph.processor.tokenizer.decode
+    rows = []
+    for site, layer, probabilities, best, _ in read:
+        for i, position in enumerate(positions):
+            values = dict.fromkeys(FOLLOWED, float("nan"))
+            values.update(zip(columns, probabilities[i].tolist(), strict=True))
+            rows.append(
+                {
+                    "prompt": prompt.key or str(number),
+                    "kind": prompt.kind,
+                    "site": site,
+                    "layer": layer,
+                    "point": layer + 1,
+                    "position": position,
+                    "token": prompt.spans.tokens[position],
+                    **values,
+                    "top_tokens": [decode([token]) for token in best[i].tolist()],
+                }
+            )
+    return rows

@@ -1,0 +1,159 @@
+"""How much of what the question's positions say is due to attention, and how much to the MLPs, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import nnsight
+import torch
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._prompt import Prompt
+from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._rows import crop_cache
+from nnsight_mmflow._sweep import Clean, run_clean
+from nnsight_mmflow._windows import window_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from nnsight import Envoy
+
+    from nnsight_mmflow._graph import Graph
+
+SITES = ("attn", "mlp")
+
+
+class WordOverlapResult(Result):
+    """Jaccard overlap of the top words. One table row per prompt, site and centre layer.
+
+    Columns: prompt, kind, site ("attn" or "mlp"), window, layer, jaccard (mean over the span's positions).
+    """
+
+    kind: ClassVar[str] = "word_overlap"
+
+    def plot(self) -> Figure:
+        """The overlap by layer, a line per site, with its 95% bootstrap band."""
+        from nnsight_mmflow._plots import overlap_figure
+
+        return overlap_figure(self)
+
+    def summary(self) -> str:
+        """Where each module matters most."""
+        means = self.table.groupby(["site", "layer"])["jaccard"].mean()
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, top {self.header['top']} words"]
+        for site in SITES:
+            lines.append(f"{site}: lowest overlap {means[site].min():.2f}, at layer {means[site].idxmin()}")
+        return "\n".join(lines)
+
+
+def word_overlap(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    at: str = "question",
+    window: int = 9,
+    *,
+    top: int = 10,
+    progress: bool = True,
+) -> WordOverlapResult:
+    """A WordOverlapResult: the overlap of the top words before and after a module is silenced over a window of layers.
+
+    The output of attention, or of the MLP, is set to zero at the span's positions in the window's layers; the top
+    words at those positions are read from the model's own output, and compared as sets: |both| / |either|, 1 where
+    nothing changed. The positions before the span are computed once.
+
+    Args:
+        graph: the model.
+        prompts: one or several.
+        at: the span that is silenced and read.
+        window: how many consecutive layers, truncated at both ends.
+        top: how many words to compare.
+        progress: show a progress bar.
+
+    Raises:
+        NoEffectError: the module's output there was zero already.
+        SpanError: `at` is no span of a prompt.
+
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), appendix; spec section 5.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.word_overlap(graph, mmf.nano.prompts(graph, 1), window=3, progress=False)
+        >>> bool(result.to_frame()["jaccard"].between(0, 1).all())
+        True
+    """
+    import pandas as pd
+
+    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("word_overlap needs at least one prompt, but got none.")
+    top = min(top, graph.unembed._module.weight.shape[0])
+    rows = []
+    for number, prompt in progress_bar(list(enumerate(prompts)), "word overlap", shown=progress):
+        positions = list(prompt.spans[at])
+        if not positions:
+            raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
+        clean = run_clean(graph, prompt, positions[0], 1)
+        before = _words(graph, clean, positions, None, (), top)
+        for site in SITES:
+            for layer in range(graph.n_layers):
+                layers = tuple(window_layers(layer, window, graph.n_layers))
+                after = _words(graph, clean, positions, site, layers, top)
+                shared = [len(a & b) / len(a | b) for a, b in zip(before, after, strict=True)]
+                rows.append(
+                    {
+                        "prompt": prompt.key or str(number),
+                        "kind": prompt.kind,
+                        "site": site,
+                        "window": window,
+                        "layer": layer,
+                        "jaccard": sum(shared) / len(shared),
+                    }
+                )
+    header = {
+        "model": graph.name,
+        "at": at,
+        "window": window,
+        "top": top,
+        "n_layers": graph.n_layers,
+        "n_prompts": len(prompts),
+        "metric": "Jaccard overlap of the top words at the span's positions, mean over positions and prompts",
+        "versions": versions(),
+    }
+    return WordOverlapResult(pd.DataFrame(rows), header)
+
+
+def silence(modules: list[Envoy], positions: list[int], is_attention: bool) -> float:
+    """Inside a trace: sets the modules' outputs to zero at the positions, and returns the largest value there was."""
+    largest = 0.0
+    for module in modules:
+        output = module.output
+        values = (output[0] if is_attention else output).clone()
+        largest = max(largest, float(values[:, positions].abs().max()))
+        values[:, positions] = 0
+        module.output = (values, *output[1:]) if is_attention else values
+    return largest
+
+
+def _words(
+    graph: Graph, clean: Clean, positions: list[int], site: str | None, layers: tuple[int, ...], top: int
+) -> list[set[int]]:
+    """The top words at each position, the site silenced in the layers; from the first position on, over the cache."""
+    start, length = clean.start, clean.start + clean.inputs[0].shape[1]
+    within = [position - start for position in positions]
+    modules = [graph.attention(layer) if site == "attn" else graph.mlp(layer) for layer in layers]
+    is_attention, unembed = site == "attn", graph.unembed
+    crop_cache(clean.cache, start)
+    places = torch.arange(start, length, device=graph.device)[None]
+    embedded = clean.inputs[0]
+    with (
+        torch.no_grad(),
+        graph.model.trace(inputs_embeds=embedded, position_ids=places, past_key_values=clean.cache, use_cache=True),
+    ):
+        largest = nnsight.save(silence(modules, within, is_attention))
+        words = nnsight.save(unembed.output[0, within].topk(top, -1).indices.cpu())
+    if layers and not largest:
+        raise NoEffectError(f"the {site} output of layers {list(layers)} is zero at these positions already.")
+    return [set(row) for row in words.tolist()]

@@ -1,0 +1,39 @@
+"""Set before torch is imported: tiny models run ten times slower with more threads; no test reaches a network."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import builtins  # noqa: E402
+
+import beartype  # noqa: E402, F401 - before nnsight: it cannot be imported after (nnsight mounts .save on every object)
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+# What runs inside a trace may not import jaxtyping (a server need not have it), so its shapes are postponed names;
+# here they are made findable, and the tests check them (test_shapes.py).
+for name in ("Float", "Int", "Bool"):
+    setattr(builtins, name, getattr(jaxtyping, name))
+
+from tiny import picture, tiny_graph  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def graph():
+    """A random LLaVA: CLIP tower, Llama with grouped-query attention, 5 layers, sdpa."""
+    return tiny_graph()
+
+
+@pytest.fixture(scope="session")
+def eager_graph():
+    """The same weights under eager attention."""
+    return tiny_graph(attention="eager")
+
+
+@pytest.fixture
+def prompt(graph):
+    return graph.prompt(picture(0), "is the circle red or blue ?", "red", options=("red", "blue"))
