@@ -10,11 +10,13 @@ A token shows one patch of the processed picture. Two rules lead from a pixel bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnsight_mmflow._errors import SpanError
 
-Box = tuple[float, float, float, float]
+Number = int | float  # beartype takes float at its word
+Box = tuple[Number, Number, Number, Number]
 Step = tuple[str, int, int]  # ("pad" | "resize" | "crop", width, height) of the picture after the step
 TOLERANCE = 1e-6  # in processed pixels: what rounding may add to a patch
 
@@ -81,7 +83,7 @@ class ImageGeometry:
         box = self._to_original((left, top, left + self.patch, top + self.patch))
         return box if box[0] < box[2] and box[1] < box[3] else None
 
-    def tokens(self, boxes: tuple[Box, ...], rule: str | None = None) -> tuple[int, ...]:
+    def tokens(self, boxes: Sequence[Sequence[Number]], rule: str | None = None) -> tuple[int, ...]:
         """The tokens (counted within this image) whose patch meets any of the boxes.
 
         Raises:
@@ -121,7 +123,7 @@ class ImageGeometry:
             min(float(height), (bottom - shift_y) / scale_y),
         )
 
-    def _check(self, box: Box) -> None:
+    def _check(self, box: Sequence[Number]) -> None:
         width, height = self.size
         if len(box) != 4:
             raise SpanError(f"a box is (x0, y0, x1, y1) in pixels, but {box!r} came.")
@@ -134,7 +136,7 @@ class ImageGeometry:
         if left >= width or top >= height or right <= 0 or bottom <= 0:
             raise SpanError(f"box {tuple(box)} lies outside the picture, which is {width}x{height} pixels.")
 
-    def _meets(self, box: Box) -> set[int]:
+    def _meets(self, box: Sequence[Number]) -> set[int]:
         width, height = self.size
         inside = max(0.0, box[0]), max(0.0, box[1]), min(width, box[2]), min(height, box[3])
         left, top, right, bottom = self.to_processed(inside)
@@ -149,7 +151,7 @@ class ImageGeometry:
             and bottom - row * self.patch > TOLERANCE
         }
 
-    def _raster(self, boxes: tuple[Box, ...]) -> set[int]:
+    def _raster(self, boxes: Sequence[Sequence[Number]]) -> set[int]:
         import numpy as np
         from PIL import Image, ImageDraw
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._encode import check_counts, encode
@@ -93,8 +93,8 @@ class Graph:
         raw: bool = False,
         instruction: str | None = None,
         pad_to_square: bool = False,
-        options: tuple[str, str] | None = None,
-        boxes: tuple[tuple[float, float, float, float], ...] = (),
+        options: Sequence[str] | None = None,
+        boxes: Sequence[Sequence[int | float]] = (),
         key: str = "",
         kind: str = "",
     ) -> Prompt:
@@ -128,6 +128,10 @@ class Graph:
             >>> len(prompt.spans["image"])
             64
         """
+        if options and len(options) != 2:
+            raise PromptError(f"options are two, (true, false), but {len(options)} came: {tuple(options)}.")
+        if any(len(box) != 4 for box in boxes):
+            raise PromptError(f"boxes are (x0, y0, x1, y1) each, in pixels, but {tuple(boxes)} came.")
         pictures = open_pictures(image)
         token = self.processor.image_token
         text, start, end = render(
@@ -137,7 +141,18 @@ class Graph:
         seen = [as_square(picture, mean) for picture in pictures] if pad_to_square else pictures
         sizes = [picture.size for picture in pictures]
         inputs, spans = encode(self.adapter, text, (start, end), seen, sizes, pad_to_square)
-        return Prompt(text, text[start:end], inputs, spans, answer, tuple(pictures), options, tuple(boxes), key, kind)
+        return Prompt(
+            text,
+            text[start:end],
+            inputs,
+            spans,
+            answer,
+            tuple(pictures),
+            (options[0], options[1]) if options else None,
+            tuple((box[0], box[1], box[2], box[3]) for box in boxes),
+            key,
+            kind,
+        )
 
     def batch(self, prompts: list[Prompt] | tuple[Prompt, ...]) -> Batch:
         """The prompts as one left-padded batch; `batch.spans[i]` are row i's, counted after padding.

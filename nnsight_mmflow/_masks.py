@@ -47,16 +47,7 @@ def close(
     edges: list[tuple[list[int], list[int]]],
     heads: list[int] | None,
     n_heads: int,
-) -> tuple[
-    Float[
-        torch.Tensor,
-        (
-            batch  # heads queries keys
-        ),
-    ],
-    int,
-    int,
-]:
+) -> tuple[Float[torch.Tensor, "rows mask_heads queries keys"], int, int]:
     """A copy of the mask with the edges closed, how many open ones were closed, and how many queries lost all keys.
 
     Args:

@@ -92,7 +92,9 @@ def lens_figure(result: LensResult) -> Figure:
         for name, style in zip(FOLLOWED, STYLES, strict=False):
             if table[name].notna().any():
                 wide = table.pivot_table(index="prompt", columns="layer", values=name) * 100
-                _band(axes, list(wide.columns), bootstrap_band(wide), name.replace("_", ", "), style)
+                _band(
+                    axes, [int(layer) for layer in wide.columns], bootstrap_band(wide), name.replace("_", ", "), style
+                )
         _labels(axes, "after layer (-1: embeddings)" if site == "resid" else "layer", int(result.header["n_layers"]))
         axes.set_xlim(-1.4 if site == "resid" else -0.4)
         axes.set_title(title, fontsize=10)
@@ -115,7 +117,7 @@ def overlap_figure(result: WordOverlapResult) -> Figure:
         {"attn": "attention silenced", "mlp": "MLP silenced"}.items(), STYLES, strict=False
     ):
         wide = result.table[result.table["site"] == site].pivot_table(index="prompt", columns="layer", values="jaccard")
-        _band(axes, list(wide.columns), bootstrap_band(wide), label, style)
+        _band(axes, [int(layer) for layer in wide.columns], bootstrap_band(wide), label, style)
     _labels(axes, f"centre layer of the window of {result.header['window']}", int(result.header["n_layers"]))
     axes.set_ylim(0, 1.02)
     axes.set_ylabel(f"Jaccard overlap of the top {result.header['top']} words")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._geometry import Box
 from nnsight_mmflow._row_spans import Spans
 from nnsight_mmflow._spans import Span
 
@@ -39,7 +40,7 @@ class Prompt:
     answer: str | None = None
     images: tuple[Picture, ...] = field(default=(), repr=False)
     options: tuple[str, str] | None = None
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
     key: str = ""
     kind: str = ""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import DataError, MMFlowError
+from nnsight_mmflow._geometry import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -48,7 +49,7 @@ class Question:
     question: str
     answer: str
     options: tuple[str, str] | None = None
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
     kind: str = ""
     line: int = 0
 
@@ -173,7 +174,7 @@ def _question(row: dict, line: int, file: Path, folder: Path | None) -> Question
     )
 
 
-def _box(row: dict, name: str) -> tuple[float, float, float, float] | None:
+def _box(row: dict, name: str) -> Box | None:
     values = [row.get(f"{name} {side}") for side in ("x", "y", "w", "h")]
     if all(value in ABSENT for value in values):
         return None

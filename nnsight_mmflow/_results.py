@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from nnsight_mmflow._errors import DataError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+R = TypeVar("R", bound="Result")
 Band = tuple["np.ndarray", "np.ndarray", "np.ndarray"]  # mean, low, high
 PACKAGES = ("nnsight-mmflow", "nnsight", "transformers", "torch")
 
@@ -51,7 +52,7 @@ class Result:
         return folder
 
     @classmethod
-    def load(cls, folder: str | PathLike[str]) -> Self:
+    def load(cls: type[R], folder: str | PathLike[str]) -> R:
         """The result that was saved in the folder.
 
         Raises:

@@ -5,11 +5,11 @@ The positions are those of the sequence the language model sees, image tokens ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nnsight_mmflow._errors import SpanError
-from nnsight_mmflow._geometry import Box, ImageGeometry
+from nnsight_mmflow._geometry import Box, ImageGeometry, Number
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Span:
         """(rows, columns) of the image's patches."""
         return self._one_image("grid").geometry.grid
 
-    def box(self, *boxes: Box, rule: str | None = None) -> Span:
+    def box(self, *boxes: Sequence[Number], rule: str | None = None) -> Span:
         """The span's tokens whose patch meets any of the boxes.
 
         Args:

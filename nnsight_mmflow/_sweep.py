@@ -53,7 +53,7 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
     model, layers, n_layers = graph.model, graph.layers, graph.n_layers
     inputs = graph.checked(prompt)
     ends = end_tokens(graph)
-    with torch.no_grad(), model.session(), model.trace(**inputs, use_cache=True, logits_to_keep=1):
+    with torch.no_grad(), model.trace(**inputs, use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(layers, n_layers, start))
         logits = nnsight.save(graph.unembed.output[:, -1])
         cache = nnsight.save(model.output.past_key_values)

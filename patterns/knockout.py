@@ -102,10 +102,24 @@ class Knockout:
         elif not steps:
             raise MMFlowError(f'when="{self.when}" needs graph.generate(...): a trace is one forward, the prefill.')
         else:
-            from nnsight.intervention.iterator import Iterations
+            self._close_each_step(graph, rows)
 
+    def _close_each_step(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Waits for each step of a generation; when none comes any more, nnsight throws into the wait."""
+        from nnsight.intervention.interleaver import OutOfOrderError
+        from nnsight.intervention.iterator import Iterations
+
+        done = 0
+        try:
             for step in Iterations()[0 if self.when == "all" else 1 :]:
                 self._close(graph, rows, step)
+                done += 1
+        except OutOfOrderError:
+            if not done:
+                raise NoEffectError(
+                    f"{self} would change nothing: the generation ended before a step came that it acts on."
+                    " Raise max_new_tokens."
+                ) from None
 
     def _edges(self, rows: tuple[Spans, ...]) -> list[tuple[list[int], list[int]]]:
         """For each row, the target and the source positions."""

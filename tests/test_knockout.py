@@ -6,10 +6,11 @@ layers, whose matrices are 4 times as large as usual, differ by up to 5e-6 with 
 
 import dataclasses
 
-import numpy as np
+import nnsight
 import pytest
 import torch
 from gold import Cut, gold_logits, gold_run, places, plain_llama, twin
+from nnsight.intervention.interleaver import OutOfOrderError
 from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
@@ -51,14 +52,8 @@ def logits_of(graph, prompt, *patterns, **kwargs):
 def states_of(graph, prompt, *patterns):
     with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False):
         states = [graph.layers[layer].output.clone() for layer in range(graph.n_layers)]
-        states = mmf_save(states)
+        states = nnsight.save(states)
     return states
-
-
-def mmf_save(values):
-    import nnsight
-
-    return nnsight.save(values)
 
 
 def apart(one, other):
@@ -221,7 +216,7 @@ def test_box_span_is_gold(backend):
     # 64 pixels, patches of 8: the box meets rows 1 and 2, columns 3 to 5.
     image = places(graph.processor, prompt.inputs)["image"]
     patches = tuple(image[row * 8 + column] for row in (1, 2) for column in (3, 4, 5))
-    span = prompt.spans["image"].box((24, 8, 48, 24))
+    span = prompt.spans["image"].box((24.0, 8.0, 48.0, 24.0))
     assert span.positions == patches
     targets = places(graph.processor, prompt.inputs)["question"]
     ours = logits_of(graph, prompt, Knockout(source=span, target="question", layers=range(5)))
@@ -275,7 +270,7 @@ def test_apply_in_a_trace_of_ones_own(backend, rows, heads):
     pattern = Knockout(source="image", target="question", layers=(1, 2), heads=heads)
     with torch.no_grad(), graph.model.trace(**prompt.inputs):
         before = graph.layers[0].output.save()
-        closed = mmf_save(pattern.apply(graph, spans))
+        closed = nnsight.save(pattern.apply(graph, spans))
         logits = graph.unembed.output.save()
     cuts = cuts_for(graph, prompt, ("image", "question"), (1, 2), heads)
     gold, states = gold_run(twin(), prompt.inputs, cuts)
@@ -287,7 +282,7 @@ def test_apply_in_a_trace_of_ones_own(backend, rows, heads):
     assert closed == 2 * edges * len(heads or (0,)), "edges closed, over both layers"
 
 
-@pytest.mark.parametrize("layers", [2, -3, [2], (2, 2), range(2, 3), np.array([2])])
+@pytest.mark.parametrize("layers", [2, -3, [2], (2, 2), range(2, 3), {2}])
 def test_ways_to_name_a_layer(graph, prompt, layers):
     gold = gold_logits(twin(), prompt.inputs, cuts_for(graph, prompt, ("image", "last"), (2,)))
     assert apart(logits_of(graph, prompt, Knockout(source="image", target="last", layers=layers)), gold) <= SAME
@@ -353,7 +348,7 @@ def test_item_2_and_6_weights_are_zero_and_rows_sum_to_one(eager_graph, edge, he
     layers = (1, 2)
     pattern = Knockout(source=edge[0], target=edge[1], layers=layers, heads=heads)
     with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False):
-        weights = mmf_save([graph.attention(layer).output[1].clone() for layer in range(graph.n_layers)])
+        weights = nnsight.save([graph.attention(layer).output[1].clone() for layer in range(graph.n_layers)])
     sources, targets = EDGES[edge](places(graph.processor, prompt.inputs))
     _, expected = plain_llama(twin(), prompt.inputs, cuts_for(graph, prompt, edge, layers, heads))
     for layer, found in enumerate(weights):
@@ -535,6 +530,15 @@ def test_what_a_sliding_window_closed_already_is_refused():
         graph.unembed.output.save()
 
 
+def test_second_apply_on_layers_gone_by_is_an_error(graph, prompt):
+    # Locations must be asked for in the order in which they run; graph.trace is the way to join patterns.
+    one = Knockout(source="image", target="last", layers=(1, 2))
+    other = Knockout(source="question", target="last", layers=(1, 2))
+    with pytest.raises(OutOfOrderError), torch.no_grad(), graph.model.trace(**prompt.inputs):
+        one.apply(graph, prompt.spans)
+        other.apply(graph, prompt.spans)
+
+
 # Errors.
 
 
@@ -604,8 +608,9 @@ def test_two_patterns_in_different_heads_starve_no_one(graph, prompt):
 
 @pytest.mark.parametrize("when", ["decode", "all"])
 def test_trace_is_no_generation(graph, prompt, when):
-    with pytest.raises(MMFlowError, match="needs graph.generate"):
-        graph.trace(prompt, Knockout(source="image", target="last", layers=1, when=when))
+    pattern = Knockout(source="image", target="last", layers=1, when=when)
+    with pytest.raises(MMFlowError, match="needs graph.generate"), torch.no_grad(), graph.trace(prompt, pattern):
+        graph.unembed.output.save()
 
 
 @pytest.mark.parametrize("when", ["decode", "all"])

@@ -66,7 +66,8 @@ def report_text(result: FlowResult) -> str:
             at = int(mean.argmin())
             below = [layer for layer, value in enumerate(mean) if value < -5]
             lines.append(
-                f"| {edge} | {at} | {mean[at]:+.1f} | {low[at]:+.1f} to {high[at]:+.1f} | {below[0] if below else 'none'} |"
+                f"| {edge} | {at} | {mean[at]:+.1f} | {low[at]:+.1f} to {high[at]:+.1f}"
+                f" | {below[0] if below else 'none'} |"
             )
     lines += ["", "## Keep in mind", ""]
     n_layers = int(header["n_layers"])
@@ -79,8 +80,8 @@ def report_text(result: FlowResult) -> str:
             )
         if window * 2 > n_layers:
             lines.append(
-                f"- A window of {window} spans {min(window, n_layers)} of {n_layers} layers: the curve says little about"
-                f" depth. Try `--window {max(1, n_layers // 8 * 2 + 1)}`."
+                f"- A window of {window} spans {min(window, n_layers)} of {n_layers} layers: the curve says little"
+                f" about depth. Try `--window {max(1, n_layers // 8 * 2 + 1)}`."
             )
     lines.append(
         "- image->question at the last layer is exactly zero: nothing reads the question's positions after it."

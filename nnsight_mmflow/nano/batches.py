@@ -14,6 +14,7 @@ from nnsight_mmflow.nano.build import words
 ASKED = (*world.SCENE_TYPES, "ChooseRel", "Side")
 # From step LATER on, by when the one-hop types are learnt, those that combine two objects come three times as often.
 LATER = 3000
+LATEST = 4000  # from here on captions also name objects by colour, which is what ChooseCat asks for
 ASKED_LATER = (*world.SCENE_TYPES, "ChooseRel", "LogicalObj", *("CompareAttr", "ChooseCat") * 2)
 SCENES, FACTS = 0.45, 0.15  # shares of conversations about scenes and about places; the rest are captions
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
@@ -41,12 +42,13 @@ class Batches:
         self.random = np.random.default_rng(seed)
         self.size = size
         self.asked: tuple[str, ...] = ASKED
+        self.by_color = False
         self.ids = {word: i for i, word in enumerate(words())}
         self.cells = np.kron(np.arange(world.GRID**2).reshape(world.GRID, -1), np.ones((2, 2), int)).ravel()
 
     def draw(self, step: int) -> Batch:
         """The batch of this step; its conversations have the same number of questions, so that little is padding."""
-        random, self.asked = self.random, ASKED if step < LATER else ASKED_LATER
+        random, self.asked, self.by_color = self.random, ASKED if step < LATER else ASKED_LATER, step >= LATEST
         questions = int(random.integers(1, 9))
         drawn = []
         for _ in range(self.size):
@@ -83,7 +85,7 @@ class Batches:
 
     def _conversation(self, questions: int) -> tuple:
         objects = world.draw_scene(self.random)
-        turns = []
+        turns: list[Turn] = []
         while len(turns) < questions:
             kind = self.asked[int(self.random.integers(len(self.asked)))]
             asked = world.ask(kind, objects, self.random)
@@ -93,7 +95,7 @@ class Batches:
 
     def _caption(self) -> tuple:
         objects = world.draw_scene(self.random)
-        spoken, decided = world.caption(objects, self.random)
+        spoken, decided = world.caption(objects, self.random, self.by_color)
         sequence = self._sequence([([], spoken, decided)])
         return *sequence, world.paint_scene(objects, self.random), self._patches(objects)
 

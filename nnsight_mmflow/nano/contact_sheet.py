@@ -33,7 +33,7 @@ def write_samples(folder: Path, per_kind: int = 5) -> Path:
 
 def _as_row(question: Question) -> dict:
     """A question with the field names of the paper's files."""
-    row = {
+    row: dict[str, object] = {
         "question_id": question.key,
         "img_id": question.key,
         "question": question.question,
