@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -55,3 +55,33 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     if wrong:
         raise MMFlowError(f"layers {wrong} do not exist; there are {n_layers}, counted from 0.")
     return sorted({layer % n_layers for layer in asked})
+
+
+def check_edge(what: str, source: Span, target: Span) -> None:
+    """Refuses to close an edge that is not open anywhere, or that a target cannot do without.
+
+    Args:
+        what: the edge or pattern, for the message.
+        source: the positions that may not be read.
+        target: the positions that may not read them.
+
+    Raises:
+        NoEffectError: no source is open to any target: one is empty, or every source lies behind every target.
+        MMFlowError: a target would keep no key at all.
+    """
+    for name, span in (("source", source), ("target", target)):
+        if not len(span):
+            raise NoEffectError(f"{what} would change nothing: its {name} {span.name!r} holds no position of this row.")
+    if source.positions[0] > target.positions[-1]:
+        raise NoEffectError(
+            f"{what} would change nothing: its first source is position {source.positions[0]}, its last target"
+            f" {target.positions[-1]}. Attention flows from source to target, and a position reads only itself and"
+            " earlier ones: are source and target swapped?"
+        )
+    barred = set(source)
+    starved = [position for position in target if barred.issuperset(range(source.row[0], position + 1))]
+    if starved:
+        raise MMFlowError(
+            f"{what} leaves position(s) {starved[:5]} nothing to read, and softmax needs a key. Take the first position"
+            " out of the source, which every later position reads."
+        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._pattern import check_edge
 from nnsight_mmflow._rows import Rows
 from nnsight_mmflow._windows import window_layers
 
@@ -195,19 +196,5 @@ def edge_positions(spans: Spans, edge: str) -> tuple[tuple[int, ...], tuple[int,
     if not arrow:
         raise MMFlowError(f'an edge is "source->target", such as "image->question", not {edge!r}.')
     source, target = spans[source_name.strip()], spans[target_name.strip()]
-    for name, span in ((source_name, source), (target_name, target)):
-        if not len(span):
-            raise NoEffectError(f"{edge!r} would change nothing: {name.strip()!r} holds no position of this prompt.")
-    if source.positions[0] > target.positions[-1]:
-        raise NoEffectError(
-            f"{edge!r} would change nothing: its first source is position {source.positions[0]}, its last target"
-            f" {target.positions[-1]}, and a position reads only itself and earlier ones. Are they swapped?"
-        )
-    first, barred = spans["all"].row[0], set(source)
-    starved = [position for position in target if barred.issuperset(range(first, position + 1))]
-    if starved:
-        raise MMFlowError(
-            f"{edge!r} leaves position(s) {starved[:5]} nothing to read, and softmax needs a key: take the first"
-            " position out of the source."
-        )
+    check_edge(repr(edge), source, target)
     return source.positions, target.positions

@@ -37,7 +37,7 @@ class Clean:
         numbers: (1, 2): log-probability of the first answer token, and its id.
         inputs: each layer's input from `start` on.
         start: the first position that any row needs.
-        cache: keys and values of the prompt.
+        cache: keys and values of the prompt, and of the answer after it.
     """
 
     tokens: list[int]
@@ -59,13 +59,11 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
         cache = nnsight.save(model.output.past_key_values)
     tokens = [int(logits.argmax(-1))]
     numbers = answer_numbers(logits, logits.argmax(-1)[0])
-    length = len(prompt)
     while tokens[-1] not in ends and len(tokens) < max_new_tokens:
         step = torch.tensor([[tokens[-1]]], device=graph.device)
         with torch.no_grad(), model.trace(input_ids=step, past_key_values=cache, use_cache=True):
             token = nnsight.save(graph.unembed.output[0, -1].argmax(-1))
         tokens.append(int(token))
-    crop_cache(cache, length)
     answer = tokens[:-1] if tokens[-1] in ends else tokens
     text = graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
     return Clean(answer or tokens, text, numbers.cpu(), clean, start, cache)

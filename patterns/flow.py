@@ -80,7 +80,7 @@ def flow(
     named = [named_spans(prompt) for prompt in prompts]
     asked = tuple(edges) if edges is not None else default_edges(prompts)
     plans = [
-        _plan(graph, number, spans, missing, asked, edges is None, windows, row_budget)
+        _plan(graph, number, spans, missing, asked, edges is None, windows, row_budget, engine)
         for number, (spans, missing) in enumerate(named)
     ]
     settings = {
@@ -131,6 +131,7 @@ def _plan(
     default: bool,
     windows: tuple[int, ...],
     budget: int,
+    engine: str,
 ) -> Plan:
     """One prompt's plan; edges that it lacks the spans for are left out if they were not asked for by name."""
     kept = []
@@ -142,7 +143,15 @@ def _plan(
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
     for edge in kept:
         edge_positions(spans, edge)
-    return make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
+    plan = make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
+    reach = graph.adapter.sliding_window()
+    widest = max(chunk.start + chunk.tail * len(chunk.windows) for chunk in plan.chunks)
+    if engine == "rows" and reach is not None and widest >= reach:
+        raise MMFlowError(
+            f"the text model reads only {reach} positions back (sliding_window), and the rows of prompt {number} take"
+            f" {widest}: their cache would be cut. Use engine='forward', or a smaller row_budget."
+        )
+    return plan
 
 
 def _identities(prompts: list[Prompt]) -> list[str]:
@@ -170,7 +179,14 @@ def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:
 
 
 def _measure(
-    graph: Graph, prompt: Prompt, spans, plan: Plan, identity: str, only_correct: bool, engine: str, max_new_tokens: int
+    graph: Graph,
+    prompt: Prompt,
+    spans: Spans,
+    plan: Plan,
+    identity: str,
+    only_correct: bool,
+    engine: str,
+    max_new_tokens: int,
 ) -> dict:
     """What the journal keeps of one prompt."""
     from dataclasses import replace

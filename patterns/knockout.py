@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._masks import close, layer_mask
-from nnsight_mmflow._pattern import layer_list, resolve
+from nnsight_mmflow._pattern import check_edge, layer_list, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -83,16 +83,14 @@ class Knockout:
                 f"the model runs {graph.backend!r} attention, which ignores a mask of four dimensions, so a knockout"
                 ' would do nothing. Load it with attn_implementation="sdpa" (or "eager").'
             )
-        for row, (spans, (targets, sources)) in enumerate(zip(rows, self._edges(rows), strict=True)):
-            if not any(source <= target for target in targets[-1:] for source in sources[:1]):
-                raise NoEffectError(self._nothing(f"in row {row}", targets, sources))
-            first = spans["all"].row[0]
-            barred = set(sources)
-            starved = [target for target in targets if barred.issuperset(range(first, target + 1))]
-            if starved:
-                raise MMFlowError(
-                    f"{self} leaves position(s) {starved[:5]} of row {row} nothing to read, and softmax needs a key."
-                    " Leave the first position out of the source: source='... - prefix'."
+        targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
+        for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            check_edge(f"{self}, row {row}" if len(rows) > 1 else str(self), source, target)
+            if self.when != "prefill" and target.row[1] - 1 not in target:
+                raise NoEffectError(
+                    f'{self} would change nothing after the prefill: with when="{self.when}" the newest token is the'
+                    f" target, and stands for the prompt's last position, which {target.name!r} does not hold."
+                    ' Use when="prefill", or a target with "| last".'
                 )
 
     def run(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
@@ -138,16 +136,11 @@ class Knockout:
         layers = layer_list(self.layers, graph.n_layers)
         changed = close_edges(graph.layers, layers, edges, heads, graph.n_heads)
         if not changed:
-            raise NoEffectError(self._nothing(f"at step {step}", *edges[0]))
+            raise NoEffectError(
+                f"{self} would change nothing at step {step}: every one of its edges was closed already, by padding, a"
+                " sliding window or another pattern."
+            )
         return changed
-
-    def _nothing(self, where: str, targets: list[int], sources: list[int]) -> str:
-        return (
-            f"{self} would change nothing {where}: of {len(sources)} source position(s)"
-            f"{f' from {sources[0]}' if sources else ''} none is open to {len(targets)} target position(s)"
-            f"{f' up to {targets[-1]}' if targets else ''}. Attention flows from source to target, and a position reads"
-            " only itself and earlier ones: are source and target swapped?"
-        )
 
 
 def close_edges(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from tiny import TEXTS, TOWERS, picture, tiny_graph
+from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.patterns.edges import default_edges, named_spans
@@ -211,3 +211,24 @@ def test_curves_are_means_of_ratios_with_a_bootstrap_band(graph):
 def test_loading_nothing_is_an_error(tmp_path):
     with pytest.raises(mmf.DataError, match=re.escape("flow.json is missing")):
         mmf.FlowResult.load(tmp_path)
+
+
+def test_a_sliding_window_is_honoured_or_refused():
+    config = tiny_model("mistral").config
+    config.text_config.sliding_window = 40  # shorter than the prompt: the question cannot see the image's start
+    torch.manual_seed(0)
+    model = type(tiny_model("mistral"))(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    graph = mmf.adapt(model, tiny_processor())
+    prompt = graph.prompt(picture(0), QUESTION, "red")
+    with pytest.raises(mmf.MMFlowError, match=r"reads only 40 positions back"):
+        mmf.flow(graph, prompt, only_correct=False, **QUIET)
+    slow = mmf.flow(graph, prompt, ["question->last"], window=1, only_correct=False, engine="forward", **QUIET)
+    assert slow.to_frame()["log_probability_change"].abs().max() > 1e-3
+    # what lies further back than the window is closed already: blocking it changes nothing, and must say so
+    far = "text('USER')"
+    with pytest.raises(mmf.NoEffectError), torch.no_grad(), graph.trace(prompt, mmf.Knockout(source=far, target="last", layers=0)):
+        graph.unembed.output.save()

@@ -14,7 +14,8 @@ from nnsight_mmflow.nano.build import words
 ASKED = (*world.SCENE_TYPES, "ChooseRel", "Side")
 # From step LATER on, by when the one-hop types are learnt, those that combine two objects come three times as often.
 LATER = 3000
-LATEST = 4000  # from here on captions also name objects by colour, which is what ChooseCat asks for
+# From these steps on captions also name objects by colour, with this probability: it is what ChooseCat asks for.
+BY_COLOR = ((0, 0.0), (4000, 0.5), (5000, 0.8))
 ASKED_LATER = (*world.SCENE_TYPES, "ChooseRel", "LogicalObj", *("CompareAttr", "ChooseCat") * 2)
 SCENES, FACTS = 0.45, 0.15  # shares of conversations about scenes and about places; the rest are captions
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
@@ -42,13 +43,14 @@ class Batches:
         self.random = np.random.default_rng(seed)
         self.size = size
         self.asked: tuple[str, ...] = ASKED
-        self.by_color = False
+        self.by_color = 0.0
         self.ids = {word: i for i, word in enumerate(words())}
         self.cells = np.kron(np.arange(world.GRID**2).reshape(world.GRID, -1), np.ones((2, 2), int)).ravel()
 
     def draw(self, step: int) -> Batch:
         """The batch of this step; its conversations have the same number of questions, so that little is padding."""
-        random, self.asked, self.by_color = self.random, ASKED if step < LATER else ASKED_LATER, step >= LATEST
+        random, self.asked = self.random, ASKED if step < LATER else ASKED_LATER
+        self.by_color = [share for first, share in BY_COLOR if first <= step][-1]
         questions = int(random.integers(1, 9))
         drawn = []
         for _ in range(self.size):

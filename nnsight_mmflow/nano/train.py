@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +21,11 @@ from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
 
-LEARNING_RATE, WARM_UP, CLIP = 1.5e-3, 200, 1.0
+WARM_UP, CLIP = 200, 1.0
+# (first step, highest learning rate, length of the cosine). The second start is what ChooseCat needs: finding a shape
+# by its colour had not been learnt by step 5000, at a rate that had fallen to a quarter.
+CYCLES = ((0, 1.5e-3, 7000), (5000, 1.2e-3, 4000))
+STEPS = 9000
 
 
 class PatchReadout(nn.Module):
@@ -52,19 +56,17 @@ def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[tor
     return cross_entropy(logits, wanted), (logits.argmax(-1) == wanted).float().mean()
 
 
-def _rates(optimizer: torch.optim.Optimizer, steps: int) -> Iterator[None]:
-    """Sets the learning rate of each step: a short rise, then half a cosine down to zero."""
-    for step in range(steps):
-        rise = min(1.0, (step + 1) / WARM_UP)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-        yield
+def learning_rate(step: int) -> float:
+    """The rate of a step: in each cycle a short rise, then half a cosine towards zero."""
+    first, highest, length = [cycle for cycle in CYCLES if cycle[0] <= step][-1]
+    rise = min(1.0, (step - first + 1) / WARM_UP)
+    return highest * rise * 0.5 * (1 + math.cos(math.pi * (step - first) / length))
 
 
 def train(
     folder: str | Path,
     *,
-    steps: int = 7000,
+    steps: int = STEPS,
     seed: int = 0,
     n_layers: int = N_LAYERS,
     readout_steps: int = 3000,
@@ -80,7 +82,7 @@ def train(
     caught: list[torch.Tensor] = []
     hook = model.model.multi_modal_projector.register_forward_hook(lambda *call: caught.append(call[-1]))
     parameters = [*model.parameters(), *readout.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=CYCLES[0][1], weight_decay=0.05, betas=(0.9, 0.98))
     batches, first = Batches(seed), 0
     state = folder / "training.pt"
     if state.exists():
@@ -92,9 +94,9 @@ def train(
         first = kept["step"]
         report(f"going on from step {first}, kept in {state}")
     started, losses = time.time(), []
-    for step, _ in enumerate(_rates(optimizer, steps)):
-        if step < first:
-            continue
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
         batch = batches.draw(step)
         batch = Batch(*(tensor.to(device) for tensor in vars(batch).values()))
         caught.clear()
