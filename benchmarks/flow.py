@@ -183,6 +183,8 @@ def main() -> None:
         "ratio": forward_seconds / row_seconds,
         "probability_difference": difference,
         "log_probability_difference": log_difference,
+        # what the agreement is to be compared with: how much any window changes
+        "largest_log_probability_change": float((rows[:, 0] - clean.numbers[0, 0]).abs().max()),
         "row_flops": plan.row_flops,
         "naive_flops": plan.naive_flops,
         "plain_peak_mb": plain_peak.total,

@@ -233,7 +233,13 @@ class Graph:
             pixels = inputs.get("pixel_values")
             features = [] if pixels is None else self.adapter.feature_counts(inputs)
             check_counts(int((ids == self.image_token_id).sum()), features)
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        weights = self.adapter.model.get_input_embeddings().weight
+        if weights.is_meta:  # a remote run: the server places them
+            return inputs
+        return {
+            name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:

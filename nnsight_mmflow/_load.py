@@ -6,6 +6,7 @@ from __future__ import annotations
 import anyio  # noqa: F401
 from nnsight import Envoy, TransformersModel
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._graph import Graph
@@ -45,10 +46,16 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
             " holds both model.save_pretrained and processor.save_pretrained."
         ) from error
     kwargs.setdefault("dispatch", True)
+    shown = logging.is_progress_bar_enabled()
+    if asked == "nano" and shown:  # loads at once: a bar would only flicker
+        logging.disable_progress_bar()
     try:
         model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
     except OSError as error:
         raise ModelError(f"no model can be loaded from {name!r}: {error}.") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return _graph(model, processor, asked)
 
 

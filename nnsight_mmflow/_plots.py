@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -31,6 +32,15 @@ STYLES = (
 )
 
 
+class ShownFigure(Figure):
+    """A figure that notebooks show without pyplot, which would keep every figure in memory."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=100)
+        return drawn.getvalue()
+
+
 def _band(axes: Axes, x: Sequence[int], band: Band, label: str, style: tuple) -> None:
     color, dash, marker = style
     mean, low, high = band
@@ -49,10 +59,10 @@ def _labels(axes: Axes, x: str, n_layers: int) -> None:
         axes.spines[side].set_visible(False)
 
 
-def flow_figure(result: FlowResult) -> Figure:
+def flow_figure(result: FlowResult) -> ShownFigure:
     """Change of the answer's probability by centre layer: a line per edge, a panel per window size."""
     windows = [int(window) for window in result.table["window"].unique()]
-    figure = Figure(figsize=(3.2 + 4.4 * len(windows), 4.2), layout="constrained")
+    figure = ShownFigure(figsize=(3.2 + 4.4 * len(windows), 4.2), layout="constrained")
     panels = list(figure.subplots(1, len(windows), sharey=True, squeeze=False)[0])
     n_layers = int(result.header["n_layers"])
     for axes, window in zip(panels, windows, strict=True):
@@ -80,12 +90,12 @@ def flow_figure(result: FlowResult) -> Figure:
     return figure
 
 
-def lens_figure(result: LensResult) -> Figure:
+def lens_figure(result: LensResult) -> ShownFigure:
     """Probability of the followed words by layer: a panel each for the residual stream, attention and MLP outputs."""
     from nnsight_mmflow.patterns.lens import FOLLOWED
 
     sites = {"resid": "residual stream", "attn": "attention output", "mlp": "MLP output"}
-    figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+    figure = ShownFigure(figsize=(12.5, 3.8), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (site, title) in zip(panels, sites.items(), strict=True):
         table = result.table[result.table["site"] == site]
@@ -109,9 +119,9 @@ def lens_figure(result: LensResult) -> Figure:
     return figure
 
 
-def overlap_figure(result: WordOverlapResult) -> Figure:
+def overlap_figure(result: WordOverlapResult) -> ShownFigure:
     """Overlap of the top words by centre layer, a line per silenced module."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = ShownFigure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for (site, label), style in zip(
         {"attn": "attention silenced", "mlp": "MLP silenced"}.items(), STYLES, strict=False

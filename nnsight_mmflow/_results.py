@@ -14,7 +14,8 @@ from nnsight_mmflow._errors import DataError
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from nnsight_mmflow._plots import ShownFigure
 
 R = TypeVar("R", bound="Result")
 Band = tuple["np.ndarray", "np.ndarray", "np.ndarray"]  # mean, low, high
@@ -65,7 +66,7 @@ class Result:
             raise DataError(f"{folder} holds no {cls.__name__}: {header.name} is missing. Was it saved elsewhere?")
         return cls(pd.read_parquet(header.with_suffix(".parquet")), json.loads(header.read_text()))
 
-    def plot(self) -> Figure:
+    def plot(self) -> ShownFigure:
         """A figure of the result."""
         raise NotImplementedError
 
@@ -78,12 +79,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         import base64
-        import io
         from html import escape
 
-        image = io.BytesIO()
-        self.plot().savefig(image, format="png", dpi=100)
-        drawn = base64.b64encode(image.getvalue()).decode()
+        drawn = base64.b64encode(self.plot()._repr_png_()).decode()
         return f'<pre>{escape(self.summary())}</pre><img src="data:image/png;base64,{drawn}">'
 
 

@@ -139,5 +139,5 @@ def answer_numbers(
     logits: Float[torch.Tensor, "rows vocabulary"], token: Int[torch.Tensor, ""]
 ) -> Float[torch.Tensor, "rows 2"]:
     """(rows, 2) in double precision: log-probability of the token, and the id of the most likely one."""
-    log_probabilities = logits.double().log_softmax(-1)
-    return torch.stack([log_probabilities[:, token.to(logits.device)], logits.argmax(-1).double()], -1)
+    logits = logits.float().cpu().double()  # some devices have no double precision
+    return torch.stack([logits.log_softmax(-1)[:, token.cpu()], logits.argmax(-1).double()], -1)

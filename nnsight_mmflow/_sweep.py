@@ -66,7 +66,7 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
         tokens.append(int(token))
     answer = tokens[:-1] if tokens[-1] in ends else tokens
     text = graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
-    return Clean(answer or tokens, text, numbers.cpu(), clean, start, cache)
+    return Clean(answer or tokens, text, numbers, clean, start, cache)
 
 
 def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
@@ -93,7 +93,7 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
                 logits_to_keep=ends,
             ):
                 run_rows(layers, rows, inputs, opened, closed)
-                numbers = nnsight.save(answer_numbers(unembed.output[0], token).cpu())
+                numbers = nnsight.save(answer_numbers(unembed.output[0], token))
             results.append(numbers)
     order = sorted(range(len(plan.chunks)), key=lambda number: -plan.chunks[number].start)
     by_chunk = dict(zip(order, results, strict=True))
@@ -112,7 +112,7 @@ def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, clean: Clean) -> t
         pattern = Knockout(source=source.strip(), target=target.strip(), layers=range(*rows.windows[place[1]]))
         with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False, logits_to_keep=1):
             numbers = nnsight.save(answer_numbers(graph.unembed.output[:, -1], token))
-        seen[place] = numbers[0].cpu()
+        seen[place] = numbers[0]
     return torch.stack([seen[place] for place in plan.row_of])
 
 

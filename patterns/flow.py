@@ -148,7 +148,7 @@ def _plan(
     widest = max(chunk.start + chunk.tail * len(chunk.windows) for chunk in plan.chunks)
     if engine == "rows" and reach is not None and widest >= reach:
         raise MMFlowError(
-            f"the text model reads only {reach} positions back (sliding_window), and the rows of prompt {number} take"
+            f"the text model reads only {reach} positions back (sliding_window), and prompt {number}'s rows take"
             f" {widest}: their cache would be cut. Use engine='forward', or a smaller row_budget."
         )
     return plan

@@ -10,9 +10,8 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._results import Band, Result, bootstrap_band
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from nnsight_mmflow._plan import Plan
+    from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
 
 
@@ -33,7 +32,7 @@ class FlowResult(Result):
             for edge, part in table.groupby("edge", sort=False)
         }
 
-    def plot(self) -> Figure:
+    def plot(self) -> ShownFigure:
         """The curves: a line per edge, the mean of ratios with its 95% bootstrap band; a panel per window size."""
         from nnsight_mmflow._plots import flow_figure
 

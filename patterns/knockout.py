@@ -59,6 +59,11 @@ class Knockout:
     heads: tuple[int, ...] | range | list[int] | None = None
     when: str = "prefill"
 
+    def __post_init__(self) -> None:
+        """Keeps layers that come as an iterator, which could be read only once."""
+        if not isinstance(self.layers, int | range | list | tuple):
+            object.__setattr__(self, "layers", tuple(self.layers))
+
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
 

@@ -16,9 +16,8 @@ from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._sweep import run_clean
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plots import ShownFigure
 
 FOLLOWED = ("answer_lower", "answer_capitalized", "false_lower", "false_capitalized")
 
@@ -33,7 +32,7 @@ class LensResult(Result):
 
     kind: ClassVar[str] = "lens"
 
-    def plot(self) -> Figure:
+    def plot(self) -> ShownFigure:
         """The followed probabilities by layer, a panel per site."""
         from nnsight_mmflow._plots import lens_figure
 

@@ -17,10 +17,10 @@ from nnsight_mmflow._sweep import Clean, run_clean
 from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from nnsight import Envoy
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plots import ShownFigure
 
 SITES = ("attn", "mlp")
 
@@ -33,7 +33,7 @@ class WordOverlapResult(Result):
 
     kind: ClassVar[str] = "word_overlap"
 
-    def plot(self) -> Figure:
+    def plot(self) -> ShownFigure:
         """The overlap by layer, a line per site, with its 95% bootstrap band."""
         from nnsight_mmflow._plots import overlap_figure
 

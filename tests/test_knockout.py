@@ -150,7 +150,8 @@ def test_every_text_model_and_tower(backend, tower, text, heads):
     edge = ("image", "question")
     ours = logits_of(graph, prompt, Knockout(source=edge[0], target=edge[1], layers=range(1, 4), heads=heads))
     gold = gold_logits(twin(text, tower), prompt.inputs, cuts_for(graph, prompt, edge, range(1, 4), heads))
-    assert apart(ours, gold) <= SAME
+    # SigLIP's own two kernels leave 5e-6 in the clean logits, CLIP's 2e-6.
+    assert apart(ours, gold) <= (SAME if tower == "clip" else 2 * SAME)
     assert apart(ours[:, -1], logits_of(graph, prompt)[:, -1]) > VISIBLE
 
 
@@ -492,15 +493,15 @@ def test_source_behind_the_target_is_refused(graph, prompt, source, target):
 def test_row_without_the_span_is_refused_by_its_number(graph):
     batch = batch_with_text(graph)
     pattern = Knockout(source="image", target="last", layers=range(5))
-    with pytest.raises(NoEffectError, match="in row 1"):
+    with pytest.raises(NoEffectError, match="row 1 would change nothing"):
         graph.trace(batch, pattern)
-    with pytest.raises(NoEffectError, match="in row 1"), torch.no_grad(), graph.model.trace(**batch.inputs):
+    with pytest.raises(NoEffectError, match="row 1 would change nothing"), torch.no_grad(), graph.model.trace(**batch.inputs):
         pattern.apply(graph, batch.spans)
 
 
 def test_text_only_prompt_has_no_image_to_close(graph):
     prompt = graph.prompt(None, QUESTION)
-    with pytest.raises(NoEffectError, match="0 source position"):
+    with pytest.raises(NoEffectError, match="holds no position"):
         graph.trace(prompt, Knockout(source="image", target="last", layers=range(5)))
 
 
@@ -578,7 +579,7 @@ def test_starved_target(graph, prompt, source, target, heads):
 
 
 def test_starved_row_of_a_batch(graph):
-    with pytest.raises(MMFlowError, match="of row 0 nothing to read"):
+    with pytest.raises(MMFlowError, match="row 0 leaves position"):
         graph.trace(mixed_batch(graph), Knockout(source="all", target="last", layers=1))
 
 

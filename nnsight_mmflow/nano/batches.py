@@ -12,10 +12,9 @@ from nnsight_mmflow.nano.build import words
 
 # Relations come twice as often as the other types: they are the slowest to learn.
 ASKED = (*world.SCENE_TYPES, "ChooseRel", "Side")
-# From step LATER on, by when the one-hop types are learnt, those that combine two objects come three times as often.
+# From step LATER on, by when the one-hop types are learnt, those that combine two objects come more often, and captions
+# name objects by colour as well: without that ChooseCat, which does, stays near chance.
 LATER = 3000
-# From these steps on captions also name objects by colour, with this probability: it is what ChooseCat asks for.
-BY_COLOR = ((0, 0.0), (4000, 0.5), (5000, 0.8))
 ASKED_LATER = (*world.SCENE_TYPES, "ChooseRel", "LogicalObj", *("CompareAttr", "ChooseCat") * 2)
 SCENES, FACTS = 0.45, 0.15  # shares of conversations about scenes and about places; the rest are captions
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
@@ -43,14 +42,14 @@ class Batches:
         self.random = np.random.default_rng(seed)
         self.size = size
         self.asked: tuple[str, ...] = ASKED
-        self.by_color = 0.0
+        self.by_color = False
         self.ids = {word: i for i, word in enumerate(words())}
         self.cells = np.kron(np.arange(world.GRID**2).reshape(world.GRID, -1), np.ones((2, 2), int)).ravel()
 
     def draw(self, step: int) -> Batch:
         """The batch of this step; its conversations have the same number of questions, so that little is padding."""
-        random, self.asked = self.random, ASKED if step < LATER else ASKED_LATER
-        self.by_color = [share for first, share in BY_COLOR if first <= step][-1]
+        random, self.by_color = self.random, step >= LATER
+        self.asked = ASKED_LATER if self.by_color else ASKED
         questions = int(random.integers(1, 9))
         drawn = []
         for _ in range(self.size):

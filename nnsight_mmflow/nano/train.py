@@ -21,11 +21,7 @@ from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
 
-WARM_UP, CLIP = 200, 1.0
-# (first step, highest learning rate, length of the cosine). The second start is what ChooseCat needs: finding a shape
-# by its colour had not been learnt by step 5000, at a rate that had fallen to a quarter.
-CYCLES = ((0, 1.5e-3, 7000), (5000, 1.2e-3, 4000))
-STEPS = 9000
+LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 7000
 
 
 class PatchReadout(nn.Module):
@@ -57,10 +53,8 @@ def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[tor
 
 
 def learning_rate(step: int) -> float:
-    """The rate of a step: in each cycle a short rise, then half a cosine towards zero."""
-    first, highest, length = [cycle for cycle in CYCLES if cycle[0] <= step][-1]
-    rise = min(1.0, (step - first + 1) / WARM_UP)
-    return highest * rise * 0.5 * (1 + math.cos(math.pi * (step - first) / length))
+    """The rate of a step: a short rise, then half a cosine down to zero at STEPS."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
 
 
 def train(
@@ -82,7 +76,7 @@ def train(
     caught: list[torch.Tensor] = []
     hook = model.model.multi_modal_projector.register_forward_hook(lambda *call: caught.append(call[-1]))
     parameters = [*model.parameters(), *readout.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=CYCLES[0][1], weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98))
     batches, first = Batches(seed), 0
     state = folder / "training.pt"
     if state.exists():

@@ -176,21 +176,21 @@ def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator) -> 
 
 
 def caption(
-    objects: tuple[Object, ...], random: np.random.Generator, by_color: float = 0.0
+    objects: tuple[Object, ...], random: np.random.Generator, by_color: bool = False
 ) -> tuple[list[str], list[bool]]:
     """A caption's words, and which of them the picture decides (these train binding of shape, colour and place).
 
-    An object is named by its shape ("the circle red left ..."); one whose colour is its own, with probability
-    `by_color`, by that ("the red thing circle left ...").
+    An object is named by its shape ("the circle red left ..."); with `by_color`, half of those whose colour is theirs
+    alone by that ("the red circle left ..."). Either way the next word can be read off the picture in one hop.
     """
     words: list[str] = []
     decided: list[bool] = []
     colors = [thing.color for thing in objects]
     for i in random.permutation(len(objects)):
         thing = objects[i]
-        if by_color and colors.count(thing.color) == 1 and random.random() < by_color:
-            words += ["the", thing.color, "thing", thing.shape, thing.side]
-            decided += [False, False, False, True, True]
+        if by_color and colors.count(thing.color) == 1 and random.random() < 0.5:
+            words += ["the", thing.color, thing.shape, thing.side]
+            decided += [False, False, True, True]
         else:
             words += ["the", thing.shape, thing.color, thing.side]
             decided += [False, False, True, True]
