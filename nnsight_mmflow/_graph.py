@@ -206,9 +206,9 @@ class Graph:
             raise PromptError("patterns need spans: pass what graph.prompt or graph.batch returned, not tensors.")
         for pattern in patterns:
             rows = prompt.rows()  # type: ignore[union-attr]
-            pattern.check(self, rows)
+            pattern.check(self, rows, steps)
             with model.edit() as (_, changed):
-                pattern.run(self, rows, steps)
+                pattern.run(self, rows)
             model = changed
         return model
 

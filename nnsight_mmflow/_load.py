@@ -59,7 +59,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
     return _graph(model, processor, asked)
 
 
-def adapt(model: TransformersModel | PreTrainedModel, processor: ProcessorMixin | None = None) -> Graph:
+def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
     """A graph of a model that is there already: an nnsight model, or a Hugging Face one.
 
     Args:

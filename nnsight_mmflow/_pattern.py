@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 class Pattern(Protocol):
     """An intervention that `graph.trace` and `graph.generate` take."""
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Refuses, before any forward, what cannot be done or would change nothing."""
+    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+        """Refuses, before any forward, what cannot be done or would change nothing; `steps`: it is a generation."""
         ...
 
-    def run(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
-        """Does it, inside a trace; `steps` says that the trace is a generation."""
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it, inside a trace or generation that was checked."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,7 +28,7 @@ def open_pictures(images: Pictures) -> list[Picture]:
     return [_open(image) for image in (images if isinstance(images, list | tuple) else [images])]
 
 
-def as_square(picture: Picture, mean: list[float]) -> Picture:
+def as_square(picture: Picture, mean: Sequence[float]) -> Picture:
     """The picture centred on a square of its longer side, filled with the processor's mean colour.
 
     Source: Cross-modal Information Flow, spec section 1.4; CLIP's mean gives (122, 116, 104).

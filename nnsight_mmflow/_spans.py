@@ -5,7 +5,7 @@ The positions are those of the sequence the language model sees, image tokens ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nnsight_mmflow._errors import SpanError
@@ -53,13 +53,13 @@ class Span:
         return hash((self.positions, self.row))
 
     def __or__(self, other: Span) -> Span:
-        return self._join(other, "|", set(self.positions) | set(other.positions))
+        return self._join(other, "|", set.union)
 
     def __and__(self, other: Span) -> Span:
-        return self._join(other, "&", set(self.positions) & set(other.positions))
+        return self._join(other, "&", set.intersection)
 
     def __sub__(self, other: Span) -> Span:
-        return self._join(other, "-", set(self.positions) - set(other.positions))
+        return self._join(other, "-", set.difference)
 
     def __invert__(self) -> Span:
         """Every real position of the row that is not in the span (padding is never in one)."""
@@ -119,7 +119,7 @@ class Span:
             raise SpanError(f'{self.name}.{what} needs an image span, such as spans["image"].')
         raise SpanError(f"{self.name} holds {len(self.images)} images: ask one of them, {self.name}[0].{what}.")
 
-    def _join(self, other: Span, sign: str, positions: set[int]) -> Span:
+    def _join(self, other: Span, sign: str, join: Callable[[set[int], set[int]], set[int]]) -> Span:
         if not isinstance(other, Span):
             raise SpanError(f"{self.name} {sign} {other!r}: both sides must be spans.")
         if self.row != other.row:
@@ -129,7 +129,8 @@ class Span:
             )
         images = tuple(dict.fromkeys(self.images + other.images))
         name = f"{_grouped(self.name)} {sign} {_grouped(other.name)}"
-        return Span(name, tuple(sorted(positions)), self.row, images)
+        joined = join(set(self.positions), set(other.positions))
+        return Span(name, tuple(sorted(joined)), self.row, images)
 
 
 def _grouped(name: str) -> str:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import nnsight
 import torch
+from transformers import DynamicCache
 
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._rows import (
     answer_numbers,
     clean_inputs,
@@ -37,7 +39,7 @@ class Clean:
         numbers: (1, 2): log-probability of the first answer token, and its id.
         inputs: each layer's input from `start` on.
         start: the first position that any row needs.
-        cache: keys and values of the prompt, and of the answer after it.
+        cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
     """
 
     tokens: list[int]
@@ -45,7 +47,7 @@ class Clean:
     numbers: torch.Tensor
     inputs: list[torch.Tensor]
     start: int
-    cache: Cache
+    cache: Cache | None
 
 
 def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> Clean:
@@ -53,7 +55,8 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
     model, layers, n_layers = graph.model, graph.layers, graph.n_layers
     inputs = graph.checked(prompt)
     ends = end_tokens(graph)
-    with torch.no_grad(), model.trace(**inputs, use_cache=True, logits_to_keep=1):
+    # A plain cache keeps every position; the model's own may keep only as many as a sliding window reaches.
+    with torch.no_grad(), model.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(layers, n_layers, start))
         logits = nnsight.save(graph.unembed.output[:, -1])
         cache = nnsight.save(model.output.past_key_values)
@@ -72,7 +75,10 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
 def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     """(cells, 2): for each cell of the plan the log-probability of the clean answer's first token, and the top one."""
     model, layers, unembed, device = graph.model, graph.layers, graph.unembed, graph.device
-    cache = clean.cache
+    check_reach(graph, plan.length)
+    if clean.cache is None:
+        raise MMFlowError("this clean run has served a sweep, which cut its cache up: make another with run_clean.")
+    cache, clean.cache = clean.cache, None
     token = clean.numbers[0, 1].long()
     results: list[torch.Tensor] = []
     with torch.no_grad(), model.session():
@@ -114,6 +120,20 @@ def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, clean: Clean) -> t
             numbers = nnsight.save(answer_numbers(graph.unembed.output[:, -1], token))
         seen[place] = numbers[0]
     return torch.stack([seen[place] for place in plan.row_of])
+
+
+def check_reach(graph: Graph, length: int) -> None:
+    """Refuses rows where a text model's sliding window is shorter than the prompt, since their masks do not hold it.
+
+    Raises:
+        MMFlowError: the prompt is longer than the window reaches.
+    """
+    reach = graph.adapter.sliding_window()
+    if reach is not None and length > reach:
+        raise MMFlowError(
+            f"the text model reads only {reach} positions back (sliding_window), and the prompt has {length}: the row"
+            " engine does not handle that. Use engine='forward'."
+        )
 
 
 def end_tokens(graph: Graph) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._plan import ROW_BUDGET, Plan, edge_positions, make_plan, sizes_of
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._results import versions
+from nnsight_mmflow._sweep import check_reach, run_by_forwards, run_by_rows, run_clean
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -143,15 +145,9 @@ def _plan(
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
     for edge in kept:
         edge_positions(spans, edge)
-    plan = make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
-    reach = graph.adapter.sliding_window()
-    widest = max(chunk.start + chunk.tail * len(chunk.windows) for chunk in plan.chunks)
-    if engine == "rows" and reach is not None and widest >= reach:
-        raise MMFlowError(
-            f"the text model reads only {reach} positions back (sliding_window), and prompt {number}'s rows take"
-            f" {widest}: their cache would be cut. Use engine='forward', or a smaller row_budget."
-        )
-    return plan
+    if engine == "rows":
+        check_reach(graph, len(spans["all"]))
+    return make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
 
 
 def _identities(prompts: list[Prompt]) -> list[str]:
@@ -189,10 +185,6 @@ def _measure(
     max_new_tokens: int,
 ) -> dict:
     """What the journal keeps of one prompt."""
-    from dataclasses import replace
-
-    from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
-
     start = min((chunk.start for chunk in plan.chunks), default=len(prompt) - 1)
     clean = run_clean(graph, prompt, start, max_new_tokens)
     base, token = clean.numbers[0].tolist()

@@ -67,19 +67,27 @@ class Knockout:
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
 
+        Layers are met in order, so two patterns on the same layers cannot be applied one after the other in one trace:
+        hand both to graph.trace, which runs them side by side.
+
         Args:
             graph: the graph whose model the trace runs.
             spans: `prompt.spans`, or `batch.spans`.
         """
         rows = spans if isinstance(spans, tuple) else (spans,)
-        self.check(graph, rows)
+        self.check(graph, rows, steps=False)
         return self._close(graph, rows)
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layer_list(self.layers, graph.n_layers)
         if self.when not in WHEN:
             raise MMFlowError(f"when must be one of {', '.join(WHEN)}, not {self.when!r}.")
+        if self.when != "prefill" and not steps:
+            raise MMFlowError(
+                f'when="{self.when}" needs graph.generate(..., {type(self).__name__}(...)): a trace is one forward, the'
+                " prefill."
+            )
         wrong = [head for head in self.heads or () if not 0 <= head < graph.n_heads]
         if wrong or (self.heads is not None and not len(self.heads)):
             raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
@@ -98,12 +106,10 @@ class Knockout:
                     ' Use when="prefill", or a target with "| last".'
                 )
 
-    def run(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
         if self.when == "prefill":
             self._close(graph, rows)
-        elif not steps:
-            raise MMFlowError(f'when="{self.when}" needs graph.generate(...): a trace is one forward, the prefill.')
         else:
             self._close_each_step(graph, rows)
 

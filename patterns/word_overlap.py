@@ -145,6 +145,7 @@ def _words(
     within = [position - start for position in positions]
     modules = [graph.attention(layer) if site == "attn" else graph.mlp(layer) for layer in layers]
     is_attention, unembed = site == "attn", graph.unembed
+    assert clean.cache is not None  # only a sweep takes it
     crop_cache(clean.cache, start)
     places = torch.arange(start, length, device=graph.device)[None]
     embedded = clean.inputs[0]

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
+from nnsight_mmflow.patterns.edges import default_edges, named_spans
 from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.patterns.edges import default_edges, named_spans
 
 QUIET = {"progress": False, "report": lambda text: None}
 QUESTION = "is the circle red or blue ?"
@@ -224,11 +224,15 @@ def test_a_sliding_window_is_honoured_or_refused():
                 parameter.mul_(4)
     graph = mmf.adapt(model, tiny_processor())
     prompt = graph.prompt(picture(0), QUESTION, "red")
-    with pytest.raises(mmf.MMFlowError, match=r"reads only 40 positions back"):
+    with pytest.raises(mmf.MMFlowError, match=r"reads only 40 positions back \(sliding_window\)"):
         mmf.flow(graph, prompt, only_correct=False, **QUIET)
     slow = mmf.flow(graph, prompt, ["question->last"], window=1, only_correct=False, engine="forward", **QUIET)
     assert slow.to_frame()["log_probability_change"].abs().max() > 1e-3
     # what lies further back than the window is closed already: blocking it changes nothing, and must say so
     far = "text('USER')"
-    with pytest.raises(mmf.NoEffectError), torch.no_grad(), graph.trace(prompt, mmf.Knockout(source=far, target="last", layers=0)):
+    with (
+        pytest.raises(mmf.NoEffectError),
+        torch.no_grad(),
+        graph.trace(prompt, mmf.Knockout(source=far, target="last", layers=0)),
+    ):
         graph.unembed.output.save()

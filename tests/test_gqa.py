@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from nnsight_mmflow.patterns.edges import named_spans
 from tiny import picture, tiny_model, tiny_processor
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -10,7 +11,6 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.patterns.edges import named_spans
 
 FOLDER = Path(__file__).parent.parent.parent / "shared" / "data" / "gqa"
 pytestmark = [
@@ -67,7 +67,8 @@ def test_every_question_and_option_is_found(questions, sub_word_graph):
                 at = spans.prompt_text.find(option, spans.after_images)
                 assert first == spans.covering(at, at + len(option), option)
                 whole = any(
-                    not inside[max(0, i - 1) : i].isalnum() and not inside[i + len(option) : i + len(option) + 1].isalnum()
+                    not inside[max(0, i - 1) : i].isalnum()
+                    and not inside[i + len(option) : i + len(option) + 1].isalnum()
                     for i in range(len(inside))
                     if inside.startswith(option, i)
                 )

@@ -495,7 +495,11 @@ def test_row_without_the_span_is_refused_by_its_number(graph):
     pattern = Knockout(source="image", target="last", layers=range(5))
     with pytest.raises(NoEffectError, match="row 1 would change nothing"):
         graph.trace(batch, pattern)
-    with pytest.raises(NoEffectError, match="row 1 would change nothing"), torch.no_grad(), graph.model.trace(**batch.inputs):
+    with (
+        pytest.raises(NoEffectError, match="row 1 would change nothing"),
+        torch.no_grad(),
+        graph.model.trace(**batch.inputs),
+    ):
         pattern.apply(graph, batch.spans)
 
 

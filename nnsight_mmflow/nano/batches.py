@@ -10,13 +10,38 @@ import torch
 from nnsight_mmflow.nano import facts, world
 from nnsight_mmflow.nano.build import words
 
-# Relations come twice as often as the other types: they are the slowest to learn.
+# Relations come twice as often as the other types: they are the slowest to learn of the one-hop types.
 ASKED = (*world.SCENE_TYPES, "ChooseRel", "Side")
-# From step LATER on, by when the one-hop types are learnt, those that combine two objects come more often, and captions
-# name objects by colour as well: without that ChooseCat, which does, stays near chance.
-LATER = 3000
 ASKED_LATER = (*world.SCENE_TYPES, "ChooseRel", "LogicalObj", *("CompareAttr", "ChooseCat") * 2)
-SCENES, FACTS = 0.45, 0.15  # shares of conversations about scenes and about places; the rest are captions
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is drawn from a step on.
+
+    Attributes:
+        first: the step.
+        scenes: share of conversations about scenes.
+        facts: share of conversations about places; the rest are captions.
+        asked: question types, those named twice twice as often.
+        by_color: share of the objects in captions that are named by their colour, where it is theirs alone.
+    """
+
+    first: int
+    scenes: float
+    facts: float
+    asked: tuple[str, ...]
+    by_color: float
+
+
+# The one-hop types are learnt by step 3000; then those that combine two objects come more often. Finding a shape by its
+# colour, which ChooseCat needs, stays near chance until captions drill it.
+PHASES = (
+    Phase(0, 0.45, 0.15, ASKED, 0.0),
+    Phase(3000, 0.45, 0.15, ASKED_LATER, 0.5),
+    Phase(4000, 0.15, 0.05, ASKED_LATER, 1.0),
+    Phase(5000, 0.45, 0.15, ASKED_LATER, 0.5),
+)
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
 IGNORED = -100
 Turn = tuple[list[str], list[str], list[bool]]  # question, answer, which words of the answer are trained
@@ -41,22 +66,20 @@ class Batches:
     def __init__(self, seed: int, size: int = 32) -> None:
         self.random = np.random.default_rng(seed)
         self.size = size
-        self.asked: tuple[str, ...] = ASKED
-        self.by_color = False
+        self.phase = PHASES[0]
         self.ids = {word: i for i, word in enumerate(words())}
         self.cells = np.kron(np.arange(world.GRID**2).reshape(world.GRID, -1), np.ones((2, 2), int)).ravel()
 
     def draw(self, step: int) -> Batch:
         """The batch of this step; its conversations have the same number of questions, so that little is padding."""
-        random, self.by_color = self.random, step >= LATER
-        self.asked = ASKED_LATER if self.by_color else ASKED
+        random, self.phase = self.random, [phase for phase in PHASES if phase.first <= step][-1]
         questions = int(random.integers(1, 9))
         drawn = []
         for _ in range(self.size):
             kind = random.random()
-            if kind < SCENES:
+            if kind < self.phase.scenes:
                 drawn.append(self._conversation(questions))
-            elif kind < SCENES + FACTS:
+            elif kind < self.phase.scenes + self.phase.facts:
                 drawn.append(self._facts(questions))
             else:
                 drawn.append(self._caption())
@@ -88,7 +111,7 @@ class Batches:
         objects = world.draw_scene(self.random)
         turns: list[Turn] = []
         while len(turns) < questions:
-            kind = self.asked[int(self.random.integers(len(self.asked)))]
+            kind = self.phase.asked[int(self.random.integers(len(self.phase.asked)))]
             asked = world.ask(kind, objects, self.random)
             if asked:
                 turns.append((asked.text.split(), [asked.answer], [True]))
@@ -96,7 +119,7 @@ class Batches:
 
     def _caption(self) -> tuple:
         objects = world.draw_scene(self.random)
-        spoken, decided = world.caption(objects, self.random, self.by_color)
+        spoken, decided = world.caption(objects, self.random, self.phase.by_color)
         sequence = self._sequence([([], spoken, decided)])
         return *sequence, world.paint_scene(objects, self.random), self._patches(objects)
 

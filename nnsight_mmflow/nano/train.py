@@ -22,6 +22,7 @@ from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
 
 LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 7000
+CYCLES = ((0, 7000), (4000, 3000))  # first step and length of each cosine; the second goes with the drill
 
 
 class PatchReadout(nn.Module):
@@ -53,8 +54,10 @@ def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[tor
 
 
 def learning_rate(step: int) -> float:
-    """The rate of a step: a short rise, then half a cosine down to zero at STEPS."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    """The rate of a step: in each cycle a short rise, then half a cosine down to zero."""
+    first, length = [cycle for cycle in CYCLES if cycle[0] <= step][-1]
+    rise = min(1.0, (step - first + 1) / WARM_UP)
+    return LEARNING_RATE * rise * 0.5 * (1 + math.cos(math.pi * (step - first) / length))
 
 
 def train(

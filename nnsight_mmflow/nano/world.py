@@ -176,19 +176,19 @@ def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator) -> 
 
 
 def caption(
-    objects: tuple[Object, ...], random: np.random.Generator, by_color: bool = False
+    objects: tuple[Object, ...], random: np.random.Generator, by_color: float = 0.0
 ) -> tuple[list[str], list[bool]]:
     """A caption's words, and which of them the picture decides (these train binding of shape, colour and place).
 
-    An object is named by its shape ("the circle red left ..."); with `by_color`, half of those whose colour is theirs
-    alone by that ("the red circle left ..."). Either way the next word can be read off the picture in one hop.
+    An object is named by its shape ("the circle red left ..."); that share `by_color` of those whose colour is theirs
+    alone, by that ("the red circle left ..."). Either way the next word can be read off the picture in one hop.
     """
     words: list[str] = []
     decided: list[bool] = []
     colors = [thing.color for thing in objects]
     for i in random.permutation(len(objects)):
         thing = objects[i]
-        if by_color and colors.count(thing.color) == 1 and random.random() < 0.5:
+        if by_color and colors.count(thing.color) == 1 and random.random() < by_color:
             words += ["the", thing.color, thing.shape, thing.side]
             decided += [False, False, True, True]
         else:
