@@ -64,7 +64,17 @@ def test_bad_rows_stop_the_run_unless_skipped(tmp_path, world, capsys):
     lines = (world / "questions.jsonl").read_text().splitlines()[:3]
     broken = json.dumps({**json.loads(lines[0]), "img_id": "gone"})
     (tmp_path / "q.jsonl").write_text("\n".join([lines[0], broken, *lines[1:]]))
-    data = ("flow", "--data", tmp_path / "q.jsonl", "--images", world / "images", "--window", 3, "--out", tmp_path / "o")
+    data = (
+        "flow",
+        "--data",
+        tmp_path / "q.jsonl",
+        "--images",
+        world / "images",
+        "--window",
+        3,
+        "--out",
+        tmp_path / "o",
+    )
     assert run(*data) == 2
     assert "line 2: image 'gone' is missing in" in capsys.readouterr().err
     assert run(*data, "--skip-bad") == 0

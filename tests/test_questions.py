@@ -83,7 +83,9 @@ def test_a_bad_row_is_named_with_its_line_and_skipped_only_on_request(tmp_path, 
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(mmf.DataError, match="there is no question file"):
         mmf.read_questions(tmp_path / "none.csv")
-    with pytest.raises(mmf.DataError, match=re.escape("lacks the column(s) answer; it has question_id, img_id, question")):
+    with pytest.raises(
+        mmf.DataError, match=re.escape("lacks the column(s) answer; it has question_id, img_id, question")
+    ):
         mmf.read_questions(write(tmp_path, "question_id,img_id,question\n1,2,3\n"))
     with pytest.raises(mmf.DataError, match="there is no folder of images"):
         mmf.read_questions(write(tmp_path, HEADER + ROWS[0]), tmp_path / "none")
@@ -99,7 +101,9 @@ def test_prompts_name_the_question_that_fails(tmp_path):
     prompt = mmf.prompts_of(graph, [good])[0]
     assert (prompt.key, prompt.kind, prompt.answer, prompt.boxes) == ("a", "LogicalObj", "yes", ((0, 0, 8, 8),))
     bad = mmf.Question("b", picture(0), "is there an umbrella ?", "yes", line=7)
-    with pytest.raises(mmf.PromptError, match=re.escape("question b (line 7): the tokenizer does not know 'an', 'umbrella'")):
+    with pytest.raises(
+        mmf.PromptError, match=re.escape("question b (line 7): the tokenizer does not know 'an', 'umbrella'")
+    ):
         mmf.prompts_of(graph, [good, bad])
 
 

@@ -57,14 +57,14 @@ def _model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--pad-to-square", action="store_true", help="pad the picture as the paper does, never crop")
 
 
-def _one_question(command: argparse.ArgumentParser, required: bool) -> None:
+def _one_question(command: argparse._ActionsContainer, required: bool) -> None:
     command.add_argument("--image", required=required, metavar="FILE", help="a picture")
     command.add_argument("--question", required=required, metavar="TEXT", help="a question about it")
 
 
 def _questions(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("questions (nano has its own)")
-    _one_question(group, required=False)  # type: ignore[arg-type]
+    _one_question(group, required=False)
     group.add_argument("--answer", metavar="TEXT", help="the right answer to --question")
     group.add_argument("--data", metavar="FILE", help="CSV or JSON lines: question_id, img_id, question, answer, ...")
     group.add_argument("--images", metavar="DIR", help="where pictures are looked up by img_id")
@@ -76,7 +76,7 @@ def _nano(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("train", "eval", "samples"), help="rebuild it; measure it; show its world")
     command.add_argument("--out", default="mmflow-nano", metavar="DIR", help="where the result goes")
     command.add_argument("--seed", type=int, default=0, help="train: the seed")
-    command.add_argument("--steps", type=int, default=7000, help="train: how many steps")
+    command.add_argument("--steps", type=int, default=7500, help="train: how many steps")
     command.add_argument("--device", default="cpu", help="train: such as cuda")
     command.add_argument("--model", default="nano", help="eval: another folder")
     command.add_argument("--limit", type=int, default=10_000, metavar="N", help="eval: questions of each type")

@@ -25,6 +25,7 @@ class Phase:
         facts: share of conversations about places; the rest are captions.
         asked: question types, those named twice twice as often.
         by_color: share of the objects in captions that are named by their colour, where it is theirs alone.
+        tempting: how often ChooseCat's false option is a shape that the scene holds.
     """
 
     first: int
@@ -32,15 +33,17 @@ class Phase:
     facts: float
     asked: tuple[str, ...]
     by_color: float
+    tempting: float = 0.7
 
 
-# The one-hop types are learnt by step 3000; then those that combine two objects come more often. Finding a shape by its
-# colour, which ChooseCat needs, stays near chance until captions drill it.
+# The one-hop types are learnt by step 3000; then those that combine two objects come more often. ChooseCat is the last:
+# it stays at what can be said from which shapes are there, until it is drilled where that says nothing.
 PHASES = (
     Phase(0, 0.45, 0.15, ASKED, 0.0),
     Phase(3000, 0.45, 0.15, ASKED_LATER, 0.5),
     Phase(4000, 0.15, 0.05, ASKED_LATER, 1.0),
     Phase(5000, 0.45, 0.15, ASKED_LATER, 0.5),
+    Phase(5400, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 1.0),
 )
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
 IGNORED = -100
@@ -112,7 +115,7 @@ class Batches:
         turns: list[Turn] = []
         while len(turns) < questions:
             kind = self.phase.asked[int(self.random.integers(len(self.phase.asked)))]
-            asked = world.ask(kind, objects, self.random)
+            asked = world.ask(kind, objects, self.random, self.phase.tempting)
             if asked:
                 turns.append((asked.text.split(), [asked.answer], [True]))
         return *self._sequence(turns), world.paint_scene(objects, self.random), self._patches(objects)

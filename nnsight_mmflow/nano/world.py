@@ -120,15 +120,18 @@ def _either(random: np.random.Generator, true: str, false: str) -> tuple[str, st
     return (true, false) if random.random() < 0.5 else (false, true)
 
 
-def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator) -> Question | None:
-    """A question of that type about the scene; None where the scene allows none. Balanced between the answers."""
+def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator, tempting: float = 0.7) -> Question | None:
+    """A question of that type about the scene; None where the scene allows none. Balanced between the answers.
+
+    `tempting` is how often ChooseCat's false option is a shape that the scene holds.
+    """
     one, two = (objects[i] for i in random.permutation(len(objects))[:2])
     if kind == "QueryAttr":
         return Question(kind, f"what color is the {one.shape} ?", one.color, objects=(one,))
     if kind == "ChooseAttr":
         seen = {thing.color for thing in objects} - {one.color}
-        tempting = seen and random.random() < 0.5
-        false = _pick(random, sorted(seen if tempting else set(COLORS) - {one.color}))
+        seen_too = seen and random.random() < 0.5
+        false = _pick(random, sorted(seen if seen_too else set(COLORS) - {one.color}))
         first, second = _either(random, one.color, false)
         return Question(kind, f"is the {one.shape} {first} or {second} ?", one.color, (one.color, false), (one,))
     if kind == "Side":
@@ -167,8 +170,8 @@ def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator) -> 
             return None
         one = _pick(random, single)
         present = [thing.shape for thing in objects if thing != one]
-        tempting = random.random() < 0.7
-        false = str(_pick(random, present if tempting else [shape for shape in SHAPES if shape != one.shape]))
+        seen_too = random.random() < tempting
+        false = str(_pick(random, present if seen_too else [shape for shape in SHAPES if shape != one.shape]))
         first, second = _either(random, one.shape, false)
         text = f"is the {one.color} thing a {first} or a {second} ?"
         return Question(kind, text, one.shape, (one.shape, false), (one,))
