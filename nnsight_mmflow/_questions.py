@@ -73,7 +73,7 @@ def read_questions(
         >>> from tempfile import mkdtemp
         >>> import nnsight_mmflow as mmf
         >>> file = Path(mkdtemp()) / "mine.csv"
-        >>> _ = file.write_text("question_id,img_id,question,answer\\n007,1,Is it red?,yes\\n")
+        >>> _ = file.write_text("question_id,img_id,question,answer\n007,1,Is it red?,yes\n")
         >>> mmf.read_questions(file)[0][0].key
         '007'
     """

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "data"
 HELD_OUT = FOLDER / "held_out.jsonl"
-KINDS = ("QueryAttr", "ChooseAttr", "ChooseRel", "CompareAttr", "LogicalObj", "ChooseCat", "fact-flag", "fact-name")
+KINDS = (
+    "QueryAttr",
+    "ChooseAttr",
+    "ChooseRel",
+    "CompareAttr",
+    "LogicalObj",
+    "ChooseCat",
+    "fact-flag",
+    "fact-name",
+    "ChooseCat-both",
+)
 
 
 def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
@@ -26,7 +36,7 @@ def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
 
     Args:
         n: how many in all.
-        kinds: one of the six scene types, "fact-flag", "fact-name", or several.
+        kinds: one of the six scene types, "fact-flag", "fact-name", "ChooseCat-both", or several.
 
     Raises:
         DataError: an unknown type, or more questions than there are.

@@ -44,6 +44,7 @@ PHASES = (
     Phase(4000, 0.15, 0.05, ASKED_LATER, 1.0),
     Phase(5000, 0.45, 0.15, ASKED_LATER, 0.5),
     Phase(5400, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 1.0),
+    Phase(7500, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 0.4),
 )
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
 IGNORED = -100

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._questions import Question
 
 # What guessing gives on the held-out sets: one of eight colours, or one of two answers.
-GUESSING = {"QueryAttr": 1 / 8, **dict.fromkeys(KINDS[1:6], 1 / 2)}
+GUESSING = {"QueryAttr": 1 / 8, **dict.fromkeys((*KINDS[1:6], "ChooseCat-both"), 1 / 2)}
 PICTURES = ("own", "blank", "swapped")
 
 

@@ -16,8 +16,11 @@ SEED = 20261120
 def write_held_out(path: Path) -> int:
     """Writes the held-out set, and returns how many questions it holds."""
     entries = []
+    # As in GQA, the false option of ChooseCat is a thing that is not there; ChooseCat-both asks between two that are.
     for number, kind in enumerate(world.SCENE_TYPES):
-        entries += _scenes(kind, np.random.default_rng([SEED, number]))
+        entries += _scenes(kind, np.random.default_rng([SEED, number]), tempting=0.0)
+    for entry in _scenes("ChooseCat", np.random.default_rng([SEED, 50]), tempting=1.0):
+        entries.append({**entry, "kind": "ChooseCat-both"})
     random = np.random.default_rng([SEED, 99])
     for by_name in (False, True):
         for place in facts.PLACES:
@@ -32,14 +35,14 @@ def write_held_out(path: Path) -> int:
     return len(entries)
 
 
-def _scenes(kind: str, random: np.random.Generator) -> list[dict]:
+def _scenes(kind: str, random: np.random.Generator, tempting: float) -> list[dict]:
     """Questions of one type; no answer of a yes/no or left/right question more often than half."""
     drawn: list[dict] = []
     answers: dict[str, int] = {}
     two = kind in ("ChooseRel", "CompareAttr", "LogicalObj")
     while len(drawn) < PER_KIND:
         objects = world.draw_scene(random)
-        asked = world.ask(kind, objects, random)
+        asked = world.ask(kind, objects, random, tempting)
         if asked is None or (two and answers.get(asked.answer, 0) >= PER_KIND // 2):
             continue
         answers[asked.answer] = answers.get(asked.answer, 0) + 1
