@@ -27,7 +27,8 @@ def steps_of(
     """
     steps: list[Step] = []
     width, height = size
-    if (squared or getattr(processor, "do_pad", None)) and width != height:
+    pads = getattr(processor, "do_pad", None) and hasattr(processor, "pad_to_square")  # others do not heed do_pad
+    if (squared or pads) and width != height:
         width = height = max(size)
         steps.append(("pad", width, height))
     if processor.do_resize:

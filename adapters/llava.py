@@ -45,6 +45,7 @@ class Llava(Adapter):
                 cells=self._cells(height, width),
                 raster=squared,
                 resample=int(image_processor.resample),
+                fill=tuple(int(channel * 255) for channel in image_processor.image_mean),
             )
             for size in sizes
         ]

@@ -33,6 +33,7 @@ class ImageGeometry:
         cells: for each image token its patch (row * columns + column), or None (a class token).
         raster: whether "raster" is the rule that boxes follow unless asked otherwise.
         resample: PIL's number of the resize filter (3: bicubic).
+        fill: the colour of padding to a square (CLIP's mean unless the processor has another).
     """
 
     size: tuple[int, int]
@@ -42,6 +43,7 @@ class ImageGeometry:
     cells: tuple[int | None, ...]
     raster: bool = False
     resample: int = 3
+    fill: tuple[int, ...] = (122, 116, 104)
     _map: tuple[float, float, float, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,8 +54,8 @@ class ImageGeometry:
                 scale_x, shift_x = scale_x * new_width / width, shift_x * new_width / width
                 scale_y, shift_y = scale_y * new_height / height, shift_y * new_height / height
             else:  # pad and crop both keep the centre
-                shift_x += _centred(new_width, width)
-                shift_y += _centred(new_height, height)
+                shift_x += _centred(name, new_width, width)
+                shift_y += _centred(name, new_height, height)
             width, height = new_width, new_height
         object.__setattr__(self, "_map", (scale_x, scale_y, shift_x, shift_y))
 
@@ -81,7 +83,9 @@ class ImageGeometry:
         row, column = divmod(cell, self.grid[1])
         left, top = column * self.patch, row * self.patch
         box = self._to_original((left, top, left + self.patch, top + self.patch))
-        return box if box[0] < box[2] and box[1] < box[3] else None
+        scale_x, scale_y, *_ = self._map
+        seen = (box[2] - box[0]) * scale_x > TOLERANCE and (box[3] - box[1]) * scale_y > TOLERANCE
+        return box if seen else None
 
     def tokens(self, boxes: Sequence[Sequence[Number]], rule: str | None = None) -> tuple[int, ...]:
         """The tokens (counted within this image) whose patch meets any of the boxes.
@@ -163,8 +167,8 @@ class ImageGeometry:
             if name == "resize":
                 canvas = canvas.resize((width, height), resample=self.resample)
             else:
-                moved = Image.new("RGB", (width, height), green)
-                moved.paste(canvas, (_centred(width, canvas.width), _centred(height, canvas.height)))
+                moved = Image.new("RGB", (width, height), self.fill if name == "pad" else (0, 0, 0))
+                moved.paste(canvas, (_centred(name, width, canvas.width), _centred(name, height, canvas.height)))
                 canvas = moved
         rows, columns = self.grid
         kept = (np.asarray(canvas) == red).all(-1)[: rows * self.patch, : columns * self.patch]
@@ -172,6 +176,9 @@ class ImageGeometry:
         return set(np.flatnonzero(touched).tolist())
 
 
-def _centred(new: int, old: int) -> int:
-    """Where the old picture's edge lies in the new one; a crop gives a negative number, rounded as processors do."""
-    return (new - old) // 2 if new >= old else -((old - new) // 2)
+def _centred(step: str, new: int, old: int) -> int:
+    """Where the old picture's edge lies in the new one, rounded as processors do: negative where a crop cuts."""
+    if new < old:
+        return -((old - new) // 2)
+    # A crop larger than the picture pads, and puts the odd pixel before it; padding to a square, behind it.
+    return (new - old + (step == "crop")) // 2

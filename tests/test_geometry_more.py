@@ -133,9 +133,7 @@ def test_a_crop_larger_than_the_picture_pads_as_the_processor_does():
 
 def test_do_pad_counts_only_where_the_processor_heeds_it():
     """CLIP's processor has no padding to a square: with do_pad set it still crops, and the map must say so."""
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_pad=True
-    )
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_pad=True)
     picture = np.zeros((250, 500, 3), np.uint8)
     picture[:, 125:375] = 255  # what a centre crop keeps
     made = processor(Image.fromarray(picture), do_normalize=False, do_rescale=False, return_tensors="np")

@@ -21,9 +21,9 @@ from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
 
-LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 8300
+LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 9050
 # First step and length of each cosine; a drill starts a new one.
-CYCLES = ((0, 7000), (4000, 3000), (5400, 2100), (7500, 800))
+CYCLES = ((0, 7000), (4000, 3000), (5400, 2100), (7500, 800), (8300, 750))
 
 
 class PatchReadout(nn.Module):
