@@ -44,6 +44,11 @@ def encode(
             f"the text names {text.count(placeholder)} image(s) by {placeholder!r}, but {len(pictures)} came: {text!r}."
             " Pass as many pictures as the text has placeholders."
         )
+    if pictures and getattr(processor, "patch_size", 1) is None:
+        raise PromptError(
+            "the processor's patch_size is None, so it cannot expand the image token: set processor.patch_size to the"
+            " tower's, and vision_feature_select_strategy to the model's."
+        )
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
     encoded = processor(text=text, images=pictures or None, return_tensors="pt", **special)
@@ -112,7 +117,11 @@ def _offsets(
 
 def _check_words(processor: object, text: str, ids: list[int], offsets: tuple[tuple[int, int], ...]) -> None:
     tokenizer = processor.tokenizer  # type: ignore[attr-defined]
-    unknown = [text[slice(*offsets[i])] for i, token in enumerate(ids) if token == tokenizer.unk_token_id]
+    unknown = [
+        text[slice(*offsets[i])]
+        for i, token in enumerate(ids)
+        if token == tokenizer.unk_token_id and offsets[i][0] < offsets[i][1]
+    ]
     if not unknown:
         return
     words = sorted(word for word in tokenizer.get_vocab() if word.strip() and not word.startswith("<"))

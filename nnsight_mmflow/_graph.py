@@ -224,10 +224,11 @@ class Graph:
         ids = inputs["input_ids"]
         if not isinstance(prompt, Prompt):
             pad = self.processor.tokenizer.pad_token_id
-            if "attention_mask" not in inputs and len(ids) > 1 and pad is not None and bool((ids[:, 0] == pad).any()):
-                padded = (ids[:, 0] == pad).nonzero().flatten().tolist()
+            ends = (ids[:, 0] == pad) | (ids[:, -1] == pad) if pad is not None else ids[:, 0] < 0
+            if "attention_mask" not in inputs and len(ids) > 1 and bool(ends.any()):
+                padded = ends.nonzero().flatten().tolist()
                 raise PromptError(
-                    f"row(s) {padded} start with padding, but there is no attention_mask: the model would read the"
+                    f"row(s) {padded} start or end with padding, but there is no attention_mask: the model would read the"
                     " padding as text. Pass the attention_mask that the processor or graph.batch returned."
                 )
             pixels = inputs.get("pixel_values")

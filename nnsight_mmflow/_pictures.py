@@ -51,7 +51,8 @@ def _open(image: object) -> Picture:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (3, 4))
+        if image.dtype != np.uint8 or not shaped or 0 in image.shape:
             raise PromptError(
                 f"an array of shape {image.shape} and type {image.dtype} came as an image; expected uint8 of shape"
                 " (height, width, 3). Multiply by 255 and cast if it holds 0 to 1."

@@ -141,6 +141,28 @@ class Spans:
         whole = [hit.start() + start for hit in re.finditer(rf"(?<!\w){plain}(?!\w)", part)]
         return whole or [hit.start() + start for hit in re.finditer(plain, part)]
 
+    def _text_call(self, call: ast.Call) -> Span:
+        """A text(...) inside an expression, its arguments checked."""
+        form = "text takes a substring, and perhaps index= (a number) and match=: text('red'), text('the', 1)"
+        try:
+            values = [ast.literal_eval(argument) for argument in call.args]
+            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except ValueError:
+            raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.") from None
+        given = {**dict(zip(("substring", "index"), values, strict=False)), **named}
+        index = given.get("index")
+        fits = (
+            len(values) <= 2
+            and len(given) == len(values) + len(named)
+            and set(given) <= {"substring", "index", "match"}
+            and isinstance(given.get("substring"), str)
+            and (index is None or type(index) is int)
+            and isinstance(given.get("match", "word"), str)
+        )
+        if not fits:
+            raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.")
+        return self.text(given["substring"], index, match=given.get("match", "word"))
+
     def _evaluate(self, tree: ast.expr, expression: str) -> Span:
         if isinstance(tree, ast.Name) and tree.id in self.named:
             return self.named[tree.id]
@@ -161,7 +183,7 @@ class Spans:
         ):
             return self._evaluate(tree.value, expression)[tree.slice.value]
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
-            return self.text(*(ast.literal_eval(argument) for argument in tree.args))
+            return self._text_call(tree)
         raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")
 
 

@@ -81,7 +81,13 @@ def render(
             f" {', '.join(PAPER_TEMPLATES)} with template=, or write the whole text with raw=True."
         )
     end = f"\n{instruction}" if instruction else ""
-    before, after = _chat(processor, _MARK + end, n_images).split(_MARK)
+    parts = _chat(processor, _MARK + end, n_images).split(_MARK)
+    if len(parts) != 2:
+        raise PromptError(
+            f"the chat template writes the question {len(parts) - 1} times, so its tokens cannot be found by counting."
+            " Write the whole text with raw=True."
+        )
+    before, after = parts
     text = _chat(processor, question + end, n_images)
     # A template may strip the text it is given: then the question is what is left of it.
     if not (

@@ -137,7 +137,7 @@ def test_tensors_of_ones_own_are_checked(graph, prompt):
     batch = graph.batch([prompt, graph.prompt(picture(1), "is there a ring or a cross ? yes")])
     bare = {name: batch.inputs[name] for name in ("input_ids", "pixel_values")}
     with pytest.raises(
-        mmf.PromptError, match=re.escape("row(s) [0] start with padding, but there is no attention_mask")
+        mmf.PromptError, match=re.escape("row(s) [0] start or end with padding, but there is no attention_mask")
     ):
         graph.trace(bare)
     with pytest.raises(mmf.PromptError, match="128 image tokens in the prompt, 64 features from 1 image"):
