@@ -228,8 +228,8 @@ class Graph:
             if "attention_mask" not in inputs and len(ids) > 1 and bool(ends.any()):
                 padded = ends.nonzero().flatten().tolist()
                 raise PromptError(
-                    f"row(s) {padded} start or end with padding, but there is no attention_mask: the model would read the"
-                    " padding as text. Pass the attention_mask that the processor or graph.batch returned."
+                    f"row(s) {padded} start or end with padding, but there is no attention_mask: the model would"
+                    " read the padding as text. Pass the attention_mask that the processor or graph.batch returned."
                 )
             pixels = inputs.get("pixel_values")
             features = [] if pixels is None else self.adapter.feature_counts(inputs)
