@@ -81,9 +81,10 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     cache, clean.cache = clean.cache, None
     token = clean.numbers[0, 1].long()
     results: list[torch.Tensor] = []
+    # The cache shrinks from chunk to chunk: those with the longest prefix run first.
+    order = sorted(range(len(plan.chunks)), key=lambda number: -plan.chunks[number].start)
     with torch.no_grad(), model.session():
-        for rows in sorted(plan.chunks, key=lambda chunk: -chunk.start):
-            # The cache shrinks from chunk to chunk: those with the longest prefix run first.
+        for rows in [plan.chunks[number] for number in order]:
             crop_cache(cache, rows.start)
             inputs = [hidden[:, rows.start - clean.start :] for hidden in clean.inputs]
             opened, closed = open_mask(rows, inputs[0]), closed_edges(rows, inputs[0].device)
@@ -101,7 +102,6 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
                 run_rows(layers, rows, inputs, opened, closed)
                 numbers = nnsight.save(answer_numbers(unembed.output[0], token))
             results.append(numbers)
-    order = sorted(range(len(plan.chunks)), key=lambda number: -plan.chunks[number].start)
     by_chunk = dict(zip(order, results, strict=True))
     return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
 

@@ -12,7 +12,7 @@ from nnsight_mmflow.patterns.flow_result import FlowResult, collect
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
-from nnsight_mmflow._plan import ROW_BUDGET, Plan, edge_positions, make_plan, sizes_of
+from nnsight_mmflow._plan import ROW_BUDGET, Plan, make_plan, sizes_of
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._sweep import check_reach, run_by_forwards, run_by_rows, run_clean
@@ -143,8 +143,6 @@ def _plan(
             kept.append(edge)
         elif not default:
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
-    for edge in kept:
-        edge_positions(spans, edge)
     if engine == "rows":
         check_reach(graph, len(spans["all"]))
     return make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
