@@ -41,15 +41,14 @@ def test_accuracy_with_and_without_the_image(nano):
     found = evaluate(nano)
     table = as_table(found)
     for kind in SCENES:
-        # ChooseCat falls short of the 97% that was asked: 92.0% measured (the model card says so)
-        assert found[kind]["own"] >= (0.89 if kind == "ChooseCat" else 0.97), table
+        assert found[kind]["own"] >= 0.97, table
         for other in ("blank", "swapped"):
             # 200 questions: three standard errors of a coin are 11 points
             assert found[kind][other] <= GUESSING[kind] + 0.11, table
     for kind in ("fact-flag", "fact-name"):
         assert found[kind]["own"] >= 0.99, table
-    # which of two shapes that are both there has that colour: the model card says how far nano gets; not by guessing
-    assert found["ChooseCat-both"]["own"] >= GUESSING["ChooseCat-both"] + 0.11, table
+    # which of two shapes that are both there has that colour: presence alone cannot tell
+    assert found["ChooseCat-both"]["own"] >= 0.95, table
     assert found["fact-flag"]["blank"] < 0.2, table  # a flag is needed to name its place
     assert found["fact-name"]["swapped"] >= 0.99, table  # by name, the picture does not matter
 

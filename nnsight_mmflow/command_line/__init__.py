@@ -76,7 +76,7 @@ def _nano(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("train", "eval", "samples"), help="rebuild it; measure it; show its world")
     command.add_argument("--out", default="mmflow-nano", metavar="DIR", help="where the result goes")
     command.add_argument("--seed", type=int, default=0, help="train: the seed")
-    command.add_argument("--steps", type=int, default=9050, help="train: how many steps")
+    command.add_argument("--steps", type=int, default=11050, help="train: how many steps")
     command.add_argument("--device", default="cpu", help="train: such as cuda")
     command.add_argument("--model", default="nano", help="eval: another folder")
     command.add_argument("--limit", type=int, default=10_000, metavar="N", help="eval: questions of each type")

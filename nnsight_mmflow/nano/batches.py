@@ -37,7 +37,8 @@ class Phase:
 
 
 # The one-hop types are learnt by step 3000; then those that combine two objects come more often. ChooseCat is the last:
-# it stays at what can be said from which shapes are there, until it is drilled where that says nothing.
+# it stays at what can be said from which shapes are there, until it is drilled where that says nothing, and it is the
+# open question ("what is the red thing ?", QueryCat, which has no options to guess from) that makes it sure.
 PHASES = (
     Phase(0, 0.45, 0.15, ASKED, 0.0),
     Phase(3000, 0.45, 0.15, ASKED_LATER, 0.5),
@@ -45,6 +46,7 @@ PHASES = (
     Phase(5000, 0.45, 0.15, ASKED_LATER, 0.5),
     Phase(5400, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 1.0),
     Phase(7500, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 0.4),
+    Phase(9050, 0.70, 0.12, (*world.SCENE_TYPES, *["QueryCat"] * 5, "ChooseCat", "ChooseCat"), 0.0, 0.6),
 )
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
 IGNORED = -100

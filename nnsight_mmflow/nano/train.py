@@ -1,4 +1,4 @@
-"""Rebuilds nano from a seed: about an hour and a half on two CPU cores, minutes on a GPU.
+"""Rebuilds nano from a seed: under two hours on two CPU cores, minutes on a GPU.
 
 Captions teach binding in one hop; without them the two-hop questions stay at chance for thousands of steps. For the
 first steps a linear readout of the projector's output must name each patch's content, row and column: without row and
@@ -21,9 +21,9 @@ from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
 
-LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 9050
+LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 11050
 # First step and length of each cosine; a drill starts a new one.
-CYCLES = ((0, 7000), (4000, 3000), (5400, 2100), (7500, 800), (8300, 750))
+CYCLES = ((0, 7000), (4000, 3000), (5400, 2100), (7500, 800), (8300, 750), (9050, 2000))
 
 
 class PatchReadout(nn.Module):

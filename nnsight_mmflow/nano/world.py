@@ -163,19 +163,21 @@ def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator, tem
         first, second = _either(random, true, gone)
         found = tuple(thing for thing in objects if thing.shape in (first, second))
         return Question(kind, f"is there a {first} or a {second} ?", "yes" if yes else "no", objects=found)
-    if kind == "ChooseCat":
+    if kind in ("QueryCat", "ChooseCat"):
         colors = [thing.color for thing in objects]
         single = [thing for thing in objects if colors.count(thing.color) == 1]
         if not single:
             return None
         one = _pick(random, single)
+        if kind == "QueryCat":
+            return Question(kind, f"what is the {one.color} thing ?", one.shape, objects=(one,))
         present = [thing.shape for thing in objects if thing != one]
         seen_too = random.random() < tempting
         false = str(_pick(random, present if seen_too else [shape for shape in SHAPES if shape != one.shape]))
         first, second = _either(random, one.shape, false)
         text = f"is the {one.color} thing a {first} or a {second} ?"
         return Question(kind, text, one.shape, (one.shape, false), (one,))
-    raise ValueError(f"no question type {kind!r}; there are {(*SCENE_TYPES, 'Side')}")
+    raise ValueError(f"no question type {kind!r}; there are {(*SCENE_TYPES, 'Side', 'QueryCat')}")
 
 
 def caption(
