@@ -1,12 +1,16 @@
 """One file per model family. An adapter says where things are; nothing else in the package knows a family's name.
 
 The table maps the Hugging Face class of a model to the adapter that reads it, as "module:class" so that only the
-adapter in use is imported.
+adapter in use is imported. Another package adds its own by an entry point:
+
+    [project.entry-points."nnsight_mmflow.adapters"]
+    MyModelForConditionalGeneration = "my_package.my_adapter:MyAdapter"
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import ModelError
@@ -15,9 +19,25 @@ if TYPE_CHECKING:
     from nnsight_mmflow.adapters._base import Adapter
     from transformers import PreTrainedModel, ProcessorMixin
 
+GROUP = "nnsight_mmflow.adapters"
 TABLE = {
     "LlavaForConditionalGeneration": "nnsight_mmflow.adapters.llava:Llava",
+    "LlavaNextForConditionalGeneration": "nnsight_mmflow.adapters.llava_next:LlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "nnsight_mmflow.adapters.llava_onevision:LlavaOnevision",
+    "Qwen2VLForConditionalGeneration": "nnsight_mmflow.adapters.qwen2_vl:Qwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "nnsight_mmflow.adapters.qwen2_5_vl:Qwen2_5_VL",
+    "Qwen3VLForConditionalGeneration": "nnsight_mmflow.adapters.qwen3_vl:Qwen3VL",
+    "Gemma3ForConditionalGeneration": "nnsight_mmflow.adapters.gemma3:Gemma3",
+    "Idefics3ForConditionalGeneration": "nnsight_mmflow.adapters.idefics3:Idefics3",
+    "SmolVLMForConditionalGeneration": "nnsight_mmflow.adapters.idefics3:Idefics3",
+    "InternVLForConditionalGeneration": "nnsight_mmflow.adapters.internvl:InternVL",
+    "PaliGemmaForConditionalGeneration": "nnsight_mmflow.adapters.paligemma:PaliGemma",
 }
+
+
+def known() -> dict[str, str]:
+    """All adapters: the package's own, and those that other packages have registered."""
+    return {**TABLE, **{entry.name: entry.value for entry in entry_points(group=GROUP)}}
 
 
 def adapter_for(model: PreTrainedModel, processor: ProcessorMixin) -> Adapter:
@@ -26,11 +46,12 @@ def adapter_for(model: PreTrainedModel, processor: ProcessorMixin) -> Adapter:
     Raises:
         ModelError: no adapter covers the class, or the configuration holds a setting that the adapter does not handle.
     """
-    name = type(model).__name__
-    if name not in TABLE:
+    name, there = type(model).__name__, known()
+    if name not in there:
         raise ModelError(
-            f"there is no adapter for {name}; there are adapters for {', '.join(TABLE)}."
-            " To add one, copy nnsight_mmflow/adapters/llava.py and enter it in nnsight_mmflow.adapters.TABLE."
+            f"there is no adapter for {name}; there are adapters for {', '.join(there)}. To add one, copy"
+            " nnsight_mmflow/adapters/qwen2_vl.py (one file, under 100 lines), register it as the entry point"
+            f' [project.entry-points."{GROUP}"] {name} = "package.module:Class", and run `mmflow check` on a model.'
         )
-    module, cls = TABLE[name].split(":")
+    module, cls = there[name].split(":")
     return getattr(import_module(module), cls)(model, processor)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._geometry import Step
+from nnsight_mmflow._views import Step, View
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
+
+
+def squared_first(size: tuple[int, int], squared: bool) -> tuple[list[Step], tuple[int, int]]:
+    """The package's own padding to a square, where asked for, and the (width, height) after it."""
+    if squared and size[0] != size[1]:
+        return [Step("pad", max(size), max(size))], (max(size), max(size))
+    return [], size
+
+
+def resized_view(size: tuple[int, int], squared: bool, to: tuple[int, int], patch: int, name: str = "image") -> View:
+    """The view of a picture that is resized as a whole to (width, height) `to`, and no more."""
+    steps, _ = squared_first(size, squared)
+    return View(size, (*steps, Step("resize", *to)), patch, (to[1] // patch, to[0] // patch), name)
+
+
+def settings(processor: BaseImageProcessor, squared: bool) -> dict[str, Any]:
+    """What ImageGeometry needs of a processor's settings for the raster rule."""
+    fill = tuple(int(channel * 255) for channel in processor.image_mean)
+    return {"raster": squared, "resample": int(processor.resample), "fill": fill}
 
 
 def steps_of(
@@ -25,22 +44,19 @@ def steps_of(
     Raises:
         ModelError: the steps read from the settings do not lead to `result`.
     """
-    steps: list[Step] = []
-    width, height = size
     pads = getattr(processor, "do_pad", None) and hasattr(processor, "pad_to_square")  # others do not heed do_pad
-    if (squared or pads) and width != height:
-        width = height = max(size)
-        steps.append(("pad", width, height))
+    steps, (width, height) = squared_first(size, squared or bool(pads))
     if processor.do_resize:
         width, height = _resized(dict(processor.size), width, height)
-        steps.append(("resize", width, height))
+        steps.append(Step("resize", width, height))
     if getattr(processor, "do_center_crop", None):
         width, height = processor.crop_size["width"], processor.crop_size["height"]
-        steps.append(("crop", width, height))
+        steps.append(Step("crop", width, height))
     if (width, height) != result:
         raise ModelError(
             f"{type(processor).__name__} should turn a picture of {size[0]}x{size[1]} into {width}x{height} by"
-            f" {steps}, but made {result[0]}x{result[1]}: its settings hold a step that this package does not know."
+            f" {[tuple(step[:3]) for step in steps]}, but made {result[0]}x{result[1]}: its settings hold a step that"
+            " this package does not know."
         )
     return tuple(steps)
 

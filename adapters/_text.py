@@ -11,21 +11,37 @@ class TextModel:
 
     Attributes:
         norm: the final norm, on the decoder.
-        attention: the attention module of a layer; its output's first element is what joins the residual stream.
+        attention: the attention module of a layer.
         mlp: the MLP of a layer.
+        after_attention: the norm through which the attention's output joins the residual stream; None: as it is.
+        after_mlp: the same for the MLP.
         handled: fields of its configuration that the package reads.
     """
 
     norm: str = "norm"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    after_attention: str | None = None
+    after_mlp: str | None = None
     handled: frozenset[str] = frozenset()
 
 
+_SLIDING = frozenset({"sliding_window", "use_sliding_window", "layer_types", "max_window_layers"})
+_BETWEEN_NORMS = {"after_attention": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"}
+_GEMMA = _SLIDING | {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"}
+_PALIGEMMA = _GEMMA | {"use_bidirectional_attention", "num_image_tokens"}
+
 TEXT_MODELS = {
     "llama": TextModel(),
-    "mistral": TextModel(handled=frozenset({"sliding_window"})),
-    "qwen2": TextModel(handled=frozenset({"sliding_window", "use_sliding_window", "layer_types", "max_window_layers"})),
+    "mistral": TextModel(handled=_SLIDING),
+    "qwen2": TextModel(handled=_SLIDING),
+    "qwen3": TextModel(handled=_SLIDING),
+    "qwen2_vl_text": TextModel(handled=_SLIDING),
+    "qwen2_5_vl_text": TextModel(handled=_SLIDING),
+    "qwen3_vl_text": TextModel(),
+    "gemma": TextModel(handled=_PALIGEMMA),
+    "gemma2": TextModel(handled=_PALIGEMMA, **_BETWEEN_NORMS),
+    "gemma3_text": TextModel(handled=_GEMMA, **_BETWEEN_NORMS),
     "phi": TextModel(norm="final_layernorm"),
 }
 
@@ -39,5 +55,5 @@ IGNORED = frozenset(
     qk_layernorm tie_word_embeddings pretraining_tp pad_token_id bos_token_id eos_token_id
     num_channels image_size patch_size projection_dim initializer_factor vision_use_head attention_probs_dropout_prob
     projector_hidden_act multimodal_projector_bias image_seq_length quantization_config _attn_implementation_autoset
-    ignore_index use_image_newline_parameter""".split()
+    ignore_index use_image_newline_parameter hidden_activation hidden_dropout_prob projection_dropout""".split()
 )

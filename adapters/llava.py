@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one grid of patches per image, with or without the class token."""
+"""LLaVA-1.5: one grid of patches per image, with or without the class token; with Pixtral's tower, of any shape."""
 
 from __future__ import annotations
 
@@ -6,64 +6,57 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import steps_of
+from nnsight_mmflow.adapters._processing import resized_view, settings, steps_of
 
-from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._geometry import ImageGeometry
+from nnsight_mmflow._geometry import CLASS, Cell, ImageGeometry, whole
+from nnsight_mmflow._views import View
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Llava(Adapter):
-    """LlavaForConditionalGeneration with a CLIP or SigLIP tower."""
+    """LlavaForConditionalGeneration with a CLIP, SigLIP or Pixtral tower."""
 
     family = "llava"
     handled = frozenset(
         {"image_token_index", "image_token_id", "vision_feature_layer", "vision_feature_select_strategy"}
     )
-    towers = {"clip_vision_model": 1, "siglip_vision_model": 0}
-
-    def projector(self) -> nn.Module:
-        """The two-layer perceptron."""
-        return self.model.base_model.multi_modal_projector
+    towers = {"clip_vision_model": 1, "siglip_vision_model": 0, "pixtral": 0}
+    texts = ("llama", "mistral", "qwen2", "phi")
 
     def images(
         self, inputs: Mapping[str, torch.Tensor], sizes: list[tuple[int, int]], squared: bool
     ) -> list[ImageGeometry]:
-        """How each image became tokens: all of one size, whatever the picture's."""
-        height, width = inputs["pixel_values"].shape[-2:]
-        image_processor = self.processor.image_processor
+        """How each image became tokens: all of one size, or (Pixtral) each in its own shape."""
+        processor = self.processor.image_processor
         patch = self.config.vision_config.patch_size
-        return [
-            ImageGeometry(
-                size=size,
-                steps=steps_of(image_processor, size, squared, (width, height)),
-                patch=patch,
-                grid=(height // patch, width // patch),
-                cells=self._cells(height, width),
-                raster=squared,
-                resample=int(image_processor.resample),
-                fill=tuple(int(channel * 255) for channel in image_processor.image_mean),
-            )
-            for size in sizes
-        ]
+        result = []
+        for size, (height, width) in zip(sizes, self._seen(inputs), strict=True):
+            if "image_sizes" in inputs:
+                view = resized_view(size, squared, (width, height), patch)
+            else:
+                steps = steps_of(processor, size, squared, (width, height))
+                view = View(size, steps, patch, (height // patch, width // patch))
+            result.append(ImageGeometry(size, (view,), self._cells(height, width), **settings(processor, squared)))
+        return result
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:
-        """The same number for each image."""
-        pixels = inputs["pixel_values"]
-        return [len(self._cells(*pixels.shape[-2:]))] * len(pixels)
+        """One feature per patch, the class token or the first patch left out where the configuration says so."""
+        return [len(self._cells(height, width)) for height, width in self._seen(inputs)]
 
-    def _cells(self, height: int, width: int) -> tuple[int | None, ...]:
-        """The patch of each token of one image; None for a class token."""
+    def _seen(self, inputs: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
+        """(height, width) of each picture as the tower sees it."""
+        pixels = inputs["pixel_values"]
+        if "image_sizes" in inputs:  # Pixtral: padding to the largest picture is taken off again
+            return [(int(height), int(width)) for height, width in inputs["image_sizes"]]
+        self.check_seen((pixels.shape[-1], pixels.shape[-2]))
+        return [(pixels.shape[-2], pixels.shape[-1])] * len(pixels)
+
+    def _cells(self, height: int, width: int) -> tuple[Cell | str, ...]:
+        """The place of each token of one image."""
         vision = self.config.vision_config
-        if (height, width) != (vision.image_size, vision.image_size):
-            raise ModelError(
-                f"the processor makes pictures of {width}x{height} pixels, the tower reads"
-                f" {vision.image_size}x{vision.image_size}: load the processor that belongs to this model."
-            )
-        patches = (height // vision.patch_size) * (width // vision.patch_size)
-        tokens = (*[None] * self.towers[vision.model_type], *range(patches))
+        patches = whole((height // vision.patch_size, width // vision.patch_size))
+        tokens = (*[CLASS] * self.towers[vision.model_type], *patches)
         # transformers drops the first token here, whether the tower has a class token or not.
         return tokens[1:] if self.config.vision_feature_select_strategy == "default" else tokens

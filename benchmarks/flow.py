@@ -108,7 +108,7 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
     prompt = graph.prompt(image, question())
     counts = {name: len(prompt.spans[name]) for name in ("prefix", "image", "question", "suffix")}
-    plan = make_plan(sizes_of(graph), prompt.spans, PAPER, (given.window,), given.row_budget)
+    plan = make_plan(sizes_of(graph, prompt), prompt.spans, PAPER, (given.window,), given.row_budget)
     print(f"{given.shape}: {graph}\npositions {counts}\n{plan}", flush=True)
     inputs = graph.checked(prompt)
     start = min(chunk.start for chunk in plan.chunks)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow._questions import read_questions as read_questions
     from nnsight_mmflow._row_spans import Spans as Spans
     from nnsight_mmflow._spans import Span as Span
+    from nnsight_mmflow.checks import Report as Report
+    from nnsight_mmflow.checks import check as check
     from nnsight_mmflow.patterns.flow import flow as flow
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
@@ -60,6 +62,8 @@ _WHERE = {
     "PromptError": "_errors",
     "ModelError": "_errors",
     "DataError": "_errors",
+    "check": "checks",
+    "Report": "checks",
     "nano": "nano",
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import BatchFeature
+
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._geometry import ImageGeometry
 from nnsight_mmflow._row_spans import Spans
@@ -51,15 +53,28 @@ def encode(
         )
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
-    encoded = processor(text=text, images=pictures or None, return_tensors="pt", **special)
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in encoded}
+    encoded = _processed(adapter, text, pictures, special)
+    replaced = next(iter(encoded.pop("text_replacement_offsets", None) or []), [])
+    taken = {name: value for name, value in encoded.items() if name in adapter.input_names}
+    inputs = dict(BatchFeature(taken, tensor_type="pt"))
     geometries = adapter.images(inputs, sizes, squared) if pictures else []
     ids = inputs["input_ids"][0].tolist()
     check_counts(ids.count(adapter.image_token_id), [len(geometry.cells) for geometry in geometries])
-    offsets = _offsets(adapter, text, ids, geometries, special)
+    text, question = adapter.prepared(text, question)
+    offsets = _offsets(adapter, text, ids, replaced, special)
     _check_words(processor, text, ids, offsets)
     tokens = tuple(processor.tokenizer.convert_ids_to_tokens(ids))
-    return inputs, spans_of(ids, adapter.image_token_id, tokens, offsets, text, question, placeholder, geometries)
+    images = _images(ids, adapter.image_token_id, offsets, [entry["span"][0] for entry in replaced], geometries)
+    return inputs, spans_of(tokens, offsets, text, question, placeholder, images)
+
+
+def _processed(adapter: Adapter, text: str, pictures: list[Picture], special: dict[str, bool]) -> dict:
+    """What the processor returns, as lists and arrays, and where it put what in place of each placeholder."""
+    images = adapter.nested(pictures) if pictures else None
+    try:
+        return dict(adapter.processor(text=text, images=images, return_text_replacement_offsets=True, **special))
+    except ValueError as error:
+        raise PromptError(f"the processor refuses this prompt: {error}") from error
 
 
 def check_counts(image_tokens: int, features: list[int]) -> None:
@@ -93,26 +108,50 @@ def check_counts(image_tokens: int, features: list[int]) -> None:
 
 
 def _offsets(
-    adapter: Adapter, text: str, ids: list[int], geometries: list[ImageGeometry], special: dict[str, bool]
+    adapter: Adapter, text: str, ids: list[int], replaced: list[dict], special: dict[str, bool]
 ) -> tuple[tuple[int, int], ...]:
-    """Where each token lies in `text`, whose placeholders stand for many tokens in `ids`."""
-    processor = adapter.processor
-    placeholder = processor.image_token
-    parts = text.split(placeholder)
-    expanded, origins = parts[0], list(range(len(parts[0])))
-    for part, geometry in zip(parts[1:], geometries, strict=True):
-        start = origins[-1] + 1 if origins else 0
-        expanded += placeholder * len(geometry.cells) + part
-        origins += [start] * (len(placeholder) * len(geometry.cells))
-        origins += range(start + len(placeholder), start + len(placeholder) + len(part))
-    origins.append(len(text))
-    again = processor.tokenizer(expanded, return_offsets_mapping=True, **special)
+    """Where each token lies in `text`, whose placeholders stand for many tokens in `ids`.
+
+    Every token that came in place of a placeholder has that placeholder's first character.
+    """
+    expanded, origins, done = "", [], 0
+    for entry in replaced:
+        start, end = entry["span"]
+        expanded += text[done:start] + entry["replacement"]
+        origins += [*range(done, start), *[start] * len(entry["replacement"])]
+        done = end
+    expanded += text[done:]
+    origins += range(done, len(text))
+    again = adapter.processor.tokenizer(expanded, return_offsets_mapping=True, **special)
     if again["input_ids"] != ids:
         raise PromptError(
             f"the processor made {len(ids)} tokens of {text!r}, its tokenizer {len(again['input_ids'])}: it changes the"
             " text in a way this package does not know, so tokens cannot be traced back to characters."
         )
+    origins.append(len(text))
     return tuple((origins[a], origins[b - 1] + 1 if b > a else origins[a]) for a, b in again["offset_mapping"])
+
+
+def _images(
+    ids: list[int],
+    image_token_id: int,
+    offsets: tuple[tuple[int, int], ...],
+    placeholders: list[int],
+    geometries: list[ImageGeometry],
+) -> tuple[ImageTokens, ...]:
+    """The tokens of each image: those that came in place of its placeholder."""
+    images = []
+    for number, (start, geometry) in enumerate(zip(placeholders, geometries, strict=True)):
+        came = [position for position, where in enumerate(offsets) if where == (start, start + 1)]
+        features = tuple(position for position in came if ids[position] == image_token_id)
+        if len(features) != len(geometry.cells):
+            raise PromptError(
+                f"image {number} has {len(features)} tokens in the prompt, but its picture gives"
+                f" {len(geometry.cells)} features: are the pictures in the order of the placeholders?"
+            )
+        others = tuple(position for position in came if ids[position] != image_token_id)
+        images.append(ImageTokens(features, geometry, others, number))
+    return tuple(images)
 
 
 def _check_words(processor: object, text: str, ids: list[int], offsets: tuple[tuple[int, int], ...]) -> None:
@@ -130,39 +169,31 @@ def _check_words(processor: object, text: str, ids: list[int], offsets: tuple[tu
 
 
 def spans_of(
-    ids: list[int],
-    image_token_id: int,
     tokens: tuple[str, ...],
     offsets: tuple[tuple[int, int], ...],
     text: str,
     question: tuple[int, int],
     placeholder: str,
-    geometries: list[ImageGeometry],
+    images: tuple[ImageTokens, ...],
 ) -> Spans:
-    """The spans of an unpadded row, from its ids and the characters of its tokens."""
-    row = (0, len(ids))
-    image_positions = [position for position, token in enumerate(ids) if token == image_token_id]
-    images, taken = [], 0
-    for geometry in geometries:
-        images.append(ImageTokens(tuple(image_positions[taken : taken + len(geometry.cells)]), geometry))
-        taken += len(geometry.cells)
-    image = Span("image", tuple(image_positions), row, tuple(images))
+    """The spans of an unpadded row, from the characters of its tokens and the tokens of its images."""
+    row = (0, len(tokens))
+    shown = {position for image in images for position in image.positions}
+    put_in = shown | {position for image in images for position in image.separators}
     start, end = question
     asked = tuple(
-        position
-        for position, (a, b) in enumerate(offsets)
-        if max(start, a) < min(end, b) and ids[position] != image_token_id
+        position for position, (a, b) in enumerate(offsets) if max(start, a) < min(end, b) and position not in put_in
     )
     if not asked:
         raise PromptError(f"no token of the prompt covers the question {text[start:end]!r}.")
-    rest = [position for position in range(len(ids)) if position not in set(asked) | set(image_positions)]
+    rest = [position for position in range(len(tokens)) if position not in set(asked) | shown]
     named = {
         "prefix": Span("prefix", tuple(position for position in rest if position < asked[-1]), row),
-        "image": image,
+        "image": Span("image", tuple(sorted(shown)), row, images),
         "question": Span("question", asked, row),
         "suffix": Span("suffix", tuple(position for position in rest if position > asked[-1]), row),
-        "last": Span("last", (len(ids) - 1,), row),
-        "all": Span("all", tuple(range(len(ids))), row, tuple(images)),
+        "last": Span("last", (len(tokens) - 1,), row),
+        "all": Span("all", tuple(range(len(tokens))), row, images),
     }
     after = text.rfind(placeholder)
     return Spans(named, tokens, offsets, text, question, after + len(placeholder) if after >= 0 else 0)

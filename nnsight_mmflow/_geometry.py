@@ -1,6 +1,6 @@
-"""Where each image token lies in the original picture: the processor's pad, resize and crop, as pure data.
+"""Where each image token lies in the original picture: the views that the tower saw, and each token's place in them.
 
-A token shows one patch of the processed picture. Two rules lead from a pixel box to tokens:
+Two rules lead from a pixel box to tokens:
 
 - "meets": the tokens whose patch overlaps the box, by exact arithmetic. A token's own box gives that token back.
 - "raster": the box is painted on a canvas that goes through the same steps as the picture, and a token counts if any
@@ -11,14 +11,43 @@ A token shows one patch of the processed picture. Two rules lead from a pixel bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from nnsight_mmflow._errors import SpanError
+from nnsight_mmflow._views import Box, Number, View
 
-Number = int | float  # beartype takes float at its word
-Box = tuple[Number, Number, Number, Number]
-Step = tuple[str, int, int]  # ("pad" | "resize" | "crop", width, height) of the picture after the step
-TOLERANCE = 1e-6  # in processed pixels: what rounding may add to a patch
+NEWLINE, CLASS = "newline", "class"  # tokens that show no patch: the end of a row of tiles; the tower's class token
+
+
+class Cell(NamedTuple):
+    """A token's place: the view, its patch (row * columns + column of the view), and the tile, if in tiles."""
+
+    patch: int
+    view: int = 0
+    tile: int | None = None
+
+
+class Place(NamedTuple):
+    """All that is known of one image token.
+
+    Attributes:
+        image: which image of the prompt, counted from 0.
+        kind: "patch", "newline" or "class".
+        view: "image", "base" or "tiles"; empty where it shows no patch.
+        tile: which tile, counted from 0, row by row; None outside tiles.
+        row: of the patch in its view.
+        column: of the patch in its view.
+        box: (x0, y0, x1, y1) in original pixels; None where it shows none of the picture.
+    """
+
+    image: int
+    kind: str
+    view: str = ""
+    tile: int | None = None
+    row: int | None = None
+    column: int | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -27,68 +56,54 @@ class ImageGeometry:
 
     Attributes:
         size: (width, height) of the original picture in pixels.
-        steps: what the processor did, in order; each with the picture's (width, height) after it.
-        patch: side of a patch in processed pixels.
-        grid: (rows, columns) of patches.
-        cells: for each image token its patch (row * columns + column), or None (a class token).
+        views: the pictures that the tower saw of it.
+        cells: for each image token its place, or "newline" or "class".
         raster: whether "raster" is the rule that boxes follow unless asked otherwise.
         resample: PIL's number of the resize filter (3: bicubic).
         fill: the colour of padding to a square (CLIP's mean unless the processor has another).
     """
 
     size: tuple[int, int]
-    steps: tuple[Step, ...]
-    patch: int
-    grid: tuple[int, int]
-    cells: tuple[int | None, ...]
+    views: tuple[View, ...]
+    cells: tuple[Cell | str, ...]
     raster: bool = False
     resample: int = 3
     fill: tuple[int, ...] = (122, 116, 104)
-    _map: tuple[float, float, float, float] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Works out the affine map: processed = original * scale + shift, for x and y."""
-        (width, height), scale_x, scale_y, shift_x, shift_y = self.size, 1.0, 1.0, 0.0, 0.0
-        for name, new_width, new_height in self.steps:
-            if name == "resize":
-                scale_x, shift_x = scale_x * new_width / width, shift_x * new_width / width
-                scale_y, shift_y = scale_y * new_height / height, shift_y * new_height / height
-            else:  # pad and crop both keep the centre
-                shift_x += _centred(name, new_width, width)
-                shift_y += _centred(name, new_height, height)
-            width, height = new_width, new_height
-        object.__setattr__(self, "_map", (scale_x, scale_y, shift_x, shift_y))
-
-    def to_processed(self, box: Box) -> Box:
-        """A box of original pixels in pixels of the processed picture (it may reach beyond it)."""
-        scale_x, scale_y, shift_x, shift_y = self._map
-        left, top, right, bottom = box
-        return (
-            left * scale_x + shift_x,
-            top * scale_y + shift_y,
-            right * scale_x + shift_x,
-            bottom * scale_y + shift_y,
-        )
-
-    def kept(self) -> Box:
-        """The part of the original picture that the model sees, in original pixels."""
-        rows, columns = self.grid
-        return self._to_original((0, 0, columns * self.patch, rows * self.patch))
+    def place(self, token: int, image: int = 0) -> Place:
+        """What a token (counted within this image) shows."""
+        cell = self.cells[token]
+        if isinstance(cell, str):
+            return Place(image, cell)
+        view = self.views[cell.view]
+        row, column = divmod(cell.patch, view.grid[1])
+        return Place(image, "patch", view.name, cell.tile, row, column, view.cell_box(cell.patch))
 
     def token_box(self, token: int) -> Box | None:
-        """The pixels of the original picture that a token shows; None for a class token or a patch of padding."""
-        cell = self.cells[token]
-        if cell is None:
-            return None
-        row, column = divmod(cell, self.grid[1])
-        left, top = column * self.patch, row * self.patch
-        box = self._to_original((left, top, left + self.patch, top + self.patch))
-        scale_x, scale_y, *_ = self._map
-        seen = (box[2] - box[0]) * scale_x > TOLERANCE and (box[3] - box[1]) * scale_y > TOLERANCE
-        return box if seen else None
+        """The pixels of the original picture that a token shows; None for newline, class token and padding."""
+        return self.place(token).box
+
+    def grid_of(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """(rows, columns) of the view that these tokens are of; of the tile, if they are all of one.
+
+        Raises:
+            SpanError: they are of several views, or show no patch.
+        """
+        cells = [cell for cell in (self.cells[token] for token in tokens) if isinstance(cell, Cell)]
+        views, tiles = sorted({cell.view for cell in cells}), {cell.tile for cell in cells}
+        if len(views) != 1:
+            names = ", ".join(self.views[i].name for i in views) or "none"
+            raise SpanError(
+                f"these tokens are of {len(views)} views of the picture ({names}): ask for the grid of one,"
+                " image.base.grid or image.tile[0].grid."
+            )
+        there = [cell for cell in self.cells if isinstance(cell, Cell) and cell.view == views[0]]
+        there = [cell for cell in there if len(tiles) > 1 or cell.tile in tiles]
+        places = [divmod(cell.patch, self.views[views[0]].grid[1]) for cell in there]
+        return len({row for row, _ in places}), len({column for _, column in places})
 
     def tokens(self, boxes: Sequence[Sequence[Number]], rule: str | None = None) -> tuple[int, ...]:
-        """The tokens (counted within this image) whose patch meets any of the boxes.
+        """The tokens (counted within this image) whose patch meets any of the boxes, in every view.
 
         Raises:
             SpanError: a box outside the picture, without area, or wholly removed by the processor's crop.
@@ -100,11 +115,14 @@ class ImageGeometry:
             raise SpanError("no box was given; each is (x0, y0, x1, y1) in pixels of the original picture.")
         for box in boxes:
             self._check(box)
-        cells = self._raster(boxes) if rule == "raster" else set().union(*map(self._meets, boxes))
-        found = tuple(i for i, cell in enumerate(self.cells) if cell in cells)
+        met = [
+            view.raster(boxes, self.resample, self.fill) if rule == "raster" else set().union(*map(view.meets, boxes))
+            for view in self.views
+        ]
+        found = tuple(i for i, cell in enumerate(self.cells) if isinstance(cell, Cell) and cell.patch in met[cell.view])
         if not found:
-            left, top, right, bottom = (round(edge, 1) for edge in self.kept())
-            cropped = any(name == "crop" for name, *_ in self.steps)
+            left, top, right, bottom = (round(edge, 1) for edge in self.views[0].kept())
+            cropped = any(step.name == "crop" for step in self.views[0].steps)
             raise SpanError(
                 f"no image token shows any of {list(boxes)}: of the {self.size[0]}x{self.size[1]} picture the model"
                 f" sees x {left} to {right} and y {top} to {bottom}. "
@@ -115,17 +133,6 @@ class ImageGeometry:
                 )
             )
         return found
-
-    def _to_original(self, box: Box) -> Box:
-        scale_x, scale_y, shift_x, shift_y = self._map
-        width, height = self.size
-        left, top, right, bottom = box
-        return (
-            max(0.0, (left - shift_x) / scale_x),
-            max(0.0, (top - shift_y) / scale_y),
-            min(float(width), (right - shift_x) / scale_x),
-            min(float(height), (bottom - shift_y) / scale_y),
-        )
 
     def _check(self, box: Sequence[Number]) -> None:
         width, height = self.size
@@ -140,45 +147,25 @@ class ImageGeometry:
         if left >= width or top >= height or right <= 0 or bottom <= 0:
             raise SpanError(f"box {tuple(box)} lies outside the picture, which is {width}x{height} pixels.")
 
-    def _meets(self, box: Sequence[Number]) -> set[int]:
-        width, height = self.size
-        inside = max(0.0, box[0]), max(0.0, box[1]), min(width, box[2]), min(height, box[3])
-        left, top, right, bottom = self.to_processed(inside)
-        rows, columns = self.grid
-        return {
-            row * columns + column
-            for row in range(rows)
-            for column in range(columns)
-            if (column + 1) * self.patch - left > TOLERANCE
-            and right - column * self.patch > TOLERANCE
-            and (row + 1) * self.patch - top > TOLERANCE
-            and bottom - row * self.patch > TOLERANCE
-        }
 
-    def _raster(self, boxes: Sequence[Sequence[Number]]) -> set[int]:
-        import numpy as np
-        from PIL import Image, ImageDraw
-
-        red, green = (255, 0, 0), (0, 255, 0)
-        canvas = Image.new("RGB", self.size, green)
-        for box in boxes:
-            ImageDraw.Draw(canvas).rectangle(tuple(box), fill=red)
-        for name, width, height in self.steps:
-            if name == "resize":
-                canvas = canvas.resize((width, height), resample=self.resample)
-            else:
-                moved = Image.new("RGB", (width, height), self.fill if name == "pad" else (0, 0, 0))
-                moved.paste(canvas, (_centred(name, width, canvas.width), _centred(name, height, canvas.height)))
-                canvas = moved
-        rows, columns = self.grid
-        kept = (np.asarray(canvas) == red).all(-1)[: rows * self.patch, : columns * self.patch]
-        touched = kept.reshape(rows, self.patch, columns, self.patch).any((1, 3))
-        return set(np.flatnonzero(touched).tolist())
+def whole(grid: tuple[int, int], view: int = 0) -> tuple[Cell, ...]:
+    """The cells of a view whose tokens come row by row, without tiles."""
+    return tuple(Cell(patch, view) for patch in range(grid[0] * grid[1]))
 
 
-def _centred(step: str, new: int, old: int) -> int:
-    """Where the old picture's edge lies in the new one, rounded as processors do: negative where a crop cuts."""
-    if new < old:
-        return -((old - new) // 2)
-    # A crop larger than the picture pads, and puts the odd pixel before it; padding to a square, behind it.
-    return (new - old + (step == "crop")) // 2
+def tiled(tiles: tuple[int, int], side: tuple[int, int], view: int = 0) -> tuple[Cell, ...]:
+    """The cells of a view that is divided into tiles, whose tokens come tile by tile, each row by row.
+
+    Args:
+        tiles: (rows, columns) of tiles.
+        side: (rows, columns) of patches in one tile.
+        view: its number.
+    """
+    columns = tiles[1] * side[1]
+    return tuple(
+        Cell((down * side[0] + row) * columns + across * side[1] + column, view, down * tiles[1] + across)
+        for down in range(tiles[0])
+        for across in range(tiles[1])
+        for row in range(side[0])
+        for column in range(side[1])
+    )

@@ -50,7 +50,8 @@ class Graph:
         self.norm: Envoy = found["norm"]
         self.unembed: Envoy = found["unembed"]
         self.text_config = adapter.text_config
-        self._attention_name, self._mlp_name = adapter.text.attention, adapter.text.mlp
+        self._text = adapter.text
+        self.enters_after, self.causal = adapter.enters_after, adapter.causal
         self.n_layers = int(adapter.text_config.num_hidden_layers)
         self.n_heads = int(adapter.text_config.num_attention_heads)
         self.d_model = int(adapter.text_config.hidden_size)
@@ -67,6 +68,11 @@ class Graph:
         return str(self.text_config._attn_implementation)
 
     @property
+    def logit_cap(self) -> float | None:
+        """Where the family squeezes its logits into -cap to cap (Gemma 2), the cap."""
+        return getattr(self.text_config, "final_logit_softcapping", None)
+
+    @property
     def device(self) -> torch.device:
         """Where the token embeddings lie."""
         return self.adapter.model.get_input_embeddings().weight.device
@@ -77,11 +83,21 @@ class Graph:
 
     def attention(self, layer: int) -> Envoy:
         """The attention module of a layer."""
-        return getattr(self.layers[self._layer(layer)], self._attention_name)
+        return getattr(self.layers[self._layer(layer)], self._text.attention)
 
     def mlp(self, layer: int) -> Envoy:
         """The MLP of a layer."""
-        return getattr(self.layers[self._layer(layer)], self._mlp_name)
+        return getattr(self.layers[self._layer(layer)], self._text.mlp)
+
+    def joining(self, site: str, layer: int) -> tuple[Envoy, bool]:
+        """The module whose output joins the residual stream at a site ("attn" or "mlp"), and whether it is a tuple.
+
+        It is the attention module or the MLP itself, or the norm that a family puts behind it (Gemma 2 and 3).
+        """
+        norm = self._text.after_attention if site == "attn" else self._text.after_mlp
+        if norm is not None:
+            return getattr(self.layers[self._layer(layer)], norm), False
+        return (self.attention(layer), True) if site == "attn" else (self.mlp(layer), False)
 
     def prompt(
         self,
@@ -135,7 +151,14 @@ class Graph:
         pictures = open_pictures(image)
         token = self.processor.image_token
         text, start, end = render(
-            self.processor, question, len(pictures), token, template=template, raw=raw, instruction=instruction
+            self.processor,
+            question,
+            len(pictures),
+            token,
+            template=template,
+            raw=raw,
+            instruction=instruction,
+            plain=self.adapter.plain_template,
         )
         mean = self.processor.image_processor.image_mean
         seen = [as_square(picture, mean) for picture in pictures] if pad_to_square else pictures
@@ -165,7 +188,7 @@ class Graph:
         tokenizer = self.processor.tokenizer
         if tokenizer.pad_token_id is None:
             raise PromptError("the tokenizer has no padding token: set graph.processor.tokenizer.pad_token first.")
-        return join(list(prompts), tokenizer.pad_token_id, tokenizer.pad_token)
+        return join(list(prompts), self.adapter, tokenizer.pad_token_id, tokenizer.pad_token)
 
     def trace(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object

@@ -20,19 +20,22 @@ def layer_mask(
     | None,
     hidden: Float[torch.Tensor, "batch queries width"],
     past: int,
+    causal: bool = True,
 ) -> Float[torch.Tensor, "#batch #heads queries keys"]:
     """The additive mask (batch, 1, queries, keys) that a layer uses: 0 is open, the dtype's minimum closed.
 
     Args:
-        mask: what the layer was handed: None (plain causal), bool (True is open), or float.
+        mask: what the layer was handed: None, bool (True is open), or float.
         hidden: the layer's input (batch, queries, width); gives type and device.
         past: how many keys the layer's cache holds already.
+        causal: what a layer does that is handed None: read backwards alone, or everything (PaliGemma).
     """
     closed = torch.finfo(hidden.dtype).min
     queries = hidden.shape[1]
     if mask is None:
         built = torch.full((queries, past + queries), closed, dtype=hidden.dtype, device=hidden.device)
-        return built.triu(past + 1)[None, None].expand(hidden.shape[0], 1, -1, -1)
+        built = built.triu(past + 1) if causal else torch.zeros_like(built)
+        return built[None, None].expand(hidden.shape[0], 1, -1, -1)
     mask = mask[..., : past + queries].to(hidden.device)
     if mask.dtype == torch.bool:
         zero = torch.zeros((), dtype=hidden.dtype, device=hidden.device)

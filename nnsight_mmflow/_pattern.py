@@ -57,13 +57,14 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     return sorted({layer % n_layers for layer in asked})
 
 
-def check_edge(what: str, source: Span, target: Span) -> None:
+def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...] = ()) -> None:
     """Refuses to close an edge that is not open anywhere, or that a target cannot do without.
 
     Args:
         what: the edge or pattern, for the message.
         source: the positions that may not be read.
         target: the positions that may not read them.
+        blocks: (first, end) of stretches whose positions read one another backwards and forwards.
 
     Raises:
         NoEffectError: no source is open to any target: one is empty, or every source lies behind every target.
@@ -72,14 +73,18 @@ def check_edge(what: str, source: Span, target: Span) -> None:
     for name, span in (("source", source), ("target", target)):
         if not len(span):
             raise NoEffectError(f"{what} would change nothing: its {name} {span.name!r} holds no position of this row.")
-    if source.positions[0] > target.positions[-1]:
+    # where each target stops reading: behind itself, or at the end of its block
+    ends = {
+        position: max([position + 1, *(end for first, end in blocks if first <= position < end)]) for position in target
+    }
+    if source.positions[0] >= max(ends.values()):
         raise NoEffectError(
             f"{what} would change nothing: its first source is position {source.positions[0]}, its last target"
             f" {target.positions[-1]}. Attention flows from source to target, and a position reads only itself and"
             " earlier ones: are source and target swapped?"
         )
     barred = set(source)
-    starved = [position for position in target if barred.issuperset(range(source.row[0], position + 1))]
+    starved = [position for position, end in ends.items() if barred.issuperset(range(source.row[0], end))]
     if starved:
         raise MMFlowError(
             f"{what} leaves position(s) {starved[:5]} nothing to read, and softmax needs a key. Take the first position"

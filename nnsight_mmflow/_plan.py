@@ -12,6 +12,7 @@ from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow._row_spans import Spans
 
 ROW_BUDGET = 640  # positions in one chunk: more share weights better, but every row's mask is as wide as the chunk
@@ -26,7 +27,7 @@ class Sizes:
         layer_weights: weights of one decoder layer.
         width: d_model, for the attention scores.
         unembed_weights: weights of the unembedding.
-        tower_flops: operations of the vision tower and projector for one image.
+        tower_flops: operations of the vision tower and projector for the prompt's pictures.
         bytes_per_number: of the weights' type.
     """
 
@@ -42,19 +43,17 @@ class Sizes:
         return 2 * self.layer_weights * queries + 4 * self.width * queries * keys
 
 
-def sizes_of(graph: Graph) -> Sizes:
-    """The sizes of a graph's model."""
+def sizes_of(graph: Graph, prompt: Prompt) -> Sizes:
+    """The sizes of a graph's model, and of the pictures that its tower sees of a prompt."""
     roles = graph.adapter.roles()
-    vision = graph.adapter.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    seeing = sum(weight.numel() for role in ("tower", "projector") for weight in roles[role].parameters())
+    seeing = {id(weight): weight.numel() for role in ("tower", "projector") for weight in roles[role].parameters()}
     first = next(iter(roles["layers"].parameters()))
     return Sizes(
         n_layers=graph.n_layers,
         layer_weights=sum(weight.numel() for weight in roles["layers"][0].parameters()),
         width=graph.d_model,
         unembed_weights=roles["unembed"].weight.numel(),
-        tower_flops=2 * seeing * patches,
+        tower_flops=2 * sum(seeing.values()) * graph.adapter.tower_patches(prompt.inputs),
         bytes_per_number=first.element_size(),
     )
 
@@ -70,7 +69,6 @@ class Plan:
         chunks: the rows, in the order in which they run.
         length: positions of the prompt.
         sizes: of the model.
-        has_image: whether the tower runs.
     """
 
     edges: tuple[str, ...]
@@ -79,7 +77,6 @@ class Plan:
     chunks: tuple[Rows, ...]
     length: int
     sizes: Sizes
-    has_image: bool
 
     @property
     def n_rows(self) -> int:
@@ -90,11 +87,8 @@ class Plan:
     def forward_flops(self) -> int:
         """Operations of one plain forward."""
         sizes = self.sizes
-        return (
-            sizes.n_layers * sizes.layer_flops(self.length, self.length)
-            + 2 * sizes.unembed_weights
-            + sizes.tower_flops * self.has_image
-        )
+        decoder = sizes.n_layers * sizes.layer_flops(self.length, self.length)
+        return decoder + 2 * sizes.unembed_weights + sizes.tower_flops
 
     @property
     def row_flops(self) -> int:
@@ -132,7 +126,12 @@ class Plan:
 
 
 def make_plan(
-    sizes: Sizes, spans: Spans, edges: tuple[str, ...], windows: tuple[int, ...], row_budget: int = ROW_BUDGET
+    sizes: Sizes,
+    spans: Spans,
+    edges: tuple[str, ...],
+    windows: tuple[int, ...],
+    row_budget: int = ROW_BUDGET,
+    blocks: tuple[tuple[int, int], ...] = (),
 ) -> Plan:
     """The plan of one prompt.
 
@@ -142,15 +141,18 @@ def make_plan(
         edges: "source->target" each, source and target being span expressions.
         windows: window sizes.
         row_budget: how many positions a chunk may hold.
+        blocks: (first, end) of stretches whose positions read one another backwards and forwards. A tail that starts
+            inside one takes all of it, since what lies before a tail must not read it.
 
     Raises:
         NoEffectError: an edge without any open key.
     """
     groups: dict[int, list[tuple[int, int, str]]] = {}
     wanted: dict[tuple[str, int, int], tuple[int, int]] = {}
-    positions = {edge: edge_positions(spans, edge) for edge in edges}
+    positions = {edge: edge_positions(spans, edge, blocks) for edge in edges}
     for edge in edges:
-        tail_start = positions[edge][1][0]
+        target = positions[edge][1][0]
+        tail_start = min([first for first, end in blocks if first <= target < end], default=target)
         for size in windows:
             for centre in range(sizes.n_layers):
                 layers = window_layers(centre, size, sizes.n_layers)
@@ -182,11 +184,13 @@ def make_plan(
             )
     cells = tuple(wanted)
     row_of = tuple(where[wanted[cell][0], wanted[cell][1], cell[0]] for cell in cells)
-    return Plan(edges, cells, row_of, tuple(chunks), length, sizes, bool(len(spans["image"])))
+    return Plan(edges, cells, row_of, tuple(chunks), length, sizes)
 
 
-def edge_positions(spans: Spans, edge: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The source and target positions of an edge "source->target".
+def edge_positions(
+    spans: Spans, edge: str, blocks: tuple[tuple[int, int], ...] = ()
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The source and target positions of an edge "source->target"; `blocks` as in `make_plan`.
 
     Raises:
         MMFlowError: it is not of that form, or leaves a target without any key.
@@ -196,5 +200,5 @@ def edge_positions(spans: Spans, edge: str) -> tuple[tuple[int, ...], tuple[int,
     if not arrow:
         raise MMFlowError(f'an edge is "source->target", such as "image->question", not {edge!r}.')
     source, target = spans[source_name.strip()], spans[target_name.strip()]
-    check_edge(repr(edge), source, target)
+    check_edge(repr(edge), source, target, blocks)
     return source.positions, target.positions

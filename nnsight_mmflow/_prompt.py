@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._geometry import Box
 from nnsight_mmflow._row_spans import Spans
 from nnsight_mmflow._spans import Span
+from nnsight_mmflow._views import Box
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image as Picture
+
+    from nnsight_mmflow.adapters._base import Adapter
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,20 @@ class Batch:
         return self.spans
 
 
-def join(prompts: list[Prompt], pad_token_id: int, pad_token: str) -> Batch:
+def join(prompts: list[Prompt], adapter: Adapter, pad_token_id: int, pad_token: str) -> Batch:
     """The prompts as one batch, padded on the left to the longest."""
     import torch
 
     length = max(len(prompt) for prompt in prompts)
-    ids, attended, spans = [], [], []
-    for prompt in prompts:
-        missing = length - len(prompt)
-        row = prompt.inputs["input_ids"]
-        ids.append(torch.nn.functional.pad(row, (missing, 0), value=pad_token_id))
-        attended.append(torch.nn.functional.pad(torch.ones_like(row), (missing, 0)))
-        spans.append(_shifted(prompt.spans, missing, pad_token))
-    inputs = {"input_ids": torch.cat(ids), "attention_mask": torch.cat(attended)}
-    pixels = [prompt.inputs["pixel_values"] for prompt in prompts if "pixel_values" in prompt.inputs]
-    if pixels:
-        inputs["pixel_values"] = torch.cat(pixels)
-    return Batch(tuple(prompts), inputs, tuple(spans))
+    missing = [length - len(prompt) for prompt in prompts]
+    rows = [{"attention_mask": torch.ones_like(prompt.inputs["input_ids"]), **prompt.inputs} for prompt in prompts]
+    ids = [
+        torch.nn.functional.pad(row["input_ids"], (before, 0), value=pad_token_id)
+        for row, before in zip(rows, missing, strict=True)
+    ]
+    inputs = {"input_ids": torch.cat(ids), **adapter.join(rows)}
+    spans = tuple(_shifted(prompt.spans, before, pad_token) for prompt, before in zip(prompts, missing, strict=True))
+    return Batch(tuple(prompts), inputs, spans)
 
 
 def _shifted(spans: Spans, by: int, pad_token: str) -> Spans:

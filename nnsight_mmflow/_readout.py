@@ -12,7 +12,12 @@ if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtypin
 
 
 def read_words(
-    hidden: Float[torch.Tensor, "positions width"], norm: Envoy | None, unembed: Envoy, tokens: list[int], top: int
+    hidden: Float[torch.Tensor, "positions width"],
+    norm: Envoy | None,
+    unembed: Envoy,
+    cap: float | None,
+    tokens: list[int],
+    top: int,
 ) -> tuple[
     Float[torch.Tensor, "positions tokens"], Int[torch.Tensor, "positions top"], Float[torch.Tensor, "positions top"]
 ]:
@@ -22,10 +27,13 @@ def read_words(
         hidden: (positions, width).
         norm: the final norm, or None to read without it.
         unembed: the unembedding.
+        cap: where the family squeezes its logits into -cap to cap, the cap.
         tokens: ids to follow.
         top: how many of the most likely tokens to return.
     """
     logits = unembed(hidden if norm is None else norm(hidden))
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
     probabilities = logits.float().softmax(-1)
     best = probabilities.topk(top, -1)
     return probabilities[:, tokens].cpu(), best.indices.cpu(), best.values.cpu()
@@ -33,16 +41,29 @@ def read_words(
 
 def read_layers(
     layers: Envoy,
-    attentions: list[Envoy],
-    mlps: list[Envoy],
+    attentions: list[tuple[Envoy, bool]],
+    mlps: list[tuple[Envoy, bool]],
     norm: Envoy,
     unembed: Envoy,
+    cap: float | None,
     positions: list[int],
     tokens: list[int],
     top: int,
     normed: bool,
 ) -> list[tuple[str, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Inside a trace: what each layer's residual stream, attention output and MLP output would say.
+
+    Args:
+        layers: the decoder layers.
+        attentions: for each layer the module whose output joins the residual stream, and whether it is a tuple.
+        mlps: the same for the MLPs.
+        norm: the final norm.
+        unembed: the unembedding.
+        cap: as in `read_words`.
+        positions: where to read.
+        tokens: ids to follow.
+        top: how many of the most likely tokens to return.
+        normed: whether the final norm is applied in every layer.
 
     Returns:
         (site, layer, probabilities, top ids, top probabilities) each; layer -1 is the embeddings. The residual stream
@@ -52,12 +73,13 @@ def read_layers(
     last = len(attentions) - 1
     used = norm if normed else None
     embedded = layers[0].inputs[0][0][0, positions]
-    read.append(("resid", -1, *read_words(embedded, used, unembed, tokens, top)))
+    read.append(("resid", -1, *read_words(embedded, used, unembed, cap, tokens, top)))
     for layer in range(last + 1):
-        attended = attentions[layer].output[0][0, positions]
-        read.append(("attn", layer, *read_words(attended, used, unembed, tokens, top)))
-        added = mlps[layer].output[0, positions]
-        read.append(("mlp", layer, *read_words(added, used, unembed, tokens, top)))
+        module, is_tuple = attentions[layer]
+        attended = (module.output[0] if is_tuple else module.output)[0, positions]
+        read.append(("attn", layer, *read_words(attended, used, unembed, cap, tokens, top)))
+        added = mlps[layer][0].output[0, positions]
+        read.append(("mlp", layer, *read_words(added, used, unembed, cap, tokens, top)))
         stream = layers[layer].output[0, positions]
-        read.append(("resid", layer, *read_words(stream, norm if layer == last else used, unembed, tokens, top)))
+        read.append(("resid", layer, *read_words(stream, norm if layer == last else used, unembed, cap, tokens, top)))
     return read

@@ -16,7 +16,8 @@ class Spans:
     """All spans of one row.
 
     `prefix`, `image`, `question` and `suffix` partition the real positions; `last` is the last one, `all` is all.
-    An expression works wherever a name does: "image[0]", "question | suffix", "~image", "question - text('red')".
+    An expression works wherever a name does: "image[0]", "question | suffix", "~image", "question - text('red')",
+    "image[0].tile[2]", "image.base".
 
     Attributes:
         named: the spans by name.
@@ -163,6 +164,13 @@ class Spans:
             raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.")
         return self.text(given["substring"], index, match=given.get("match", "word"))
 
+    def _tile(self, tree: ast.Attribute, expression: str, number: int) -> Span:
+        image = self._evaluate(tree.value, expression)
+        tiles = image.tile
+        if not 0 <= number < len(tiles):
+            raise SpanError(f"{image.name}.tile[{number}] was asked for, but it has {len(tiles)}, counted from 0.")
+        return tiles[number]
+
     def _evaluate(self, tree: ast.expr, expression: str) -> Span:
         if isinstance(tree, ast.Name) and tree.id in self.named:
             return self.named[tree.id]
@@ -181,9 +189,13 @@ class Spans:
             and isinstance(tree.slice, ast.Constant)
             and isinstance(tree.slice.value, int)
         ):
+            if isinstance(tree.value, ast.Attribute) and tree.value.attr == "tile":
+                return self._tile(tree.value, expression, tree.slice.value)
             return self._evaluate(tree.value, expression)[tree.slice.value]
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
             return self._text_call(tree)
+        if isinstance(tree, ast.Attribute) and tree.attr in ("base", "newline", "separator"):
+            return getattr(self._evaluate(tree.value, expression), tree.attr)
         raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")
 
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._masks import layer_mask
+
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Bool, Float, Int
     from nnsight import Envoy
@@ -44,15 +47,49 @@ class Rows:
         return max(1, sum(first <= layer for first, _ in self.windows))
 
 
-def open_mask(rows: Rows, like: Float[torch.Tensor, ...]) -> Float[torch.Tensor, "positions keys"]:
-    """The mask (positions of all rows, prefix + positions of all rows) before any edge is closed."""
+@dataclass(frozen=True)
+class LayerInput:
+    """What one layer was handed in the clean run, from one position on: the tail of every row starts as this.
+
+    Attributes:
+        hidden: (1, tail, width).
+        mask: (tail, keys), additive: what each position really reads in this layer. Layers that share one share this.
+        position_embeddings: (cosine, sine), positions in the last dimension but one.
+        position_ids: (..., tail), or None where the family hands none to its layers.
+        entered: (1, tail, width), what was added to the previous layer's output on the way here; mostly None.
+    """
+
+    hidden: Float[torch.Tensor, "1 tail width"]
+    mask: Float[torch.Tensor, "tail keys"]
+    position_embeddings: tuple[torch.Tensor, torch.Tensor]
+    position_ids: Int[torch.Tensor, "... tail"] | None
+    entered: Float[torch.Tensor, "1 tail width"] | None
+
+    def cut(self, first: int) -> LayerInput:
+        """The same from a later position on, `first` counted from where it starts now."""
+        cosine, sine = self.position_embeddings
+        return LayerInput(
+            self.hidden[:, first:],
+            self.mask[first:],
+            (cosine[..., first:, :], sine[..., first:, :]),
+            None if self.position_ids is None else self.position_ids[..., first:],
+            None if self.entered is None else self.entered[:, first:],
+        )
+
+
+def open_mask(rows: Rows, base: Float[torch.Tensor, "tail keys"]) -> Float[torch.Tensor, "positions all_keys"]:
+    """The mask (positions of all rows, prefix + positions of all rows) before any edge is closed.
+
+    Args:
+        rows: the chunk.
+        base: what the tail reads in the clean run (tail, prefix + tail).
+    """
     count, tail = len(rows.windows), rows.tail
-    shut = torch.finfo(like.dtype).min
-    mask = torch.zeros(count * tail, rows.start + count * tail, dtype=like.dtype, device=like.device)
-    own = torch.full((count, tail, count, tail), shut, dtype=like.dtype, device=like.device)
-    each = torch.arange(count, device=like.device)
-    own[each, :, each, :] = torch.full_like(own[0, :, 0], shut).triu(1)
-    mask[:, rows.start :] = own.reshape(count * tail, -1)
+    mask = base.new_full((count * tail, rows.start + count * tail), torch.finfo(base.dtype).min)
+    mask[:, : rows.start] = base[:, : rows.start].repeat(count, 1)
+    each = torch.arange(count, device=base.device)
+    own = mask[:, rows.start :].unflatten(0, (count, tail)).unflatten(2, (count, tail))
+    own[each, :, each, :] = base[:, rows.start :]
     return mask
 
 
@@ -60,8 +97,8 @@ def closed_edges(rows: Rows, device: torch.device) -> Bool[torch.Tensor, "edges 
     """(edges, tail, prefix + tail): which keys each edge closes to each position of a row."""
     closed = torch.zeros(len(rows.targets), rows.tail, rows.start + rows.tail, dtype=torch.bool, device=device)
     for edge, (targets, sources) in enumerate(zip(rows.targets, rows.sources, strict=True)):
-        query = torch.tensor(targets, device=device)
-        key = torch.tensor(sources, device=device)
+        query = torch.tensor(targets, dtype=torch.long, device=device)
+        key = torch.tensor(sources, dtype=torch.long, device=device)
         closed[edge, query[:, None], key[None, :]] = True
     return closed
 
@@ -90,8 +127,8 @@ def mask_of_layer(
 def run_rows(
     layers: Envoy,
     rows: Rows,
-    clean: list[Float[torch.Tensor, "1 tail width"]],
-    opened: Float[torch.Tensor, "positions keys"],
+    clean: list[LayerInput],
+    opened: list[Float[torch.Tensor, "positions keys"]],
     closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
 ) -> None:
     """Inside a trace of the first joined rows' positions: gives each layer its rows and their mask.
@@ -99,25 +136,43 @@ def run_rows(
     Args:
         layers: the decoder layers.
         rows: the chunk.
-        clean: for each layer the clean run's input at the tail's positions (1, tail, width).
-        opened: from `open_mask`.
+        clean: for each layer what it was handed in the clean run at the tail's positions.
+        opened: for each layer, from `open_mask`.
         closed: from `closed_edges`.
     """
-    tail, present = rows.tail, 0
+    present = 0
     for layer in range(len(clean)):
-        arguments, named = layers[layer].inputs
-        count = rows.joined(layer)
-        hidden = arguments[0]
-        joining = clean[layer].to(hidden).repeat(1, count - present, 1)
-        hidden = torch.cat([hidden[:, : present * tail], joining], 1) if present else joining
-        present = count
-        cosine, sine = named["position_embeddings"]
-        changed = {
-            "attention_mask": mask_of_layer(rows, layer, opened, closed).to(hidden),
-            "position_embeddings": (cosine[:, :tail].repeat(1, count, 1), sine[:, :tail].repeat(1, count, 1)),
-            "position_ids": named["position_ids"][:, :tail].repeat(1, count),
-        }
-        layers[layer].inputs = ((hidden, *arguments[1:]), {**named, **changed})
+        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
+
+
+def enter_layer(
+    layers: Envoy,
+    layer: int,
+    rows: Rows,
+    clean: list[LayerInput],
+    opened: list[Float[torch.Tensor, "positions keys"]],
+    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+    present: int,
+) -> int:
+    """One layer of `run_rows`: `present` rows come in, and as many are in it as the result says."""
+    tail, count, was = rows.tail, rows.joined(layer), clean[layer]
+    arguments, named = layers[layer].inputs
+    hidden = arguments[0]
+    joining = was.hidden.to(hidden).repeat(1, count - present, 1)
+    if present:
+        staying = hidden[:, : present * tail]
+        if was.entered is not None:
+            staying = staying + was.entered.to(hidden).repeat(1, present, 1)
+        joining = torch.cat([staying, joining], 1)
+    cosine, sine = was.position_embeddings
+    changed = {
+        "attention_mask": mask_of_layer(rows, layer, opened[layer], closed).to(hidden),
+        "position_embeddings": (torch.cat([cosine] * count, -2), torch.cat([sine] * count, -2)),
+    }
+    if was.position_ids is not None:
+        changed["position_ids"] = torch.cat([was.position_ids] * count, -1)
+    layers[layer].inputs = ((joining, *arguments[1:]), {**named, **changed})
+    return count
 
 
 def crop_cache(cache: Cache, length: int) -> None:
@@ -126,13 +181,56 @@ def crop_cache(cache: Cache, length: int) -> None:
         layer.crop(-(layer.get_seq_length() - length))
 
 
-def clean_inputs(layers: Envoy, n_layers: int, start: int) -> list[Float[torch.Tensor, "1 tail width"]]:
-    """Inside a trace: each layer's input from position `start` on."""
-    kept = []
+def clean_inputs(layers: Envoy, n_layers: int, start: int, enters_after: int, causal: bool) -> list[LayerInput]:
+    """Inside a trace: what each layer is handed from position `start` on.
+
+    Args:
+        layers: the decoder layers.
+        n_layers: how many there are.
+        start: the first position that is kept.
+        enters_after: after how many first layers something is added to the residual stream from outside.
+        causal: what a layer does that is handed no mask.
+    """
+    kept: list[LayerInput] = []
+    masks: list[tuple[torch.Tensor | None, torch.Tensor]] = []
+    before = None
     for layer in range(n_layers):
-        arguments, _ = layers[layer].inputs
-        kept.append(arguments[0][:, start:].clone())
+        arguments, named = layers[layer].inputs
+        hidden, mask = arguments[0], named.get("attention_mask")
+        known = [built for seen, built in masks if seen is mask]
+        if not known:
+            whole = layer_mask(mask, hidden, 0, causal)[0, 0]
+            shut = torch.finfo(whole.dtype).min
+            if bool((whole[:start, start:] > shut / 2).any()):
+                raise MMFlowError(
+                    f"positions before {start} read positions behind it in layer {layer}, so they are no prefix that"
+                    " rows can share: the adapter's `bidirectional` does not name this stretch. Use engine='forward'."
+                )
+            known = [whole[start:].clone()]
+            masks.append((mask, known[0]))
+        places = named.get("position_ids")
+        cosine, sine = named["position_embeddings"]
+        kept.append(
+            LayerInput(
+                hidden[:, start:].clone(),
+                known[0],
+                (cosine[..., start:, :], sine[..., start:, :]),
+                None if places is None else places[..., start:],
+                None if before is None else hidden[:, start:] - before,
+            )
+        )
+        before = layers[layer].output[:, start:].clone() if layer < enters_after else None
     return kept
+
+
+def edge_effects(
+    rows: Rows, base: Float[torch.Tensor, "tail keys"], closed: Bool[torch.Tensor, "edges tail prefix_and_tail"]
+) -> tuple[list[int], list[int]]:
+    """For each edge, how many keys it closes that this mask leaves open, and how many positions it leaves with none."""
+    reads = base > torch.finfo(base.dtype).min / 2
+    counts = (reads & closed).flatten(1).sum(1).tolist()
+    starved = (reads.any(-1) & ~(reads & ~closed).any(-1)).sum(1).tolist()
+    return counts, starved
 
 
 def answer_numbers(

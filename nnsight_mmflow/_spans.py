@@ -6,18 +6,28 @@ The positions are those of the sequence the language model sees, image tokens ex
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nnsight_mmflow._errors import SpanError
-from nnsight_mmflow._geometry import Box, ImageGeometry, Number
+from nnsight_mmflow._geometry import NEWLINE, Cell, ImageGeometry, Place
+from nnsight_mmflow._views import Box, Number
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The tokens of one image: the position of each, and where each lies in the picture."""
+    """The tokens of one image.
+
+    Attributes:
+        positions: of the tokens that carry its features.
+        geometry: where each of them lies in the picture.
+        separators: positions of the other tokens that the processor put in for the image: row ends, tile names.
+        number: which image of the prompt, counted from 0.
+    """
 
     positions: tuple[int, ...]
     geometry: ImageGeometry
+    separators: tuple[int, ...] = ()
+    number: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +84,65 @@ class Span:
                 " counted from 0."
             )
         one = self.images[image]
-        held = tuple(position for position in one.positions if position in self)
+        held = tuple(one.positions[token] for token in self._held(one))
         return Span(f"{self.name}[{image}]", held, self.row, (one,))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the image's patches."""
-        return self._one_image("grid").geometry.grid
+        """(rows, columns) of the span's patches; they must be of one view of one image."""
+        image = self._one_image("grid")
+        return image.geometry.grid_of(self._held(image))
+
+    @property
+    def tile(self) -> tuple[Span, ...]:
+        """The tiles of an image that the processor divided, row by row: spans["image"].tile[0].
+
+        Raises:
+            SpanError: the image is not divided.
+        """
+        image = self._one_image("tile")
+        count = len({cell.tile for cell in image.geometry.cells if isinstance(cell, Cell)} - {None})
+        if not count:
+            raise SpanError(f"{self.name} has no tiles: the processor did not divide this picture.")
+        return tuple(self._only(image, f"tile[{k}]", lambda place, k=k: place.tile == k) for k in range(count))  # type: ignore[misc]
+
+    @property
+    def base(self) -> Span:
+        """The tokens of the whole picture, small, beside its tiles; all patches where it is not divided."""
+        return self._only(self._one_image("base"), "base", lambda place: place.kind == "patch" and place.tile is None)
+
+    @property
+    def newline(self) -> Span:
+        """The tokens that end a row of patches and show none (LLaVA-NeXT, LLaVA-OneVision).
+
+        Raises:
+            SpanError: the family has none.
+        """
+        found = self._only(self._one_image("newline"), "newline", lambda place: place.kind == NEWLINE)
+        if not found:
+            raise SpanError(f"{self.name} has no newline tokens; it may have separators: {self.name}.separator.")
+        return found
+
+    @property
+    def separator(self) -> Span:
+        """The tokens of text that the processor puts in with the image: row ends, tile names; they carry no feature.
+
+        Raises:
+            SpanError: the family has none.
+        """
+        found = sorted(position for image in self.images for position in image.separators)
+        if not found:
+            raise SpanError(f"{self.name} has no separators: the processor puts in nothing but image tokens.")
+        return Span(f"{_grouped(self.name)}.separator", tuple(found), self.row, self.images)
+
+    def places(self) -> tuple[Place, ...]:
+        """For each position of the span that carries an image feature: image, view, tile, row, column and pixel box."""
+        found = {
+            image.positions[token]: image.geometry.place(token, image.number)
+            for image in self.images
+            for token in self._held(image)
+        }
+        return tuple(found[position] for position in sorted(found))
 
     def box(self, *boxes: Sequence[Number], rule: str | None = None) -> Span:
         """The span's tokens whose patch meets any of the boxes.
@@ -93,8 +155,9 @@ class Span:
             SpanError: no token meets them, or a box is not one; the message says what the model sees of the picture.
         """
         image = self._one_image("box")
+        mine = set(self.positions)
         found = image.geometry.tokens(boxes, rule)
-        held = tuple(image.positions[i] for i in found if image.positions[i] in self)
+        held = tuple(image.positions[i] for i in found if image.positions[i] in mine)
         if not held:
             raise SpanError(f"{list(boxes)} lies outside the {len(self)} tokens of {self.name}.")
         return Span(f"{self.name}.box{boxes if len(boxes) > 1 else boxes[0]}", held, self.row, (image,))
@@ -102,15 +165,30 @@ class Span:
     def boxes(self) -> tuple[Box | None, ...]:
         """Each token's own pixels in the original picture; None for padding and class tokens."""
         image = self._one_image("boxes")
-        return tuple(image.geometry.token_box(i) for i, position in enumerate(image.positions) if position in self)
+        return tuple(image.geometry.token_box(token) for token in self._held(image))
 
     def shifted(self, by: int) -> Span:
         """The same span in a row that got `by` more padding positions on its left."""
         images = tuple(
-            ImageTokens(tuple(position + by for position in image.positions), image.geometry) for image in self.images
+            replace(
+                image,
+                positions=tuple(position + by for position in image.positions),
+                separators=tuple(position + by for position in image.separators),
+            )
+            for image in self.images
         )
         first, end = self.row
         return Span(self.name, tuple(position + by for position in self.positions), (first + by, end + by), images)
+
+    def _held(self, image: ImageTokens) -> list[int]:
+        """Which of the image's tokens (counted within it) are in the span."""
+        mine = set(self.positions)
+        return [token for token, position in enumerate(image.positions) if position in mine]
+
+    def _only(self, image: ImageTokens, what: str, wanted: Callable[[Place], bool]) -> Span:
+        geometry = image.geometry
+        held = tuple(image.positions[token] for token in self._held(image) if wanted(geometry.place(token)))
+        return Span(f"{_grouped(self.name)}.{what}", held, self.row, (image,))
 
     def _one_image(self, what: str) -> ImageTokens:
         if len(self.images) == 1:

@@ -9,12 +9,15 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._rows import (
+    LayerInput,
+    Rows,
     answer_numbers,
     clean_inputs,
     closed_edges,
     crop_cache,
+    edge_effects,
     mask_of_layer,
     open_mask,
     run_rows,
@@ -37,7 +40,7 @@ class Clean:
         tokens: what the model answers, greedily, the end token left out.
         text: the same, decoded and stripped.
         numbers: (1, 2): log-probability of the first answer token, and its id.
-        inputs: each layer's input from `start` on.
+        inputs: what each layer was handed from `start` on.
         start: the first position that any row needs.
         cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
     """
@@ -45,7 +48,7 @@ class Clean:
     tokens: list[int]
     text: str
     numbers: torch.Tensor
-    inputs: list[torch.Tensor]
+    inputs: list[LayerInput]
     start: int
     cache: Cache | None
 
@@ -53,19 +56,20 @@ class Clean:
 def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> Clean:
     """The clean forward, and the greedy answer continued from its cache."""
     model, layers, n_layers = graph.model, graph.layers, graph.n_layers
+    enters_after, causal = graph.enters_after, graph.causal
     inputs = graph.checked(prompt)
     ends = end_tokens(graph)
     # A plain cache keeps every position; the model's own may keep only as many as a sliding window reaches.
     with torch.no_grad(), model.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
-        clean = nnsight.save(clean_inputs(layers, n_layers, start))
-        logits = nnsight.save(graph.unembed.output[:, -1])
+        clean = nnsight.save(clean_inputs(layers, n_layers, start, enters_after, causal))
+        logits = nnsight.save(model.output.logits[:, -1])
         cache = nnsight.save(model.output.past_key_values)
     tokens = [int(logits.argmax(-1))]
     numbers = answer_numbers(logits, logits.argmax(-1)[0])
     while tokens[-1] not in ends and len(tokens) < max_new_tokens:
         step = torch.tensor([[tokens[-1]]], device=graph.device)
         with torch.no_grad(), model.trace(input_ids=step, past_key_values=cache, use_cache=True):
-            token = nnsight.save(graph.unembed.output[0, -1].argmax(-1))
+            token = nnsight.save(model.output.logits[0, -1].argmax(-1))
         tokens.append(int(token))
     answer = tokens[:-1] if tokens[-1] in ends else tokens
     text = graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
@@ -74,8 +78,7 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
 
 def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     """(cells, 2): for each cell of the plan the log-probability of the clean answer's first token, and the top one."""
-    model, layers, unembed, device = graph.model, graph.layers, graph.unembed, graph.device
-    check_reach(graph, plan.length)
+    model, layers, device = graph.model, graph.layers, graph.device
     if clean.cache is None:
         raise MMFlowError("this clean run has served a sweep, which cut its cache up: make another with run_clean.")
     cache, clean.cache = clean.cache, None
@@ -84,23 +87,28 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     # The cache shrinks from chunk to chunk: those with the longest prefix run first.
     order = sorted(range(len(plan.chunks)), key=lambda number: -plan.chunks[number].start)
     with torch.no_grad(), model.session():
-        for rows in [plan.chunks[number] for number in order]:
+        for number in order:
+            rows = plan.chunks[number]
             crop_cache(cache, rows.start)
-            inputs = [hidden[:, rows.start - clean.start :] for hidden in clean.inputs]
-            opened, closed = open_mask(rows, inputs[0]), closed_edges(rows, inputs[0].device)
-            first = inputs[0].repeat(1, rows.joined(0), 1)
+            inputs = [was.cut(rows.start - clean.start) for was in clean.inputs]
+            closed = closed_edges(rows, inputs[0].mask.device)
+            check_effect(plan, number, clean, closed)
+            bases = {id(was.mask): base.mask for was, base in zip(clean.inputs, inputs, strict=True)}
+            masks = {name: open_mask(rows, base) for name, base in bases.items()}
+            opened = [masks[id(was.mask)] for was in clean.inputs]
+            first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
             places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
             ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
             with model.trace(
                 inputs_embeds=first,
                 position_ids=places,
-                attention_mask=mask_of_layer(rows, 0, opened, closed),
+                attention_mask=mask_of_layer(rows, 0, opened[0], closed),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=ends,
             ):
                 run_rows(layers, rows, inputs, opened, closed)
-                numbers = nnsight.save(answer_numbers(unembed.output[0], token))
+                numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
             results.append(numbers)
     by_chunk = dict(zip(order, results, strict=True))
     return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
@@ -117,23 +125,35 @@ def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, clean: Clean) -> t
         rows = plan.chunks[place[0]]
         pattern = Knockout(source=source.strip(), target=target.strip(), layers=range(*rows.windows[place[1]]))
         with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False, logits_to_keep=1):
-            numbers = nnsight.save(answer_numbers(graph.unembed.output[:, -1], token))
+            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
         seen[place] = numbers[0]
     return torch.stack([seen[place] for place in plan.row_of])
 
 
-def check_reach(graph: Graph, length: int) -> None:
-    """Refuses rows where a text model's sliding window is shorter than the prompt, since their masks do not hold it.
+def check_effect(plan: Plan, number: int, clean: Clean, closed: torch.Tensor) -> None:
+    """Refuses a chunk with a row that would change nothing, or leave a position nothing to read.
 
     Raises:
-        MMFlowError: the prompt is longer than the window reaches.
+        NoEffectError: all keys that a row closes are closed already in all its layers (by a sliding window).
+        MMFlowError: a position would keep no key.
     """
-    reach = graph.adapter.sliding_window()
-    if reach is not None and length > reach:
-        raise MMFlowError(
-            f"the text model reads only {reach} positions back (sliding_window), and the prompt has {length}: the row"
-            " engine does not handle that. Use engine='forward'."
-        )
+    rows: Rows = plan.chunks[number]
+    masks = {id(was.mask): was.mask[rows.start - clean.start :] for was in clean.inputs}
+    effects = {name: edge_effects(rows, base, closed) for name, base in masks.items()}
+    for row, ((first, end), edge) in enumerate(zip(rows.windows, rows.edges, strict=True)):
+        met = [effects[id(was.mask)] for was in clean.inputs[first:end]]
+        if any(starved[edge] for _, starved in met) or not any(counts[edge] for counts, _ in met):
+            name = next(cell[0] for cell, place in zip(plan.cells, plan.row_of, strict=True) if place == (number, row))
+            layers = f"layer {first}" if end == first + 1 else f"layers {first} to {end - 1}"
+            if any(counts[edge] for counts, _ in met):
+                raise MMFlowError(
+                    f"{name!r} leaves a position nothing to read in {layers}, and softmax needs a key: a sliding window"
+                    " reaches no further back. Take a position out of the source, or choose other layers."
+                )
+            raise NoEffectError(
+                f"{name!r} would change nothing in {layers}: a sliding window has closed all of it already."
+                " Choose a window that holds a layer without one."
+            )
 
 
 def end_tokens(graph: Graph) -> set[int]:

@@ -49,6 +49,7 @@ def render(
     template: str | None,
     raw: bool,
     instruction: str | None,
+    plain: tuple[str, str] | None = None,
 ) -> tuple[str, int, int]:
     """The prompt text, and where the question starts and ends in it.
 
@@ -75,12 +76,15 @@ def render(
         return before + question + after, len(before), len(before) + len(question)
     if template not in (None, "chat"):
         raise PromptError(f'template must be "chat" or one of {", ".join(PAPER_TEMPLATES)}, not {template!r}.')
+    end = f"\n{instruction}" if instruction else ""
+    if plain and not getattr(processor, "chat_template", None):  # a family that was never trained to chat
+        before, after = plain[0].replace("{images}", image_token * n_images), end + plain[1]
+        return before + question + after, len(before), len(before) + len(question)
     if not getattr(processor, "chat_template", None):
         raise PromptError(
             "the processor has no chat template: name one of"
             f" {', '.join(PAPER_TEMPLATES)} with template=, or write the whole text with raw=True."
         )
-    end = f"\n{instruction}" if instruction else ""
     parts = _chat(processor, _MARK + end, n_images).split(_MARK)
     if len(parts) != 2:
         raise PromptError(

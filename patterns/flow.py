@@ -15,7 +15,7 @@ from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._plan import ROW_BUDGET, Plan, make_plan, sizes_of
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._results import versions
-from nnsight_mmflow._sweep import check_reach, run_by_forwards, run_by_rows, run_clean
+from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -82,8 +82,8 @@ def flow(
     named = [named_spans(prompt) for prompt in prompts]
     asked = tuple(edges) if edges is not None else default_edges(prompts)
     plans = [
-        _plan(graph, number, spans, missing, asked, edges is None, windows, row_budget, engine)
-        for number, (spans, missing) in enumerate(named)
+        _plan(graph, number, prompt, spans, missing, asked, edges is None, windows, row_budget)
+        for number, (prompt, (spans, missing)) in enumerate(zip(prompts, named, strict=True))
     ]
     settings = {
         "model": graph.name,
@@ -127,13 +127,13 @@ def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, 
 def _plan(
     graph: Graph,
     number: int,
+    prompt: Prompt,
     spans: Spans,
     missing: dict[str, str],
     asked: tuple[str, ...],
     default: bool,
     windows: tuple[int, ...],
     budget: int,
-    engine: str,
 ) -> Plan:
     """One prompt's plan; edges that it lacks the spans for are left out if they were not asked for by name."""
     kept = []
@@ -143,9 +143,8 @@ def _plan(
             kept.append(edge)
         elif not default:
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
-    if engine == "rows":
-        check_reach(graph, len(spans["all"]))
-    return make_plan(sizes_of(graph), spans, tuple(kept), windows, budget)
+    blocks = graph.adapter.bidirectional(spans)
+    return make_plan(sizes_of(graph, prompt), spans, tuple(kept), windows, budget, blocks)
 
 
 def _identities(prompts: list[Prompt]) -> list[str]:

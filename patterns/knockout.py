@@ -98,7 +98,8 @@ class Knockout:
             )
         targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
         for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            check_edge(f"{self}, row {row}" if len(rows) > 1 else str(self), source, target)
+            what = f"{self}, row {row}" if len(rows) > 1 else str(self)
+            check_edge(what, source, target, graph.adapter.bidirectional(rows[row]))
             if self.when != "prefill" and target.row[1] - 1 not in target:
                 raise NoEffectError(
                     f'{self} would change nothing after the prefill: with when="{self.when}" the newest token is the'
@@ -145,7 +146,7 @@ class Knockout:
             ]
         heads = None if self.heads is None else list(self.heads)
         layers = layer_list(self.layers, graph.n_layers)
-        changed = close_edges(graph.layers, layers, edges, heads, graph.n_heads)
+        changed = close_edges(graph.layers, layers, edges, heads, graph.n_heads, graph.causal)
         if not changed:
             raise NoEffectError(
                 f"{self} would change nothing at step {step}: every one of its edges was closed already, by padding, a"
@@ -160,6 +161,7 @@ def close_edges(
     edges: list[tuple[list[int], list[int]]],
     heads: list[int] | None,
     n_heads: int,
+    causal: bool = True,
 ) -> int:
     """Inside a trace: closes the edges in the chosen layers, and returns how many open ones it closed.
 
@@ -169,6 +171,7 @@ def close_edges(
         edges: for each row of the batch its target queries and source keys.
         heads: the heads, None for all.
         n_heads: how many there are.
+        causal: what a layer does that is handed no mask.
     """
     total = 0
     seen: torch.Tensor | None = None
@@ -185,7 +188,7 @@ def close_edges(
             or built.device != hidden.device
             or built.shape[-1] != past + hidden.shape[1]
         ):
-            built, changed, starved = close(layer_mask(mask, hidden, past), edges, heads, n_heads)
+            built, changed, starved = close(layer_mask(mask, hidden, past, causal), edges, heads, n_heads)
             seen = mask
             if starved:
                 raise MMFlowError(

@@ -139,12 +139,13 @@ def _read(graph: Graph, prompt: Prompt, number: int, positions: list[int], norm:
     ids = dict(zip(FOLLOWED, (first_token(graph, word) for word in words), strict=True))
     followed = [token for token in ids.values() if token is not None]
     columns = [name for name, token in ids.items() if token is not None]
-    attentions = [graph.attention(layer) for layer in range(graph.n_layers)]
-    mlps = [graph.mlp(layer) for layer in range(graph.n_layers)]
+    attentions = [graph.joining("attn", layer) for layer in range(graph.n_layers)]
+    mlps = [graph.joining("mlp", layer) for layer in range(graph.n_layers)]
+    cap = graph.logit_cap
     layers, final, unembed = graph.layers, graph.norm, graph.unembed
     top = min(top, unembed._module.weight.shape[0])
     with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
-        read = nnsight.save(read_layers(layers, attentions, mlps, final, unembed, positions, followed, top, norm))
+        read = nnsight.save(read_layers(layers, attentions, mlps, final, unembed, cap, positions, followed, top, norm))
     decode = graph.processor.tokenizer.decode
     rows = []
     for site, layer, probabilities, best, _ in read:

@@ -12,7 +12,7 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._prompt import Prompt
 from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._rows import crop_cache
+from nnsight_mmflow._rows import LayerInput, Rows, closed_edges, crop_cache, enter_layer, open_mask
 from nnsight_mmflow._sweep import Clean, run_clean
 from nnsight_mmflow._windows import window_layers
 
@@ -125,36 +125,68 @@ def word_overlap(
     return WordOverlapResult(pd.DataFrame(rows), header)
 
 
-def silence(modules: list[Envoy], positions: list[int], is_attention: bool) -> float:
-    """Inside a trace: sets the modules' outputs to zero at the positions, and returns the largest value there was."""
-    largest = 0.0
-    for module in modules:
-        output = module.output
-        values = (output[0] if is_attention else output).clone()
-        largest = max(largest, float(values[:, positions].abs().max()))
-        values[:, positions] = 0
-        module.output = (values, *output[1:]) if is_attention else values
+def silence(module: Envoy, positions: list[int], is_tuple: bool) -> float:
+    """Inside a trace: sets a module's output to zero at the positions, and returns the largest value there was."""
+    output = module.output
+    values = (output[0] if is_tuple else output).clone()
+    largest = float(values[:, positions].abs().max())
+    values[:, positions] = 0
+    module.output = (values, *output[1:]) if is_tuple else values
+    return largest
+
+
+def run_silenced(
+    layers: Envoy,
+    rows: Rows,
+    clean: list[LayerInput],
+    opened: list[torch.Tensor],
+    closed: torch.Tensor,
+    silenced: dict[int, tuple[Envoy, bool]],
+    positions: list[int],
+) -> float:
+    """Inside a trace of one row: hands each layer what it had in the clean run, and silences a module in some.
+
+    Returns:
+        The largest value that was set to zero.
+    """
+    present, largest = 0, 0.0
+    for layer in range(len(clean)):
+        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
+        if layer in silenced:
+            module, is_tuple = silenced[layer]
+            largest = max(largest, silence(module, positions, is_tuple))
     return largest
 
 
 def _words(
-    graph: Graph, clean: Clean, positions: list[int], site: str | None, layers: tuple[int, ...], top: int
+    graph: Graph, clean: Clean, positions: list[int], site: str | None, chosen: tuple[int, ...], top: int
 ) -> list[set[int]]:
     """The top words at each position, the site silenced in the layers; from the first position on, over the cache."""
-    start, length = clean.start, clean.start + clean.inputs[0].shape[1]
+    start, tail = clean.start, clean.inputs[0].hidden.shape[1]
     within = [position - start for position in positions]
-    modules = [graph.attention(layer) if site == "attn" else graph.mlp(layer) for layer in layers]
-    is_attention, unembed = site == "attn", graph.unembed
+    layers, model = graph.layers, graph.model
+    silenced = {layer: graph.joining(str(site), layer) for layer in chosen}
+    rows = Rows(start, tail, ((0, graph.n_layers),), (0,), ((),), ((),))  # one row that closes no edge
+    closed = closed_edges(rows, clean.inputs[0].mask.device)
+    masks = {id(was.mask): open_mask(rows, was.mask) for was in clean.inputs}
+    opened = [masks[id(was.mask)] for was in clean.inputs]
     assert clean.cache is not None  # only a sweep takes it
     crop_cache(clean.cache, start)
-    places = torch.arange(start, length, device=graph.device)[None]
-    embedded = clean.inputs[0]
+    places = torch.arange(start, start + tail, device=graph.device)[None]
+    embedded, handed = clean.inputs[0].hidden, clean.inputs
+    mask = opened[0][None, None]
     with (
         torch.no_grad(),
-        graph.model.trace(inputs_embeds=embedded, position_ids=places, past_key_values=clean.cache, use_cache=True),
+        model.trace(
+            inputs_embeds=embedded,
+            position_ids=places,
+            attention_mask=mask,
+            past_key_values=clean.cache,
+            use_cache=True,
+        ),
     ):
-        largest = nnsight.save(silence(modules, within, is_attention))
-        words = nnsight.save(unembed.output[0, within].topk(top, -1).indices.cpu())
-    if layers and not largest:
-        raise NoEffectError(f"the {site} output of layers {list(layers)} is zero at these positions already.")
+        largest = nnsight.save(run_silenced(layers, rows, handed, opened, closed, silenced, within))
+        words = nnsight.save(model.output.logits[0, within].topk(top, -1).indices.cpu())
+    if chosen and not largest:
+        raise NoEffectError(f"the {site} output of layers {list(chosen)} is zero at these positions already.")
     return [set(row) for row in words.tolist()]

@@ -51,7 +51,7 @@ def test_a_token_shows_the_pixels_of_its_box(tower):
         pixels = [graph.prompt(one, QUESTION).inputs["pixel_values"] for one in (image, changed)]
         with torch.no_grad():
             moved = (embedding(pixels[0]) - embedding(pixels[1])).abs().amax(1).flatten()
-        assert moved.nonzero().flatten().tolist() == [geometry.cells[token]]
+        assert moved.nonzero().flatten().tolist() == [geometry.cells[token].patch]
 
 
 def test_the_class_token_and_a_dropped_patch():
@@ -105,8 +105,8 @@ def test_a_setting_that_nobody_knows_is_listed():
     with pytest.raises(mmf.ModelError, match=r"does not handle: text_config.attention_twist = 3"):
         mmf.adapt(model, tiny_processor())
     model = tiny_model()
-    model.config.vision_config.model_type = "pixtral"
-    with pytest.raises(mmf.ModelError, match="the vision tower is 'pixtral'; llava is handled with clip_vision_model"):
+    model.config.vision_config.model_type = "dinov3"
+    with pytest.raises(mmf.ModelError, match="the vision tower is 'dinov3'; llava is handled with clip_vision_model"):
         mmf.adapt(model, tiny_processor())
     model = tiny_model()
     model.config.text_config.model_type = "gemma"

@@ -14,8 +14,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._geometry import ImageGeometry
+from nnsight_mmflow._geometry import CLASS, ImageGeometry, whole
 from nnsight_mmflow._pictures import as_square
+from nnsight_mmflow._views import Step, View
 
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
 SIGLIP = SiglipImageProcessorPil(size={"height": 336, "width": 336})
@@ -29,7 +30,7 @@ def geometry(size, way="square", patch=14):
     processor, squared = WAYS[way]
     side = 336 // patch
     steps = steps_of(processor, size, squared, (336, 336))
-    return ImageGeometry(size, steps, patch, (side, side), tuple(range(side * side)), raster=squared)
+    return ImageGeometry(size, (View(size, steps, patch, (side, side)),), whole((side, side)), raster=squared)
 
 
 def process(picture, way):
@@ -115,7 +116,7 @@ def test_a_tokens_box_mapped_back_gives_that_token(width, height, way):
 def test_every_pixel_that_is_kept_has_a_token_and_others_are_refused(width, height, way, data):
     shape = geometry((width, height), way)
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    left, top, right, bottom = shape.kept()
+    left, top, right, bottom = shape.views[0].kept()
     if x + 1 <= left or x >= right or y + 1 <= top or y >= bottom:
         with pytest.raises(mmf.SpanError, match="pad_to_square=True"):
             shape.tokens([(x, y, x + 1, y + 1)], "meets")
@@ -124,7 +125,8 @@ def test_every_pixel_that_is_kept_has_a_token_and_others_are_refused(width, heig
 
 
 def test_a_class_token_has_no_box():
-    shape = ImageGeometry((64, 64), (("resize", 64, 64),), 8, (8, 8), (None, *range(64)))
+    view = View((64, 64), (Step("resize", 64, 64),), 8, (8, 8))
+    shape = ImageGeometry((64, 64), (view,), (CLASS, *whole((8, 8))))
     assert shape.token_box(0) is None
     assert shape.token_box(1) == (0, 0, 8, 8)
     assert shape.tokens([(0, 0, 8, 8)]) == (1,)

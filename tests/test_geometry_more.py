@@ -11,16 +11,17 @@ from test_geometry import CLIP, WAYS, geometry, process
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._geometry import ImageGeometry
+from nnsight_mmflow._views import View
 
 ways = st.sampled_from(sorted(WAYS))
 
 
 def kept_box(data, shape, least):
     """A box of whole pixels inside the part that the model sees, at least `least` processed pixels each way."""
-    left, top, right, bottom = shape.kept()
-    scale_x = shape.to_processed((0, 0, 1, 1))[2] - shape.to_processed((0, 0, 0, 0))[2]
-    scale_y = shape.to_processed((0, 0, 1, 1))[3] - shape.to_processed((0, 0, 0, 0))[3]
+    view = shape.views[0]
+    left, top, right, bottom = view.kept()
+    scale_x = view.to_processed((0, 0, 1, 1))[2] - view.to_processed((0, 0, 0, 0))[2]
+    scale_y = view.to_processed((0, 0, 1, 1))[3] - view.to_processed((0, 0, 0, 0))[3]
     edges = []
     for low, high, scale in ((left, right, scale_x), (top, bottom, scale_y)):
         low, high, side = int(np.ceil(low)), int(np.floor(high)), int(np.ceil(least / scale))
@@ -127,7 +128,7 @@ def test_a_crop_larger_than_the_picture_pads_as_the_processor_does():
     made = processor(white, do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"][0]
     columns = made[0].any(0).nonzero()[0]
     steps = steps_of(processor, (301, 301), False, (336, 336))
-    shape = ImageGeometry((301, 301), steps, 14, (24, 24), tuple(range(576)))
+    shape = View((301, 301), steps, 14, (24, 24))
     assert shape.to_processed((0, 0, 301, 301))[::2] == (columns[0], columns[-1] + 1)
 
 

@@ -1,0 +1,55 @@
+"""PaliGemma: one grid of fixed size, and a prompt whose positions all read one another, forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow.adapters._base import Adapter
+from nnsight_mmflow.adapters._processing import resized_view, settings
+
+from nnsight_mmflow._geometry import ImageGeometry, whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from nnsight_mmflow._row_spans import Spans
+
+
+class PaliGemma(Adapter):
+    """PaliGemmaForConditionalGeneration, the first (Gemma) and the second (Gemma 2)."""
+
+    family = "paligemma"
+    handled = frozenset("image_token_index image_token_id".split())
+    towers = {"siglip_vision_model": 0}
+    texts = ("gemma", "gemma2")
+    causal = False
+    plain_template = ("{images}", "")
+
+    def prepared(self, text: str, question: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+        """The processor puts <bos> after the last image and a newline at the end."""
+        start, end = question
+        bos, images_end = self.processor.tokenizer.bos_token, text.rfind(self.processor.image_token)
+        after = images_end + len(self.processor.image_token) if images_end >= 0 else 0
+        moved = len(bos) * (after <= start)
+        return f"{text[:after]}{bos}{text[after:]}\n", (start + moved, end + moved)
+
+    def images(
+        self, inputs: Mapping[str, torch.Tensor], sizes: list[tuple[int, int]], squared: bool
+    ) -> list[ImageGeometry]:
+        """One view per image, squeezed to a square."""
+        vision = self.config.vision_config
+        seen = (inputs["pixel_values"].shape[-1], inputs["pixel_values"].shape[-2])
+        self.check_seen(seen)
+        views = [resized_view(size, squared, seen, vision.patch_size) for size in sizes]
+        found = settings(self.processor.image_processor, squared)
+        return [ImageGeometry(view.size, (view,), whole(view.grid), **found) for view in views]
+
+    def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:
+        """One feature per patch."""
+        vision = self.config.vision_config
+        return [(vision.image_size // vision.patch_size) ** 2] * len(inputs["pixel_values"])
+
+    def bidirectional(self, spans: Spans) -> tuple[tuple[int, int], ...]:
+        """The whole prompt."""
+        return (spans["all"].row,)

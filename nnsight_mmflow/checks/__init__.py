@@ -1,0 +1,97 @@
+"""The conformance suite: is what the package says of a model what the model does?
+
+`check(graph)` runs on any model, yours too, and so does `mmflow check MODEL`; the tests run it on a tiny random model
+of every family. Each check is a function that returns what it found, raises Failed with the numbers, or NotApplicable
+with the reason. A new one is a line in CHECKS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow.checks import forwards, knockouts, places, prompts
+from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "roles are found, and make the logits": prompts.roles,
+    "another picture gives other logits": prompts.pixels_matter,
+    "spans partition the sequence": prompts.partition,
+    "several images in one prompt": prompts.several_images,
+    "a prompt without an image": prompts.text_alone,
+    "features stand where the model merges them": places.merged,
+    "a token's box gives that token": places.round_trip,
+    "changed pixels change the tokens that show them, and no others": places.perturbed,
+    "eager equals sdpa": forwards.eager_and_sdpa,
+    "a batch equals its prompts alone": forwards.batched,
+    "knockout equals hand-made masks": knockouts.by_hand,
+    "knockout in a padded batch equals it alone": knockouts.padded,
+    "rows equal one forward per window": knockouts.rows,
+    "a knockout of nothing is an error": knockouts.no_op,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: what was checked, "pass", "fail" or "not applicable", and the numbers or the reason."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the suite found.
+
+    Attributes:
+        model: what was checked.
+        lines: one per check.
+    """
+
+    model: str
+    lines: tuple[Line, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return not any(line.outcome == "fail" for line in self.lines)
+
+    def __str__(self) -> str:
+        width = max(len(line.name) for line in self.lines)
+        rows = [f"{line.name.ljust(width)}  {line.outcome.ljust(14)}  {line.detail}" for line in self.lines]
+        failed = sum(line.outcome == "fail" for line in self.lines)
+        verdict = "all that applies passed" if not failed else f"{failed} of {len(self.lines)} checks failed"
+        return "\n".join([f"{self.model}: {verdict}", "", *rows])
+
+
+def check(graph: Graph, *, progress: bool = True) -> Report:
+    """A Report of the conformance suite on one model: each line pass, fail with the numbers, or why it does not apply.
+
+    Args:
+        graph: the model; it is left as it was.
+        progress: show a progress bar.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> mmf.check(mmf.load("nano"), progress=False).ok
+        True
+    """
+    subject = Subject(graph)
+    lines = []
+    for name, run in progress_bar(list(CHECKS.items()), "check", shown=progress):
+        try:
+            lines.append(Line(name, "pass", run(subject)))
+        except NotApplicable as reason:
+            lines.append(Line(name, "not applicable", str(reason)))
+        except (Failed, MMFlowError) as error:
+            lines.append(Line(name, "fail", str(error)))
+        except Exception as error:  # a user's model may break anywhere: say where, and go on with the next check
+            lines.append(Line(name, "fail", f"{type(error).__name__}: {error}"))
+    return Report(f"{graph.name} ({graph.family}, {graph.backend})", tuple(lines))

@@ -1,0 +1,89 @@
+"""What the checks look at: a model, a few pictures that suit it, and ways to compare numbers."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
+
+QUESTION = "what color is the circle ?"
+OTHER = "is the circle red or blue ?"
+
+
+class Failed(Exception):
+    """A check that failed; the message holds the numbers."""
+
+
+class NotApplicable(Exception):
+    """A check that says nothing of this model; the message holds the reason."""
+
+
+class Subject:
+    """One model under check."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    @cached_property
+    def side(self) -> int:
+        """A picture side that suits the tower: what it reads at once, or eight patches."""
+        vision = self.graph.adapter.config.vision_config
+        size = getattr(vision, "image_size", None) or 8 * vision.patch_size
+        side = size if isinstance(size, int) else size[0]
+        return min(side, 512)
+
+    def picture(self, seed: int, shape: tuple[float, float] = (1.25, 0.75)) -> Picture:
+        """A picture of random blocks; its (width, height) are `shape` times the tower's side."""
+        from PIL import Image
+
+        width, height = (max(8, round(part * self.side)) for part in shape)
+        block = max(4, self.side // 8)
+        random = np.random.default_rng(seed)
+        cells = random.integers(0, 256, (-(-height // block), -(-width // block), 3), dtype=np.uint8)
+        return Image.fromarray(cells.repeat(block, 0).repeat(block, 1)[:height, :width])
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """A question about a wide picture."""
+        return self.graph.prompt(self.picture(0), QUESTION)
+
+    @cached_property
+    def other(self) -> Prompt:
+        """A longer question about a tall picture."""
+        return self.graph.prompt(self.picture(1, (0.75, 1.25)), OTHER)
+
+    def logits(self, prompt: Prompt) -> torch.Tensor:
+        """(vocabulary,): the clean logits after the prompt's last position."""
+        with torch.no_grad():
+            model = self.graph.adapter.model
+            return model(**self.graph.checked(prompt), use_cache=False).logits[0, -1].float().cpu()
+
+    def merged(self, prompt: Prompt) -> torch.Tensor:
+        """(positions, width): what enters the first layer, image features merged."""
+        layers = self.graph.layers
+        with torch.no_grad(), self.graph.trace(prompt, use_cache=False, logits_to_keep=1):
+            hidden = layers[0].inputs[0][0][0].float().cpu().save()
+        return hidden
+
+    def agree(self, what: str, one: torch.Tensor, other: torch.Tensor) -> str:
+        """The difference in words.
+
+        Raises:
+            Failed: it is larger than the number type explains.
+        """
+        dtype = next(self.graph.adapter.model.parameters()).dtype
+        allowed = 2e-4 if dtype == torch.float32 else 0.05
+        difference = float((one - other).abs().max())
+        scale = max(1.0, float(other.abs().max()))
+        said = f"{what} differ by {difference:.1e} (largest {scale:.3g})"
+        if not difference <= allowed * scale:
+            raise Failed(f"{said}; {allowed * scale:.1e} is allowed for {dtype}")
+        return said
