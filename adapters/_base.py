@@ -29,6 +29,7 @@ class Adapter:
         family: the name users see.
         handled: fields of the model's top configuration that the adapter reads.
         handled_vision: fields of the tower's configuration that the adapter reads or that cannot matter to it.
+        ignored: fields that published checkpoints carry, at any level, and on which nothing here depends.
         towers: for each vision model it knows, how many tokens stand before the patches (a class token: 1).
         texts: the text models it knows.
         projector_path: where the projector lies, below the base model.
@@ -40,6 +41,7 @@ class Adapter:
     family: str
     handled: frozenset[str] = frozenset()
     handled_vision: frozenset[str] = frozenset()
+    ignored: frozenset[str] = frozenset()
     towers: Mapping[str, int] = {}
     texts: tuple[str, ...] = ()
     projector_path: str = "multi_modal_projector"
@@ -154,15 +156,15 @@ class Adapter:
                 f"the vision tower is {vision.model_type!r}; {self.family} is handled with {', '.join(self.towers)}."
             )
         unknown = [
-            *_unhandled("", self.config, self.handled | {"text_config", "vision_config"}),
-            *_unhandled("text_config.", self.text_config, self.text.handled),
-            *_unhandled("vision_config.", vision, self.handled_vision),
+            *_unhandled("", self.config, self.ignored | self.handled | {"text_config", "vision_config"}),
+            *_unhandled("text_config.", self.text_config, self.ignored | self.text.handled),
+            *_unhandled("vision_config.", vision, self.ignored | self.handled_vision),
         ]
         if unknown:
             raise ModelError(
                 f"{type(self.model).__name__} has settings that the {self.family} adapter does not handle:"
                 f" {', '.join(unknown)}. The result could be wrong without a sign; add each to the adapter's `handled`"
-                " set (and read it) or to IGNORED in nnsight_mmflow/adapters/_text.py once it is known to be harmless."
+                " set (and read it), or to its `ignored` set once it is known to be harmless."
             )
         dropped = [
             name

@@ -22,6 +22,11 @@ class Idefics3(Adapter):
 
     family = "idefics3"
     handled = frozenset("image_token_id scale_factor".split())
+    ignored = frozenset(
+        """image_seq_len use_base_siglip max_image_size size neftune_noise_alpha perceiver_config qk_layer_norms
+        use_resampler _flash_attn_2_enabled is_llama_config pixel_shuffle_factor rope_interleaved
+        transformers.js_config use_reentrant_checkpointing""".split()
+    )
     towers = {"idefics3_vision": 0, "smolvlm_vision": 0}
     texts = ("llama",)
     projector_path = "connector"

@@ -24,6 +24,7 @@ class InternVL(Adapter):
         """use_qk_norm norm_type layer_scale_init_value use_mean_pooling use_absolute_position_embeddings
         attention_bias use_mask_token""".split()
     )
+    ignored = frozenset({"dropout"})
     towers = {"internvl_vision": 1}
     texts = ("qwen2", "qwen3", "llama")
 

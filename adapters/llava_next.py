@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from nnsight_mmflow.adapters._base import Adapter
 from nnsight_mmflow.adapters._processing import resized_view, settings, squared_first
+from nnsight_mmflow.adapters.llava import Llava
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 
 from nnsight_mmflow._errors import ModelError
@@ -23,12 +24,9 @@ class LlavaNext(Adapter):
     """LlavaNextForConditionalGeneration with a CLIP or SigLIP tower."""
 
     family = "llava_next"
-    handled = frozenset(
-        """image_token_index image_token_id vision_feature_layer vision_feature_select_strategy
-        image_grid_pinpoints""".split()
-    )
+    handled = Llava.handled | {"image_grid_pinpoints"}
     towers = {"clip_vision_model": 1, "siglip_vision_model": 0}
-    texts = ("llama", "mistral", "qwen2", "phi")
+    texts = Llava.texts
 
     def images(
         self, inputs: Mapping[str, torch.Tensor], sizes: list[tuple[int, int]], squared: bool

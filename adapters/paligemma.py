@@ -21,6 +21,7 @@ class PaliGemma(Adapter):
 
     family = "paligemma"
     handled = frozenset("image_token_index image_token_id".split())
+    ignored = frozenset("num_positions num_image_tokens".split())
     towers = {"siglip_vision_model": 0}
     texts = ("gemma", "gemma2")
     causal = False

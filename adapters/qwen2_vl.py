@@ -23,6 +23,7 @@ class Qwen2VL(Adapter):
         """depth embed_dim hidden_size mlp_ratio num_heads in_channels spatial_merge_size temporal_patch_size
         out_hidden_size""".split()
     )
+    ignored = frozenset("vision_token_id in_chans spatial_patch_size".split())
     towers = {"qwen2_vl_vision": 0, "qwen2_vl": 0}
     texts = ("qwen2_vl_text",)
     projector_path = "visual.merger"

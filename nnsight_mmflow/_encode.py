@@ -102,7 +102,7 @@ def check_counts(image_tokens: int, features: list[int]) -> None:
     else:
         cause = "a processor with a smaller patch_size than the tower's"
     raise PromptError(
-        f"{image_tokens} image tokens in the prompt, {expected} features from {len(features)} image(s)"
+        f"{image_tokens} image tokens in the prompt, {expected} features from {len(features)} image(s) or tiles"
         f" ({', '.join(map(str, features)) or 'none'}). Likely cause: {cause}."
     )
 

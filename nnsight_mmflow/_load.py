@@ -6,10 +6,11 @@ from __future__ import annotations
 import anyio  # noqa: F401
 from nnsight import Envoy, TransformersModel
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
+from transformers.utils import is_torchvision_available, logging
 
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._graph import Graph
+from nnsight_mmflow._images_only import load_images_only
 from nnsight_mmflow.adapters import adapter_for
 
 TASK = "image-text-to-text"
@@ -38,8 +39,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
 
         name = str(FOLDER)
     try:
-        # The image processors that need no torchvision: results must not depend on what is installed beside us.
-        processor = processor or AutoProcessor.from_pretrained(name, backend="pil", **_revision(kwargs))
+        processor = processor or _processor(name, _revision(kwargs))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"no processor can be loaded from {name!r}: {error}. Expected 'nano', a Hugging Face id, or a folder that"
@@ -84,6 +84,13 @@ def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
 
 def _graph(model: TransformersModel, processor: ProcessorMixin, name: str = "") -> Graph:
     return Graph(model, adapter_for(model._module, processor), name)
+
+
+def _processor(name: str, where: dict[str, object]) -> ProcessorMixin:
+    """The model's own, with the image processor that needs no torchvision: results must not depend on it."""
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(name, backend="pil", **where)
+    return load_images_only(name, **where)
 
 
 def _revision(kwargs: dict[str, object]) -> dict[str, object]:

@@ -9,14 +9,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def progress_bar(items: list[T], label: str, *, shown: bool) -> Iterator[T]:
+def progress_bar(items: list[T], label: str, *, shown: bool, unit: str = "prompt") -> Iterator[T]:
     """The items, with a bar that shows how many are done."""
     if not shown:
         yield from items
         return
     from tqdm.auto import tqdm
 
-    wrapped: Iterable[T] = tqdm(items, desc=label, unit="prompt", file=sys.stderr)
+    wrapped: Iterable[T] = tqdm(items, desc=label, unit=unit, file=sys.stderr)
     yield from wrapped
 
 

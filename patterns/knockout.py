@@ -13,6 +13,7 @@ from nnsight_mmflow._pattern import check_edge, layer_list, resolve
 if TYPE_CHECKING:
     import torch
     from nnsight import Envoy
+    from transformers import Cache
 
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._row_spans import Spans
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("sdpa", "eager")  # those that add a mask of four dimensions; flash attention ignores it
 WHEN = ("prefill", "decode", "all")
+CLOSED_ALREADY = "every one of its edges was closed already, by padding, a sliding window or another pattern."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Knockout:
         """
         rows = spans if isinstance(spans, tuple) else (spans,)
         self.check(graph, rows, steps=False)
-        return self._close(graph, rows)
+        return self._close_now(graph, rows)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
@@ -110,19 +112,25 @@ class Knockout:
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
         if self.when == "prefill":
-            self._close(graph, rows)
+            self._close_now(graph, rows)
         else:
             self._close_each_step(graph, rows)
+
+    def _close_now(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        changed = self._close(graph, rows)
+        if not changed:
+            raise NoEffectError(f"{self} would change nothing: {CLOSED_ALREADY}")
+        return changed
 
     def _close_each_step(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Waits for each step of a generation; when none comes any more, nnsight throws into the wait."""
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
 
-        done = 0
+        done = changed = 0
         try:
             for step in Iterations()[0 if self.when == "all" else 1 :]:
-                self._close(graph, rows, step)
+                changed += self._close(graph, rows, step)
                 done += 1
         except OutOfOrderError:
             if not done:
@@ -130,6 +138,8 @@ class Knockout:
                     f"{self} would change nothing: the generation ended before a step came that it acts on."
                     " Raise max_new_tokens."
                 ) from None
+            if not changed:
+                raise NoEffectError(f"{self} would change nothing in any of {done} steps: {CLOSED_ALREADY}") from None
 
     def _edges(self, rows: tuple[Spans, ...]) -> list[tuple[list[int], list[int]]]:
         """For each row, the target and the source positions."""
@@ -146,13 +156,7 @@ class Knockout:
             ]
         heads = None if self.heads is None else list(self.heads)
         layers = layer_list(self.layers, graph.n_layers)
-        changed = close_edges(graph.layers, layers, edges, heads, graph.n_heads, graph.causal)
-        if not changed:
-            raise NoEffectError(
-                f"{self} would change nothing at step {step}: every one of its edges was closed already, by padding, a"
-                " sliding window or another pattern."
-            )
-        return changed
+        return close_edges(graph.layers, layers, edges, heads, graph.n_heads, graph.causal)
 
 
 def close_edges(
@@ -180,7 +184,7 @@ def close_edges(
         arguments, named = layers[layer].inputs
         hidden, mask = arguments[0], named.get("attention_mask")
         cache = named.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length(layer)
+        past, dropped = kept_keys(cache, layer)
         # Layers mostly share one mask: then the closed copy is shared too.
         if (
             built is None
@@ -188,7 +192,8 @@ def close_edges(
             or built.device != hidden.device
             or built.shape[-1] != past + hidden.shape[1]
         ):
-            built, changed, starved = close(layer_mask(mask, hidden, past, causal), edges, heads, n_heads)
+            there = [(targets, [key - dropped for key in sources if key >= dropped]) for targets, sources in edges]
+            built, changed, starved = close(layer_mask(mask, hidden, past, causal), there, heads, n_heads)
             seen = mask
             if starved:
                 raise MMFlowError(
@@ -198,3 +203,14 @@ def close_edges(
         total += changed
         layers[layer].inputs = (arguments, {**named, "attention_mask": built})
     return total
+
+
+def kept_keys(cache: Cache | None, layer: int) -> tuple[int, int]:
+    """How many keys a layer's cache holds, and how many before them a sliding window has dropped already."""
+    if cache is None:
+        return 0, 0
+    seen, keys = cache.get_seq_length(layer), None
+    if layer < len(cache.layers):
+        keys = getattr(cache.layers[layer], "keys", None)
+    held = min(seen, keys.shape[-2]) if keys is not None and keys.ndim == 4 else seen
+    return held, seen - held

@@ -10,6 +10,7 @@ import transformers.models as hf
 from tiny import picture, tiny_model, tiny_processor
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -381,6 +382,8 @@ def internvl(text_model: str = "qwen2"):
 FAMILIES = {
     "llava": llava,
     "llava_phi_siglip": lambda: llava("phi", "siglip"),
+    "llava_mistral": lambda: llava("mistral"),
+    "llava_qwen2_siglip": lambda: llava("qwen2", "siglip"),
     "llava_pixtral": llava_pixtral,
     "llava_next": llava_next,
     "llava_next_siglip": lambda: llava_next("siglip", "qwen2"),
@@ -421,3 +424,41 @@ def family(name: str, attention: str = "sdpa") -> mmf.Graph:
         one, other = (model(**graph.prompt(picture(i, 80, 48), QUESTION).inputs).logits[0, -1] for i in (0, 1))
     assert (one - other).abs().max() > 0.1, "changing the pixels must change the logits"
     return graph
+
+
+@functools.cache
+def real_llava() -> mmf.Graph:
+    """LLaVA-1.5's real preprocessing (336 pixels, patches of 14), with a narrow model behind it."""
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    config = hf.llava.LlavaConfig(
+        vision_config=hf.clip.CLIPVisionConfig(**{**VISION, "image_size": 336, "patch_size": 14}),
+        text_config=text("llama", 1),
+        image_token_index=ident("<image>"),
+        tie_word_embeddings=False,
+    )
+    made = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    settings = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(made, tokenizer(), chat_template=CHAT.replace("IMAGE", "<image> "), **settings)
+    return mmf.adapt(LlavaForConditionalGeneration(config).eval(), processor)
+
+
+@functools.cache
+def real_llava_next() -> mmf.Graph:
+    """LLaVA-v1.6's real preprocessing (tiles of 336 pixels, its five resolutions), with a narrow model behind it."""
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+    resolutions = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    config = LlavaNextConfig(
+        vision_config=hf.clip.CLIPVisionConfig(**{**VISION, "image_size": 336, "patch_size": 14}),
+        text_config=text("llama", 1),
+        image_token_index=ident("<image>"),
+        image_grid_pinpoints=resolutions,
+        tie_word_embeddings=False,
+    )
+    made = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, image_grid_pinpoints=resolutions
+    )
+    settings = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaNextProcessor(made, tokenizer(), chat_template=CHAT.replace("IMAGE", "<image> "), **settings)
+    return mmf.adapt(LlavaNextForConditionalGeneration(config).eval(), processor)

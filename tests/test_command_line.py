@@ -104,7 +104,7 @@ def test_errors_are_one_message_and_status_2(arguments, text, capsys, tmp_path):
 
 def test_a_word_that_nano_does_not_know(world, capsys):
     image = next((world / "images").glob("*.png"))
-    assert run("spans", "--image", image, "--question", "what color is the umbrella ?") == 2
+    assert run("spans", "nano", image, "what color is the umbrella ?") == 2
     told = capsys.readouterr().err
     assert "does not know 'umbrella'. It knows 151 words" in told
     assert " zorvia" in told
@@ -112,7 +112,7 @@ def test_a_word_that_nano_does_not_know(world, capsys):
 
 def test_spans_and_lens(world, tmp_path, capsys):
     image = next((world / "images").glob("*.png"))
-    assert run("spans", "--image", image, "--question", "what color is the ring ?") == 0
+    assert run("spans", "nano", image, "what color is the ring ?", "--out", tmp_path / "spans.png") == 0
     assert re.search(r"image +3-66 +64", capsys.readouterr().out)
     assert run("lens", "--limit", 6, "--out", tmp_path) == 0
     assert (tmp_path / "lens.png").stat().st_size > 20_000

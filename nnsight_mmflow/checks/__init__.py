@@ -32,6 +32,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "a batch equals its prompts alone": forwards.batched,
     "knockout equals hand-made masks": knockouts.by_hand,
     "knockout in a padded batch equals it alone": knockouts.padded,
+    "knockout in generation equals computing each token anew": knockouts.generated,
     "rows equal one forward per window": knockouts.rows,
     "a knockout of nothing is an error": knockouts.no_op,
 }
@@ -85,7 +86,7 @@ def check(graph: Graph, *, progress: bool = True) -> Report:
     """
     subject = Subject(graph)
     lines = []
-    for name, run in progress_bar(list(CHECKS.items()), "check", shown=progress):
+    for name, run in progress_bar(list(CHECKS.items()), "check", shown=progress, unit="check"):
         try:
             lines.append(Line(name, "pass", run(subject)))
         except NotApplicable as reason:

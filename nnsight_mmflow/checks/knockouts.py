@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ import torch
 
 from nnsight_mmflow._errors import NoEffectError
 from nnsight_mmflow._plan import make_plan, sizes_of
-from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
+from nnsight_mmflow._sweep import end_tokens, run_by_forwards, run_by_rows, run_clean
+from nnsight_mmflow.adapters._base import PER_POSITION
 from nnsight_mmflow.checks.forwards import backend
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
@@ -50,13 +52,35 @@ def padded(subject: Subject) -> str:
     return subject.agree("logits", together, alone)
 
 
+def generated(subject: Subject) -> str:
+    """A knockout in every step of a generation, and the whole sequence run again for each token without a cache."""
+    from nnsight_mmflow.patterns.knockout import Knockout
+
+    graph, prompt, steps = subject.graph, subject.prompt, 4
+    pattern = Knockout(source="image", target="question | last", layers=_middle(subject), when="all")
+    with torch.no_grad(), graph.generate(prompt, pattern, max_new_tokens=steps, do_sample=False) as tracer:
+        found = tracer.result.save()
+    with backend(subject, "eager"):
+        wanted: list[int] = []
+        while len(wanted) < steps and not (wanted and wanted[-1] in end_tokens(graph)):
+            wanted.append(int(_hand_masked(subject, prompt, "image", "question | last", wanted).argmax()))
+    tokens = found[0, len(prompt) :].tolist()
+    if tokens != wanted:
+        raise Failed(f"tokens {tokens}, but {wanted} when each is computed anew")
+    return f"{len(tokens)} tokens"
+
+
 def rows(subject: Subject) -> str:
-    """Four edges, windows of three layers around a few centres."""
+    """Four edges, windows of three layers around a few centres; and the image's own tokens, in all layers."""
+    centres = {0, subject.graph.n_layers // 2, subject.graph.n_layers - 1}
+    said = _by_rows(subject, EDGES, 3, centres)
+    return f"{said}; prefix->image: {_by_rows(subject, ('prefix->image',), 2 * subject.graph.n_layers + 1, {0})}"
+
+
+def _by_rows(subject: Subject, edges: tuple[str, ...], window: int, centres: set[int]) -> str:
     graph, prompt = subject.graph, subject.prompt
-    plan = make_plan(
-        sizes_of(graph, prompt), prompt.spans, EDGES, (3,), blocks=graph.adapter.bidirectional(prompt.spans)
-    )
-    centres = {0, graph.n_layers // 2, graph.n_layers - 1}
+    blocks = graph.adapter.bidirectional(prompt.spans)
+    plan = make_plan(sizes_of(graph, prompt), prompt.spans, edges, (window,), blocks=blocks)
     chosen = [i for i, (_, _, centre) in enumerate(plan.cells) if centre in centres]
     clean = run_clean(graph, prompt, min(chunk.start for chunk in plan.chunks), 2)
     by_rows = run_by_rows(graph, plan, clean)[chosen]
@@ -98,10 +122,20 @@ def _knocked_out(subject: Subject, prompt: Prompt, source: str, target: str) -> 
     return logits
 
 
-def _hand_masked(subject: Subject, prompt: Prompt, source: str, target: str) -> torch.Tensor:
-    """A plain forward under eager, where every layer is handed its real mask: hooks close the edge in a copy of it."""
+def _hand_masked(subject: Subject, prompt: Prompt, source: str, target: str, more: Sequence[int] = ()) -> torch.Tensor:
+    """A plain forward under eager, where every layer is handed its real mask: hooks close the edge in a copy of it.
+
+    Tokens that have been generated (`more`) follow the prompt, and are targets too.
+    """
     model, inputs = subject.graph.adapter.model, subject.graph.checked(prompt)
-    query = torch.tensor(list(prompt.spans[target]))[:, None]
+    length = len(prompt)
+    for name in ("input_ids", *PER_POSITION):
+        if name in inputs and more:
+            # a generated token is text; PaliGemma marks what is not prompt, and so read forwards alone, by 1
+            fill = name == "attention_mask" or (name == "token_type_ids" and not subject.graph.causal)
+            added = torch.tensor([more]) if name == "input_ids" else torch.full((1, len(more)), int(fill))
+            inputs[name] = torch.cat([inputs[name], added.to(inputs[name])], 1)
+    query = torch.tensor([*prompt.spans[target], *range(length, length + len(more))])[:, None]
     key = torch.tensor(list(prompt.spans[source]))[None, :]
 
     def close(_module, arguments, named):  # type: ignore[no-untyped-def]

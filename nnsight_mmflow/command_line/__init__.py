@@ -11,7 +11,8 @@ from nnsight_mmflow._errors import MMFlowError
 COMMANDS = {
     "flow": "layer-by-layer knockout curves: figure, table, report",
     "lens": "what each layer would answer",
-    "spans": "which positions of a prompt are image, question, and so on",
+    "spans": "which positions of a prompt are image, question, and so on, and where they lie in the picture",
+    "check": "the conformance suite: is what the package says of a model what the model does?",
     "nano": "the model in the box: train, eval, samples",
 }
 
@@ -25,10 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "nano":
             _nano(command)
             continue
-        _model(command)
-        if name == "spans":
-            _one_question(command, required=True)
+        if name in ("spans", "check"):
+            command.add_argument("model", metavar="MODEL", help="nano, a Hugging Face id, or a folder")
+            _how_to_load(command)
+            if name == "spans":
+                _spans(command)
             continue
+        _model(command)
         _questions(command)
         command.add_argument("--out", default=f"mmflow-{name}", metavar="DIR", help="where results go")
         if name == "flow":
@@ -49,22 +53,35 @@ def build_parser() -> argparse.ArgumentParser:
 def _model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model and prompt")
     group.add_argument("--model", default="nano", help="nano, a Hugging Face id, or a folder")
+    _how_to_load(group)
+    _how_to_ask(group)
+
+
+def _how_to_load(group: argparse._ActionsContainer) -> None:
     group.add_argument("--attention", choices=("sdpa", "eager"), help="attention implementation (the model's own)")
     group.add_argument("--dtype", help="such as float16 (the model's own)")
     group.add_argument("--device", help="such as cuda (cpu)")
+
+
+def _how_to_ask(group: argparse._ActionsContainer) -> None:
     group.add_argument("--template", help="chat (the model's own), vicuna_v1 or llava_llama_3 (the paper's)")
     group.add_argument("--instruction", help="a sentence after the question")
     group.add_argument("--pad-to-square", action="store_true", help="pad the picture as the paper does, never crop")
 
 
-def _one_question(command: argparse._ActionsContainer, required: bool) -> None:
-    command.add_argument("--image", required=required, metavar="FILE", help="a picture")
-    command.add_argument("--question", required=required, metavar="TEXT", help="a question about it")
+def _spans(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", metavar="IMAGE", help="a picture")
+    command.add_argument("question", metavar="QUESTION", help="a question about it")
+    _how_to_ask(command)
+    edges = ("X0", "Y0", "X1", "Y1")
+    command.add_argument("--box", nargs=4, type=float, metavar=edges, help="tint the tokens that show these pixels")
+    command.add_argument("--out", default="mmflow-spans.png", metavar="FILE", help="the picture that is written")
 
 
 def _questions(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("questions (nano has its own)")
-    _one_question(group, required=False)
+    group.add_argument("--image", metavar="FILE", help="a picture")
+    group.add_argument("--question", metavar="TEXT", help="a question about it")
     group.add_argument("--answer", metavar="TEXT", help="the right answer to --question")
     group.add_argument("--data", metavar="FILE", help="CSV or JSON lines: question_id, img_id, question, answer, ...")
     group.add_argument("--images", metavar="DIR", help="where pictures are looked up by img_id")
@@ -83,12 +100,11 @@ def _nano(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line, and returns the exit status: 0, or 2 with the error on standard error."""
+    """Runs the command line, and returns the exit status: 0, 1 if a check failed, 2 with the error on stderr."""
     given = build_parser().parse_args(arguments)
     module = import_module(f"nnsight_mmflow.command_line.{given.command}")
     try:
-        module.run(given)
+        return module.run(given) or 0
     except MMFlowError as error:
         sys.stderr.write(f"mmflow {given.command}: {error}\n")
         return 2
-    return 0

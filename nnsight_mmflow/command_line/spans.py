@@ -1,4 +1,4 @@
-"""`mmflow spans`: the spans of one prompt as a table."""
+"""`mmflow spans`: the spans of one prompt as a table, and its image tokens drawn on the picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from nnsight_mmflow.command_line._shared import load_graph
 
 
 def run(given: argparse.Namespace) -> None:
-    """Prints the table."""
+    """Prints the table and writes the picture."""
+    from nnsight_mmflow._span_picture import draw_spans
+
     graph = load_graph(given)
     prompt = graph.prompt(
         given.image,
@@ -19,3 +21,5 @@ def run(given: argparse.Namespace) -> None:
         pad_to_square=given.pad_to_square,
     )
     sys.stdout.write(f"{prompt.spans}\n")
+    for file in draw_spans(prompt, given.out, [given.box] if given.box else []):
+        sys.stdout.write(f"image tokens drawn in {file}\n")

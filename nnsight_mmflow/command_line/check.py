@@ -1,0 +1,17 @@
+"""`mmflow check`: the conformance suite on a model, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nnsight_mmflow.command_line._shared import load_graph
+
+
+def run(given: argparse.Namespace) -> int:
+    """Prints the table, and returns 1 if a check failed."""
+    from nnsight_mmflow.checks import check
+
+    report = check(load_graph(given))
+    sys.stdout.write(f"{report}\n")
+    return 0 if report.ok else 1

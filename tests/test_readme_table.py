@@ -1,0 +1,77 @@
+"""README's table of families is what this test measures: where it differs, the test rewrites it and fails."""
+
+import copy
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from families import EAGER_ONLY, FAMILIES, QUESTION, family
+from tiny import picture
+
+import nnsight_mmflow as mmf
+
+README = Path(__file__).parent.parent / "README.md"
+START, END = "<!-- families: written by tests/test_readme_table.py -->", "<!-- end of families -->"
+COLUMNS = {
+    "spans": ("spans partition the sequence", "several images in one prompt", "a token's box gives that token"),
+    "geometry measured": (
+        "features stand where the model merges them",
+        "changed pixels change the tokens that show them, and no others",
+    ),
+    "eager = sdpa": ("eager equals sdpa",),
+    "batch": ("a batch equals its prompts alone",),
+    "Knockout": ("knockout equals hand-made masks", "knockout in a padded batch equals it alone"),
+    "flow by rows": ("rows equal one forward per window",),
+}
+
+
+def test_the_families_table_is_what_was_measured():
+    text = README.read_text()
+    before, rest = text.split(START)
+    written, after = rest.split(END)
+    measured = f"\n{table()}\n"
+    if written != measured:
+        README.write_text(before + START + measured + END + after)
+    assert written == measured, "README's table of families was out of date; it has been rewritten: look and commit it"
+
+
+def table():
+    head = [f"transformers {version('transformers')}", "text, tower", *COLUMNS]
+    head.append(f"TransformerLens {version('transformer-lens')} bridge")
+    rows = {}
+    for name in FAMILIES:
+        graph = family(name, "eager" if name in EAGER_ONLY else "sdpa")
+        config = graph.adapter.config
+        parts = f"{graph.text_config.model_type}, {config.vision_config.model_type}"
+        outcomes = {line.name: line.outcome for line in mmf.check(graph, progress=False).lines}
+        cells = [short({outcomes[check] for check in checks}) for checks in COLUMNS.values()]
+        key = type(graph.adapter.model).__name__.removesuffix("ForConditionalGeneration"), parts
+        rows.setdefault(key, [*cells, bridge(graph)])
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join([*key, *cells])} |" for key, cells in rows.items())])
+
+
+def short(outcomes):
+    if "fail" in outcomes:
+        return "**no**"
+    return "yes" if outcomes == {"pass"} else "-"
+
+
+def bridge(graph):
+    """Whether TransformerLens boots a bridge on a copy of the model, and gives the model's own logits."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    model = copy.deepcopy(graph.adapter.model)
+    model.set_attn_implementation("eager")
+    inputs = dict(graph.prompt(picture(0, 80, 48), QUESTION).inputs)
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+        try:
+            made = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+            found = made(inputs.pop("input_ids"), **inputs)
+        except ImportError:
+            return "needs torchvision"
+        except (ValueError, AttributeError):
+            return "no"
+    assert torch.allclose(found, wanted, atol=1e-4)
+    return "yes"
