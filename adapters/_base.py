@@ -97,7 +97,7 @@ class Adapter:
         """(first, end) of each stretch of positions that may read one another backwards and forwards."""
         return ()
 
-    def join(self, rows: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def join(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """What stands beside the ids, of several prompts, as one batch.
 
         What has a number per position is padded on the left, as the ids are; pictures are padded at their ends.

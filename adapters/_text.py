@@ -12,6 +12,7 @@ class TextModel:
     Attributes:
         norm: the final norm, on the decoder.
         attention: the attention module of a layer.
+        attention_out: its output projection, on the attention module.
         mlp: the MLP of a layer.
         after_attention: the norm through which the attention's output joins the residual stream; None: as it is.
         after_mlp: the same for the MLP.
@@ -20,6 +21,7 @@ class TextModel:
 
     norm: str = "norm"
     attention: str = "self_attn"
+    attention_out: str = "o_proj"
     mlp: str = "mlp"
     after_attention: str | None = None
     after_mlp: str | None = None
@@ -42,7 +44,7 @@ TEXT_MODELS = {
     "gemma": TextModel(handled=_PALIGEMMA),
     "gemma2": TextModel(handled=_PALIGEMMA, **_BETWEEN_NORMS),
     "gemma3_text": TextModel(handled=_GEMMA, **_BETWEEN_NORMS),
-    "phi": TextModel(norm="final_layernorm"),
+    "phi": TextModel(norm="final_layernorm", attention_out="dense"),
 }
 
 # Sizes are read from the weights' own shapes by transformers; the rest changes numbers, not where things are.

@@ -78,7 +78,7 @@ class Idefics3(Adapter):
         longest = dict(processor.size).get("longest_edge")
         if not (processor.do_resize and longest):
             raise ModelError(f"the processor resizes by {processor.size}; longest_edge is handled.")
-        picture = np.zeros((3, height, width), np.uint8)
+        picture: np.ndarray = np.zeros((3, height, width), np.uint8)
         picture = processor.resize(picture, processor.size, resample=processor.resample)
         steps.append(Step("resize", picture.shape[2], picture.shape[1]))
         if self._divides():

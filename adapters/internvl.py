@@ -10,6 +10,7 @@ from nnsight_mmflow.adapters._processing import resized_view, settings
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from nnsight_mmflow._geometry import ImageGeometry, tiled, whole
+from nnsight_mmflow._views import View
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class InternVL(Adapter):
         found = settings(self.processor.image_processor, squared)
         result = []
         for size in sizes:
+            views: tuple[View, ...]
             rows, columns = self._tiles((max(size), max(size)) if squared else size, side)
             if rows * columns == 1:
                 views = (resized_view(size, squared, (side, side), patch),)

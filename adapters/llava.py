@@ -57,6 +57,6 @@ class Llava(Adapter):
         """The place of each token of one image."""
         vision = self.config.vision_config
         patches = whole((height // vision.patch_size, width // vision.patch_size))
-        tokens = (*[CLASS] * self.towers[vision.model_type], *patches)
+        tokens: tuple[Cell | str, ...] = (*[CLASS] * self.towers[vision.model_type], *patches)
         # transformers drops the first token here, whether the tower has a class token or not.
         return tokens[1:] if self.config.vision_feature_select_strategy == "default" else tokens

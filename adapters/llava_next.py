@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,6 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._geometry import NEWLINE, Cell, ImageGeometry
 from nnsight_mmflow._views import Step, View
-
-if TYPE_CHECKING:
-    from typing import Any
 
 
 class LlavaNext(Adapter):
@@ -67,7 +63,7 @@ class LlavaNext(Adapter):
         columns, side = best[1] // vision.image_size, vision.image_size // vision.patch_size
         return tuple(_cell(int(number), side, columns) for number in self.packed(size))
 
-    def packed(self, size: tuple[int, int], **how: Any) -> list[float]:
+    def packed(self, size: tuple[int, int], **how: str) -> list[float]:
         """The model's own packing of an image of (height, width), done on numbers instead of features.
 
         0 is the newline; patch p of the base is -1 - p; patch p of tile t is 1 + t * patches of a tile + p.

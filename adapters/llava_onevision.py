@@ -23,7 +23,7 @@ class LlavaOnevision(LlavaNext):
 
     family = "llava_onevision"
     handled = LlavaNext.handled | {"video_token_index", "video_token_id", "vision_aspect_ratio"}
-    texts = ("qwen2", "llama", "mistral")
+    texts = LlavaNext.texts
 
     def nested(self, pictures: list[Picture]) -> list:
         """Several pictures of one prompt come as one group: then, as in training, none of them is divided."""
@@ -44,7 +44,7 @@ class LlavaOnevision(LlavaNext):
         """The place of each token of each image; those of a group are one grid and one newline."""
         alone = [count == 1 for count in inputs["batch_num_images"].tolist() for _ in range(count)]
         vision = self.config.vision_config
-        one = (*whole((vision.image_size // vision.patch_size,) * 2), NEWLINE)
+        one: tuple[Cell | str, ...] = (*whole((vision.image_size // vision.patch_size,) * 2), NEWLINE)
         sizes = inputs["image_sizes"].tolist()
         return [self.cells_of((h, w)) if divided else one for (h, w), divided in zip(sizes, alone, strict=True)]
 

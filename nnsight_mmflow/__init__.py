@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
+    from nnsight_mmflow.patterns.patch import Patch as Patch
+    from nnsight_mmflow.patterns.values import from_run as from_run
+    from nnsight_mmflow.patterns.values import mean_of as mean_of
+    from nnsight_mmflow.patterns.values import noise as noise
+    from nnsight_mmflow.patterns.values import zeros as zeros
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult as WordOverlapResult
     from nnsight_mmflow.patterns.word_overlap import word_overlap as word_overlap
 
@@ -47,6 +52,11 @@ _WHERE = {
     "Spans": "_row_spans",
     "Span": "_spans",
     "Knockout": "patterns.knockout",
+    "Patch": "patterns.patch",
+    "from_run": "patterns.values",
+    "mean_of": "patterns.values",
+    "zeros": "patterns.values",
+    "noise": "patterns.values",
     "flow": "patterns.flow",
     "FlowResult": "patterns.flow_result",
     "lens": "patterns.lens",

@@ -54,7 +54,7 @@ def encode(
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
     encoded = _processed(adapter, text, pictures, special)
-    replaced = next(iter(encoded.pop("text_replacement_offsets", None) or []), [])
+    replaced: list[dict] = next(iter(encoded.pop("text_replacement_offsets", None) or []), [])
     taken = {name: value for name, value in encoded.items() if name in adapter.input_names}
     inputs = dict(BatchFeature(taken, tensor_type="pt"))
     geometries = adapter.images(inputs, sizes, squared) if pictures else []

@@ -30,7 +30,7 @@ class Graph:
         processor: the Hugging Face processor.
         family: the adapter's name for the architecture.
         layers: the decoder layers; `embed`, `tower`, `projector`, `norm` and `unembed` are the other roles.
-        n_layers, n_heads, d_model: sizes of the language model.
+        n_layers, n_heads, d_model, head_width: sizes of the language model.
         image_token_id: the id that stands once per image token.
     """
 
@@ -55,6 +55,8 @@ class Graph:
         self.n_layers = int(adapter.text_config.num_hidden_layers)
         self.n_heads = int(adapter.text_config.num_attention_heads)
         self.d_model = int(adapter.text_config.hidden_size)
+        out = getattr(getattr(adapter.roles()["layers"][0], self._text.attention), self._text.attention_out)
+        self.head_width = int(out.weight.shape[1]) // self.n_heads
 
     def __repr__(self) -> str:
         return (
@@ -88,6 +90,10 @@ class Graph:
     def mlp(self, layer: int) -> Envoy:
         """The MLP of a layer."""
         return getattr(self.layers[self._layer(layer)], self._text.mlp)
+
+    def attention_out(self, layer: int) -> Envoy:
+        """The output projection of a layer's attention; its input holds the heads' results, one after another."""
+        return getattr(self.attention(layer), self._text.attention_out)
 
     def joining(self, site: str, layer: int) -> tuple[Envoy, bool]:
         """The module whose output joins the residual stream at a site ("attn" or "mlp"), and whether it is a tuple.
@@ -230,6 +236,7 @@ class Graph:
         for pattern in patterns:
             rows = prompt.rows()  # type: ignore[union-attr]
             pattern.check(self, rows, steps)
+            pattern = pattern.prepared(self, rows)
             with model.edit() as (_, changed):
                 pattern.run(self, rows)
             model = changed

@@ -20,6 +20,10 @@ class Pattern(Protocol):
         """Refuses, before any forward, what cannot be done or would change nothing; `steps`: it is a generation."""
         ...
 
+    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Pattern:
+        """The pattern with all that it needs from other runs at hand; itself if it needs none."""
+        ...
+
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it, inside a trace or generation that was checked."""
         ...

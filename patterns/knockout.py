@@ -109,6 +109,10 @@ class Knockout:
                     ' Use when="prefill", or a target with "| last".'
                 )
 
+    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Knockout:
+        """Itself: it needs nothing from other runs."""
+        return self
+
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
         if self.when == "prefill":

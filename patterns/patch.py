@@ -1,0 +1,173 @@
+"""Patch: the activations at some positions are replaced, by those of another run, a mean, zeros or noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
+from nnsight_mmflow.patterns.values import Noise, Zeros, resolve_value
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._pattern import layer_list, resolve
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.patterns.values import Value
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._row_spans import Spans
+    from nnsight_mmflow._spans import Span
+
+AT = ("resid", "attn", "mlp", "embed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """Writes activations at a span.
+
+    Attributes:
+        at: the span that is written, as a name, an expression such as "image.tile[0]", or a Span.
+        site: "resid" (the residual stream after a layer), "attn" or "mlp" (what they add to it), or "embed" (the
+            merged embedding: what really enters the first layer, image features included).
+        layers: one layer or several; "embed" has none.
+        value: `mmf.from_run(prompt)`, `mmf.mean_of(prompts)`, `mmf.zeros()`, `mmf.noise(scale)`, or a tensor that
+            broadcasts to (layers, rows, positions, width).
+        heads: with site "attn", the heads whose share is written; None for all.
+
+    Raises:
+        NoEffectError: when run, if what is written stands there already, in every layer.
+        MMFlowError: when run, if lengths, rows or shapes do not fit.
+
+    In a generation it acts on the prompt's forward.
+
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), section on causal tracing.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> sample = mmf.nano.samples(1)[0]
+        >>> prompt = graph.prompt(sample.image, sample.question)
+        >>> with graph.trace(prompt, mmf.Patch(at="image", site="mlp", layers=range(3), value=mmf.zeros())):
+        ...     logits = graph.unembed.output.save()
+    """
+
+    at: str | Span
+    value: Value = field(repr=False)
+    site: str = "resid"
+    layers: int | Iterable[int] | None = None
+    heads: tuple[int, ...] | range | list[int] | None = None
+    ready: list[list[torch.Tensor]] | Zeros | Noise | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps layers that come as an iterator, which could be read only once."""
+        if self.layers is not None and not isinstance(self.layers, int | range | list | tuple):
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+        """Refuses, before any forward, what cannot be done."""
+        if self.site not in AT:
+            raise MMFlowError(f"site must be one of {', '.join(AT)}, not {self.site!r}.")
+        if self.site == "embed" and self.layers is not None:
+            raise MMFlowError("site='embed' is before the first layer: leave layers out.")
+        if self.site != "embed" and self.layers is None:
+            raise MMFlowError(f"site={self.site!r} needs layers, such as layers=range({graph.n_layers}).")
+        if self.heads is not None and self.site != "attn":
+            raise MMFlowError(f"heads belong to site='attn', not to {self.site!r}.")
+        wrong = [head for head in self.heads or () if not 0 <= head < graph.n_heads]
+        if wrong or (self.heads is not None and not len(self.heads)):
+            raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
+        self._layers(graph)
+        for row, span in enumerate(resolve(self.at, rows, "at")):
+            if not len(span):
+                raise NoEffectError(f"{self} would change nothing: {span.name!r} holds no position of row {row}.")
+
+    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Patch:
+        """The same with its values at hand: runs what they come from. `graph.trace` and `graph.generate` do this."""
+        targets = resolve(self.at, rows, "at")
+        ready = resolve_value(self.value, graph, targets, self._site, self._layers(graph), self.at)
+        return replace(self, ready=ready)
+
+    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
+        """Does it inside a trace that the user has opened, and returns how many activations it changed.
+
+        Values that come from other runs must be at hand: `patch = patch.prepared(graph, prompt.rows())` before it.
+        """
+        rows = spans if isinstance(spans, tuple) else (spans,)
+        self.check(graph, rows, steps=False)
+        return self._write(graph, rows)
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
+        self._write(graph, rows)
+
+    @property
+    def _site(self) -> str:
+        return "heads" if self.heads is not None else self.site
+
+    def _layers(self, graph: Graph) -> list[int]:
+        return [0] if self.layers is None else layer_list(self.layers, graph.n_layers)
+
+    def _write(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        if self.ready is None and not isinstance(self.value, Zeros | Noise | torch.Tensor):
+            raise MMFlowError(
+                "this Patch takes its values from other runs, which cannot be run inside a trace: call"
+                " patch.prepared(graph, prompt.rows()) before it, or hand the patch to graph.trace."
+            )
+        patch = self if self.ready is not None else self.prepared(graph, rows)
+        positions = [list(span) for span in resolve(self.at, rows, "at")]
+        width = None
+        if self.heads is not None:
+            each = graph.head_width
+            width = [head * each + i for head in self.heads for i in range(each)]
+        layers = self._layers(graph)
+        sites = [SITES[self._site](graph, layer) for layer in layers]
+        assert patch.ready is not None
+        changed = write_all(sites, positions, patch.ready, width)
+        if not changed:
+            raise NoEffectError(
+                f"{self} would change nothing: what it writes stands there already in every one of its layers. Is it"
+                " the same run, or a site that the change has not reached?"
+            )
+        return changed
+
+
+def write_all(
+    sites: list[Site],
+    positions: list[list[int]],
+    values: list[list[torch.Tensor]] | Zeros | Noise,
+    columns: list[int] | None,
+) -> int:
+    """Inside a trace: writes the values at the sites, in order, and returns how many activations changed.
+
+    Args:
+        sites: one per layer.
+        positions: for each row those that are written.
+        values: for each layer and row (positions, width), or what is made on the spot.
+        columns: which columns of the width; None for all.
+    """
+    changed = 0
+    for number, site in enumerate(sites):
+        before = read_site(site)
+        after = before.clone()
+        for row, at in enumerate(positions):
+            old = before[row, at]
+            if isinstance(values, Zeros):
+                new = torch.zeros_like(old)
+            elif isinstance(values, Noise):
+                generator = torch.Generator().manual_seed(values.seed + 1000003 * number + row)
+                drawn = torch.randn(old.shape, generator=generator).to(old)
+                new = old + drawn * (values.scale * old.float().std().to(old))
+            else:
+                new = values[number][row].to(old)
+            if columns is not None:
+                kept = old.clone()
+                kept[:, columns] = new[:, columns] if new.shape == old.shape else new
+                new = kept
+            if new.shape != old.shape:
+                raise MMFlowError(f"the value has width {new.shape[-1]}, the site {old.shape[-1]}.")
+            changed += int((new != old).sum())
+            after[row, at] = new
+        write_site(site, after)
+    return changed
