@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
-from nnsight_mmflow.patterns.values import Noise, Zeros, resolve_value
+from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
@@ -78,6 +78,11 @@ class Patch:
         wrong = [head for head in self.heads or () if not 0 <= head < graph.n_heads]
         if wrong or (self.heads is not None and not len(self.heads)):
             raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
+        if not isinstance(self.value, FromRun | MeanOf | Zeros | Noise | torch.Tensor):
+            raise MMFlowError(
+                f"value={self.value!r} is none of what Patch takes: a tensor, mmf.from_run(prompt),"
+                " mmf.mean_of(prompts), mmf.zeros() or mmf.noise(scale)."
+            )
         self._layers(graph)
         for row, span in enumerate(resolve(self.at, rows, "at")):
             if not len(span):

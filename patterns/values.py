@@ -125,11 +125,6 @@ def resolve_value(
         return _from_run(value, graph, targets, site, layers, expression)
     if isinstance(value, MeanOf):
         return _mean(value, graph, targets, site, layers, expression)
-    if not isinstance(value, torch.Tensor):
-        raise MMFlowError(
-            f"value={value!r} is none of what Patch takes: a tensor, mmf.from_run(prompt), mmf.mean_of(prompts),"
-            " mmf.zeros() or mmf.noise(scale)."
-        )
     result = []
     for number in range(len(layers)):
         rows = []
