@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from nnsight_mmflow._spans import Span as Span
     from nnsight_mmflow.checks import Report as Report
     from nnsight_mmflow.checks import check as check
+    from nnsight_mmflow.patterns import corruption as corruption
+    from nnsight_mmflow.patterns.causal_trace import causal_trace as causal_trace
     from nnsight_mmflow.patterns.flow import flow as flow
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
     from nnsight_mmflow.patterns.patch import Patch as Patch
+    from nnsight_mmflow.patterns.trace_result import TraceResult as TraceResult
     from nnsight_mmflow.patterns.values import from_run as from_run
     from nnsight_mmflow.patterns.values import mean_of as mean_of
     from nnsight_mmflow.patterns.values import noise as noise
@@ -59,6 +62,8 @@ _WHERE = {
     "noise": "patterns.values",
     "flow": "patterns.flow",
     "FlowResult": "patterns.flow_result",
+    "causal_trace": "patterns.causal_trace",
+    "TraceResult": "patterns.trace_result",
     "lens": "patterns.lens",
     "LensResult": "patterns.lens",
     "word_overlap": "patterns.word_overlap",
@@ -74,8 +79,10 @@ _WHERE = {
     "DataError": "_errors",
     "check": "checks",
     "Report": "checks",
+    "corruption": "patterns.corruption",
     "nano": "nano",
 }
+_MODULES = ("nano", "corruption")
 
 __all__ = sorted(_WHERE)
 
@@ -85,7 +92,7 @@ def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(__all__)}.")
     module = import_module(f"nnsight_mmflow.{_WHERE[name]}")
-    value = module if name == _WHERE[name] else getattr(module, name)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._pattern import check_edge
-from nnsight_mmflow._rows import Rows
+from nnsight_mmflow._rows import Rows, tail_start
 from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
@@ -151,15 +151,14 @@ def make_plan(
     wanted: dict[tuple[str, int, int], tuple[int, int]] = {}
     positions = {edge: edge_positions(spans, edge, blocks) for edge in edges}
     for edge in edges:
-        target = positions[edge][1][0]
-        tail_start = min([first for first, end in blocks if first <= target < end], default=target)
+        start = tail_start(positions[edge][1][0], blocks)
         for size in windows:
             for centre in range(sizes.n_layers):
                 layers = window_layers(centre, size, sizes.n_layers)
                 wanted[edge, size, centre] = (layers.start, layers.stop)
                 row = (layers.start, layers.stop, edge)
-                if row not in groups.setdefault(tail_start, []):
-                    groups[tail_start].append(row)
+                if row not in groups.setdefault(start, []):
+                    groups[start].append(row)
     length = len(spans["all"])
     chunks: list[Rows] = []
     where: dict[tuple[int, int, str], tuple[int, int]] = {}

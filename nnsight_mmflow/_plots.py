@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from nnsight_mmflow._results import Band, bootstrap_band
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow.patterns.flow_result import FlowResult
     from nnsight_mmflow.patterns.lens import LensResult
+    from nnsight_mmflow.patterns.trace_result import TraceResult
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult
 
 # Okabe and Ito's colours (told apart by colour-blind readers), ordered from dark to light so that grey works too.
@@ -139,3 +141,40 @@ def overlap_figure(result: WordOverlapResult) -> ShownFigure:
 def _short(name: object) -> str:
     """The last part of a path or hub id."""
     return str(name).rstrip("/").split("/")[-1]
+
+
+def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
+    """Heat maps of causal tracing: span by layer, a panel per site; numbers in the cells where there is room."""
+    from textwrap import fill
+
+    maps = result.map(quantity)
+    names = {"mlp": "MLP output", "attn": "attention output", "resid": "residual stream"}
+    spans = max(len(table) for table in maps.values())
+    layers = max(table.shape[1] for table in maps.values())
+    wide = max(5.0, 1.6 + 0.5 * layers)
+    figure = ShownFigure(figsize=(wide * len(maps) + 1.2, 1.9 + 0.42 * spans), layout="constrained")
+    axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    largest = max(float(table.abs().to_numpy().max()) for table in maps.values()) or 1.0
+    lowest = min(0.0, min(float(table.to_numpy().min()) for table in maps.values()))
+    for axis, (site, table) in zip(axes, maps.items(), strict=True):
+        values = table.to_numpy()
+        image = axis.imshow(values, aspect="auto", cmap="cividis", vmin=lowest, vmax=largest)
+        axis.set_yticks(range(len(table)), [fill(str(span), 26) for span in table.index], fontsize=8)
+        axis.set_xticks(range(0, layers, max(1, layers // 12)))
+        axis.set_xlabel("centre layer")
+        axis.set_title(names[site], fontsize=10)
+        if layers <= 16:
+            for (row, column), value in np.ndenumerate(values):
+                dark = value < lowest + 0.6 * (largest - lowest)
+                axis.text(
+                    column,
+                    row,
+                    f"{value:.2f}".replace("-0.00", "0.00"),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "black",
+                )
+    figure.colorbar(image, ax=list(axes), label=quantity.replace("_", " "))
+    figure.suptitle(fill(f"Causal tracing, {result.header['model']}: {result.caption(quantity)}", 110), fontsize=9)
+    return figure

@@ -175,6 +175,30 @@ def enter_layer(
     return count
 
 
+def tail_start(position: int, blocks: tuple[tuple[int, int], ...]) -> int:
+    """Where a tail starts that begins with a position: at it, or where the stretch begins that reads all of itself."""
+    return min([first for first, end in blocks if first <= position < end], default=position)
+
+
+def check_prefix(inputs: list[LayerInput], tail: int) -> None:
+    """Refuses a tail that positions before it read, since they are computed once and shared.
+
+    Args:
+        inputs: what each layer was handed.
+        tail: where the tail starts, counted from where the inputs do.
+
+    Raises:
+        MMFlowError: a layer in which an earlier position reads a later one.
+    """
+    for layer, was in enumerate(inputs):
+        before = was.mask[:tail, was.mask.shape[1] - was.mask.shape[0] + tail :]
+        if bool((before > torch.finfo(was.mask.dtype).min / 2).any()):
+            raise MMFlowError(
+                f"positions before the tail read it in layer {layer}: the adapter's `bidirectional` does not name this"
+                " stretch. Use engine='forward'."
+            )
+
+
 def crop_cache(cache: Cache, length: int) -> None:
     """Cuts every layer of the cache back to its first `length` positions."""
     for layer in cache.layers:

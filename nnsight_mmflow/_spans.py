@@ -167,6 +167,17 @@ class Span:
         image = self._one_image("boxes")
         return tuple(image.geometry.token_box(token) for token in self._held(image))
 
+    def part(self, positions: Sequence[int], name: str) -> Span:
+        """Some of the span's positions, under another name.
+
+        Raises:
+            SpanError: a position that the span does not hold.
+        """
+        strange = sorted(set(positions) - set(self.positions))
+        if strange:
+            raise SpanError(f"{self.name} does not hold position(s) {strange[:5]}.")
+        return Span(name, tuple(sorted(set(positions))), self.row, self.images)
+
     def shifted(self, by: int) -> Span:
         """The same span in a row that got `by` more padding positions on its left."""
         images = tuple(

@@ -14,6 +14,7 @@ from nnsight_mmflow._rows import (
     LayerInput,
     Rows,
     answer_numbers,
+    check_prefix,
     clean_inputs,
     closed_edges,
     crop_cache,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._plan import Plan
     from nnsight_mmflow._prompt import Prompt
 
@@ -40,6 +42,7 @@ class Clean:
         tokens: what the model answers, greedily, the end token left out.
         text: the same, decoded and stripped.
         numbers: (1, 2): log-probability of the first answer token, and its id.
+        distribution: (1, vocabulary): log-probabilities of the first answer token, in double precision.
         inputs: what each layer was handed from `start` on.
         start: the first position that any row needs.
         cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
@@ -48,19 +51,23 @@ class Clean:
     tokens: list[int]
     text: str
     numbers: torch.Tensor
+    distribution: torch.Tensor
     inputs: list[LayerInput]
     start: int
     cache: Cache | None
 
 
-def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> Clean:
-    """The clean forward, and the greedy answer continued from its cache."""
+def run_clean(
+    graph: Graph, prompt: Prompt, start: int, max_new_tokens: int, patterns: tuple[Pattern, ...] = ()
+) -> Clean:
+    """The prompt's forward (with patterns, if there are any), and the greedy answer continued from its cache."""
     model, layers, n_layers = graph.model, graph.layers, graph.n_layers
     enters_after, causal = graph.enters_after, graph.causal
     inputs = graph.checked(prompt)
     ends = end_tokens(graph)
     # A plain cache keeps every position; the model's own may keep only as many as a sliding window reaches.
-    with torch.no_grad(), model.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+    edited = graph.edited(prompt, patterns)
+    with torch.no_grad(), edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(layers, n_layers, start, enters_after, causal))
         logits = nnsight.save(model.output.logits[:, -1])
         cache = nnsight.save(model.output.past_key_values)
@@ -73,7 +80,8 @@ def run_clean(graph: Graph, prompt: Prompt, start: int, max_new_tokens: int) -> 
         tokens.append(int(token))
     answer = tokens[:-1] if tokens[-1] in ends else tokens
     text = graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
-    return Clean(answer or tokens, text, numbers, clean, start, cache)
+    distribution = logits.float().cpu().double().log_softmax(-1)
+    return Clean(answer or tokens, text, numbers, distribution, clean, start, cache)
 
 
 def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
@@ -89,6 +97,7 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     with torch.no_grad(), model.session():
         for number in order:
             rows = plan.chunks[number]
+            check_prefix(clean.inputs, rows.start - clean.start)
             crop_cache(cache, rows.start)
             inputs = [was.cut(rows.start - clean.start) for was in clean.inputs]
             closed = closed_edges(rows, inputs[0].mask.device)

@@ -11,6 +11,7 @@ from nnsight_mmflow._errors import MMFlowError
 COMMANDS = {
     "flow": "layer-by-layer knockout curves: figure, table, report",
     "lens": "what each layer would answer",
+    "trace": "causal tracing: which clean activations bring the answer back into a corrupt run",
     "spans": "which positions of a prompt are image, question, and so on, and where they lie in the picture",
     "check": "the conformance suite: is what the package says of a model what the model does?",
     "nano": "the model in the box: train, eval, samples",
@@ -33,6 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
                 _spans(command)
             continue
         _model(command)
+        if name == "trace":
+            _trace(command)
+            continue
         _questions(command)
         command.add_argument("--out", default=f"mmflow-{name}", metavar="DIR", help="where results go")
         if name == "flow":
@@ -76,6 +80,26 @@ def _spans(command: argparse.ArgumentParser) -> None:
     edges = ("X0", "Y0", "X1", "Y1")
     command.add_argument("--box", nargs=4, type=float, metavar=edges, help="tint the tokens that show these pixels")
     command.add_argument("--out", default="mmflow-spans.png", metavar="FILE", help="the picture that is written")
+
+
+def _trace(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("question and corruption (nano has its own: facts by flag and by name)")
+    group.add_argument("--image", metavar="FILE", help="a picture")
+    group.add_argument("--question", metavar="TEXT", help="a question about it")
+    group.add_argument("--answer", metavar="TEXT", help="the right answer to --question")
+    group.add_argument("--other-image", metavar="FILE", help="corrupt: the same question about this picture")
+    group.add_argument("--blank", action="store_true", help="corrupt: the same question about an empty picture")
+    group.add_argument("--constraint", metavar="TEXT", help="corrupt: these words of the question are replaced")
+    group.add_argument("--phrase", metavar="TEXT", help="by this phrase of as many tokens")
+    group.add_argument("--token", metavar="WORD", help="each by the first token of this word")
+    group.add_argument("--limit", type=int, metavar="N", help="nano: the first N facts (48)")
+    command.add_argument("--spans", nargs="+", metavar="SPAN", help="which spans are restored (what is corrupted on)")
+    command.add_argument("--sites", nargs="+", default=["mlp", "attn", "resid"], help="mlp, attn, resid")
+    command.add_argument("--half-width", type=int, default=0, metavar="N", help="layers on each side of the centre (0)")
+    command.add_argument("--each-position", action="store_true", help="restore each position of a span on its own")
+    command.add_argument("--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way")
+    command.add_argument("--all", action="store_true", help="count prompts that the model answers wrongly as well")
+    command.add_argument("--out", default="mmflow-trace", metavar="DIR", help="where results go")
 
 
 def _questions(command: argparse.ArgumentParser) -> None:

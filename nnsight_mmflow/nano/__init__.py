@@ -15,6 +15,7 @@ from nnsight_mmflow._questions import Question, prompts_of
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.patterns.corruption import Corruption
 
 FOLDER = Path(__file__).parent / "data"
 HELD_OUT = FOLDER / "held_out.jsonl"
@@ -66,6 +67,13 @@ def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
 def prompts(graph: Graph, n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Prompt]:
     """The same as prompts of a graph, with answers, options and boxes."""
     return prompts_of(graph, samples(n, kinds))
+
+
+def trace_pairs(graph: Graph, n: int, way: str) -> tuple[list[Prompt], list[Corruption]]:
+    """Clean and corrupt runs of the facts, by "flag" or by "name"; see `nano.pairs.trace_pairs`."""
+    from nnsight_mmflow.nano.pairs import trace_pairs as made
+
+    return made(graph, n, way)
 
 
 def _question(entry: dict) -> Question:

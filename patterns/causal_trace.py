@@ -1,0 +1,329 @@
+"""MultiModalCausalTrace: which clean activations, put back into a corrupt run, bring the answer back?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import nnsight
+import torch
+from nnsight_mmflow.patterns.corruption import Corruption, first_difference
+from nnsight_mmflow.patterns.patch import Patch
+from nnsight_mmflow.patterns.sites import SITES
+from nnsight_mmflow.patterns.trace_result import TraceResult, collect_trace
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._plan import ROW_BUDGET, sizes_of
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._restore import ORDER, Cell, chunks_of, read_clean, run_cells
+from nnsight_mmflow._results import versions
+from nnsight_mmflow._rows import answer_numbers, tail_start
+from nnsight_mmflow._sweep import Clean, run_clean
+from nnsight_mmflow._windows import window_layers
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
+
+ENGINES = ("rows", "forward")
+Spans = Mapping[str, Sequence[int]]
+
+
+def causal_trace(
+    graph: Graph,
+    clean: Prompt | Sequence[Prompt],
+    corrupt: Corruption | Sequence[Corruption],
+    spans: Sequence[str] | None = None,
+    sites: Sequence[str] = ("mlp", "attn"),
+    *,
+    half_width: int | None = None,
+    width: int | None = None,
+    each_position: bool = False,
+    only_correct: bool = True,
+    min_clean: float = 0.3,
+    max_corrupt: float = 0.5,
+    control: bool = True,
+    engine: str = "rows",
+    folder: str | PathLike[str] | None = None,
+    row_budget: int = ROW_BUDGET,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> TraceResult:
+    """A TraceResult: for each prompt, span, site and layer, how much of the answer the clean activations bring back.
+
+    The answer is the first token that the clean run generates. A cell's effect is P_restored - P_corrupt; its
+    normalised form, the change of the log-probability and whether the top answer comes back stand beside it.
+
+    Args:
+        graph: the model.
+        clean: one prompt or several.
+        corrupt: for each its corrupt run, of the same length: replace_phrase, repeat_token, other_image, blank_image,
+            masked_box or noisy_image in `mmf.corruption`.
+        spans: expressions over the clean prompt's spans. None takes what the corruption can reach of: image, the
+            constraint (the words that were replaced), the question behind it, the last position.
+        sites: "mlp", "attn" (what they add to the residual stream), "resid" (the stream itself).
+        half_width: layers on each side of the centre (the released code's W > 1): 2 * half_width + 1 in all.
+        width: layers in all (ROME's W). Neither: a single layer.
+        each_position: restore each position of a span on its own, as the paper does, instead of the whole span.
+        only_correct: leave out prompts that the model answers wrongly (with `answer` set).
+        min_clean: leave out prompts whose clean probability is lower.
+        max_corrupt: leave out prompts whose corrupt probability is more than this share of the clean one.
+        control: also restore, for each span, as many random positions that the corruption reaches, the span itself, the
+            replaced words and the last position left out.
+        engine: "rows", or "forward" (one forward per cell: the slow reference).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        row_budget: positions that one chunk of rows may hold.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        NoEffectError: a span that lies before the first position that the corruption changes, so that clean and
+            corrupt activations are the same there; two runs that do not differ.
+        MMFlowError: lengths that differ, no prompt that counts, arguments that contradict each other.
+
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 2.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> one, other = mmf.nano.samples(2, "fact-flag")
+        >>> prompt = graph.prompt(one.image, one.question, one.answer)
+        >>> corrupt = mmf.corruption.other_image(graph, prompt, other.image)
+        >>> result = mmf.causal_trace(graph, prompt, corrupt, progress=False, report=lambda text: None)
+        >>> bool(result.to_frame()["effect"].max() > 0.1)
+        True
+    """
+    from nnsight_mmflow._prompt import Prompt as OnePrompt
+
+    prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)
+    corruptions = [corrupt] if isinstance(corrupt, Corruption) else list(corrupt)
+    size = _check(prompts, corruptions, sites, half_width, width, engine)
+    windows = [window_layers(centre, size, graph.n_layers) for centre in range(graph.n_layers)]
+    places = [
+        _spans(number, prompt, corruption, spans, each_position, control)
+        for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True))
+    ]
+    settings = {
+        "model": graph.name,
+        "spans": spans and list(spans),
+        "sites": list(sites),
+        "width": size,
+        "each_position": each_position,
+        "only_correct": only_correct,
+        "min_clean": min_clean,
+        "max_corrupt": max_corrupt,
+        "control": control,
+        "attention": graph.backend,
+        "versions": versions(),
+    }
+    journal = Journal(folder, settings)
+    ids = [
+        f"{number}:{prompt.key}:{prompt.digest()}:{corruption.how}:{corruption.prompt.digest()}"
+        for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True))
+    ]
+    work = [
+        (
+            prompt,
+            corruption,
+            [
+                Cell(name, tuple(at), site, window.start, window.stop)
+                for name, at in where.items()
+                for site in sites
+                for window in dict.fromkeys(windows)
+            ],
+        )
+        for prompt, corruption, where in zip(prompts, corruptions, places, strict=True)
+    ]
+    report(_cost(graph, work, [identity in journal.done for identity in ids], row_budget, engine))
+    for (prompt, corruption, cells), identity in progress_bar(
+        list(zip(work, ids, strict=True)), "causal trace", shown=progress
+    ):
+        if identity not in journal.done:
+            limits = (only_correct, min_clean, max_corrupt)
+            journal.add({"id": identity, **_measure(graph, prompt, corruption, cells, limits, engine, row_budget)})
+    entries = [journal.done[identity] for identity in ids]
+    result = collect_trace(prompts, corruptions, entries, places, sites, windows, settings)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _check(
+    prompts: list[Prompt],
+    corruptions: list[Corruption],
+    sites: Sequence[str],
+    half_width: int | None,
+    width: int | None,
+    engine: str,
+) -> int:
+    """The window's size in layers, if all arguments fit."""
+    if not prompts or len(prompts) != len(corruptions):
+        raise MMFlowError(f"{len(prompts)} prompt(s) and {len(corruptions)} corruption(s): one for each is needed.")
+    wrong = [site for site in sites if site not in ORDER]
+    if wrong or not sites:
+        raise MMFlowError(f"sites are of {', '.join(ORDER)}, not {list(sites)}.")
+    if half_width is not None and width is not None:
+        raise MMFlowError("half_width and width are two ways to say the same: give one.")
+    if engine not in ENGINES:
+        raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
+    size = 2 * half_width + 1 if half_width is not None else (width if width is not None else 1)
+    if size < 1:
+        raise MMFlowError(f"a window holds at least 1 layer, but half_width={half_width}, width={width} came.")
+    for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True)):
+        if len(prompt) != len(corruption.prompt):
+            raise MMFlowError(
+                f"prompt {number} has {len(prompt)} positions, its corrupt run {len(corruption.prompt)}: positions"
+                " would not mean the same. Replace words by as many, and pictures by pictures of the same shape."
+            )
+    return size
+
+
+def _spans(
+    number: int, prompt: Prompt, corruption: Corruption, asked: Sequence[str] | None, each: bool, control: bool
+) -> dict[str, list[int]]:
+    """The positions of each span that is restored, by name; controls are named "random, as many as ..."."""
+    start, words = first_difference(prompt, corruption)
+    if start >= len(prompt):
+        raise NoEffectError(f"prompt {number} and its corrupt run are the same: nothing can be restored.")
+    spans = prompt.spans
+    found: dict[str, list[int]] = {}
+    if asked is None:
+        question = [position for position in spans["question"] if position > max(words, default=-1)]
+        candidates = {
+            "image": list(spans["image"]),
+            "constraint": words,
+            "question behind it" if words else "question": question,
+            "last": list(spans["last"]),
+        }
+        found = {name: at for name, at in candidates.items() if at and at[-1] >= start}
+    else:
+        for name in asked:
+            at = list(spans[name])
+            if not at or at[-1] < start:
+                raise NoEffectError(
+                    f"prompt {number}: restoring {name!r} would change nothing. The runs ({corruption.how}) differ from"
+                    f" position {start} on, and its last position is {at[-1] if at else 'none'}: by causality clean and"
+                    " corrupt activations are the same before that. To trace the image, corrupt the image."
+                )
+            found[name] = at
+    if each:
+        found = {f"{name} {i}: {spans.tokens[p]}": [p] for name, at in found.items() for i, p in enumerate(at)}
+    if control:
+        generator = torch.Generator().manual_seed(number)
+        for name, at in list(found.items()):
+            traced = {*at, *words, len(prompt) - 1}  # where an effect is expected
+            rest = [position for position in range(start, len(prompt)) if position not in traced]
+            if each or len(rest) < len(at):
+                continue
+            chosen = torch.randperm(len(rest), generator=generator)[: len(at)].sort().values.tolist()
+            found[f"random, as many as {name}"] = [rest[i] for i in chosen]
+    return found
+
+
+def _cost(graph: Graph, work: list, done: list[bool], budget: int, engine: str) -> str:
+    rows = forward = 0
+    for (prompt, _, cells), ready in zip(work, done, strict=True):
+        if ready:
+            continue
+        sizes, length = sizes_of(graph, prompt), len(prompt)
+        whole = sizes.n_layers * sizes.layer_flops(length, length) + sizes.tower_flops
+        forward += whole * (len(cells) + 2)
+        rows += 2 * whole
+        for start, chunk in chunks_of(cells, length, budget, graph.adapter.bidirectional(prompt.spans)):
+            tail = length - start
+            for layer in range(sizes.n_layers):
+                there = tail * max(1, sum(cell.first <= layer for cell in chunk))
+                rows += sizes.layer_flops(there, length - tail + there)
+    cells = sum(len(cells) for (_, _, cells), ready in zip(work, done, strict=True) if not ready)
+    needed = rows if engine == "rows" else forward
+    return (
+        f"causal trace: {len(done) - sum(done)} prompt(s) to run{f', {sum(done)} done already' if any(done) else ''};"
+        f" {cells} cells, {needed / 1e12:.3g} TFLOP by engine={engine!r} (one forward per cell: {forward / 1e12:.3g})."
+    )
+
+
+def _measure(
+    graph: Graph,
+    prompt: Prompt,
+    corruption: Corruption,
+    cells: list[Cell],
+    limits: tuple[bool, float, float],
+    engine: str,
+    budget: int,
+) -> dict:
+    """What the journal keeps of one prompt: its base numbers, why it is left out, or each cell's numbers."""
+    only_correct, min_clean, max_corrupt = limits
+    plain = run_clean(graph, prompt, len(prompt) - 1, 16)
+    base, token = plain.numbers[0].tolist()
+    blocks = graph.adapter.bidirectional(prompt.spans)
+    start = min(tail_start(cell.positions[0], blocks) for cell in cells)
+    broken = run_clean(graph, corruption.prompt, start, 1, corruption.patterns)
+    low = float(answer_of(broken, int(token)))
+    p_clean, p_corrupt = float(torch.tensor(base).exp()), float(torch.tensor(low).exp())
+    entry = {
+        "prediction": plain.text,
+        "token": int(token),
+        "clean": base,
+        "corrupt": low,
+        "corrupt_token": int(broken.numbers[0, 1]),
+        "left_out": "",
+        "cells": [],
+    }
+    if only_correct and prompt.answer is not None and plain.text.lower() != prompt.answer.strip().lower():
+        return {**entry, "left_out": "answered otherwise"}
+    if p_clean < min_clean:
+        return {**entry, "left_out": f"P_clean below {min_clean}"}
+    if p_corrupt > max_corrupt * p_clean:
+        return {**entry, "left_out": f"P_corrupt above {max_corrupt} of P_clean"}
+    positions = sorted({position for cell in cells for position in cell.positions})
+    names = list(dict.fromkeys(cell.site for cell in cells))
+    values = clean_values(graph, prompt, names, positions)
+    places = {position: row for row, position in enumerate(positions)}
+    answer = torch.tensor(int(token))
+    if engine == "rows":
+        numbers = run_cells(graph, cells, broken, values, places, answer, budget, blocks)
+    else:
+        numbers = {cell: _one_forward(graph, corruption, cell, values, places, answer) for cell in cells}
+    kept = [[cell.span, cell.site, cell.first, cell.end, *numbers[cell].tolist()] for cell in cells]
+    return {**entry, "cells": kept}
+
+
+def answer_of(run: Clean, token: int) -> torch.Tensor:
+    """The log-probability of a token in a run."""
+    return run.distribution[0, token]
+
+
+def clean_values(graph: Graph, prompt: Prompt, names: list[str], positions: list[int]) -> dict[str, list[torch.Tensor]]:
+    """For each site the clean activations at the positions, per layer (positions, width)."""
+    n_layers = graph.n_layers
+    sites = [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(n_layers)]
+    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
+        read = nnsight.save(read_clean(n_layers, sites, names, positions))
+    return read
+
+
+def _one_forward(
+    graph: Graph,
+    corruption: Corruption,
+    cell: Cell,
+    values: dict[str, list[torch.Tensor]],
+    places: dict[int, int],
+    token: torch.Tensor,
+) -> torch.Tensor:
+    """The same numbers by one whole forward, the patches written with Patch."""
+    rows = [places[position] for position in cell.positions]
+    window = range(cell.first, cell.end)
+    written = torch.stack([values[cell.site][layer][rows] for layer in window])[:, None]
+    everything = corruption.prompt.spans["all"]
+    at = everything.part(cell.positions, cell.span)
+    patch = Patch(at=at, site=cell.site, layers=window, value=written)
+    patterns = (*corruption.patterns, patch)
+    try:
+        with torch.no_grad(), graph.trace(corruption.prompt, *patterns, use_cache=False, logits_to_keep=1):
+            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
+    except NoEffectError:  # by causality, or by chance: then the cell is the corrupt run
+        with torch.no_grad(), graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
+            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
+    return numbers[0]

@@ -1,0 +1,148 @@
+"""What causal tracing returns: effects by span, site and layer; every picture says how they came about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from nnsight_mmflow.patterns.corruption import Corruption
+
+    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._prompt import Prompt
+
+QUANTITIES = {
+    "effect": "indirect effect, P_restored - P_corrupt",
+    "normalised_effect": "normalised indirect effect, (P_restored - P_corrupt) / (P_clean - P_corrupt)",
+    "restored_probability": "P_restored (raw)",
+    "log_probability_change": "change of the answer's log-probability (nats)",
+    "answer_restored": "share of prompts whose top answer comes back",
+}
+
+
+class TraceResult(Result):
+    """Causal tracing. One table row per prompt, span, site and centre layer.
+
+    Columns: prompt, kind, corruption, span, positions (how many), site, layer, first_layer, last_layer, answer,
+    clean_probability, corrupt_probability, restored_probability, effect (P_restored - P_corrupt), normalised_effect
+    ((P_restored - P_corrupt) / (P_clean - P_corrupt)), log_probability_change, answer_restored.
+    """
+
+    kind: ClassVar[str] = "causal_trace"
+
+    def map(self, quantity: str = "effect") -> dict[str, pd.DataFrame]:
+        """For each site the mean over prompts: a row per span, a column per centre layer."""
+        if quantity not in QUANTITIES:
+            raise MMFlowError(f"quantity must be one of {', '.join(QUANTITIES)}, not {quantity!r}.")
+        order = list(dict.fromkeys(self.table["span"]))
+        return {
+            str(site): part.pivot_table(index="span", columns="layer", values=quantity, aggfunc="mean").reindex(
+                [span for span in order if span in set(part["span"])]
+            )
+            for site, part in self.table.groupby("site", sort=False)
+        }
+
+    def caption(self, quantity: str = "effect") -> str:
+        """What every picture states: quantity, window, layers, corruption, P_clean, P_corrupt, how many prompts."""
+        one = self.table.drop_duplicates("prompt")
+        left = sum(self.header["left_out"].values())
+        size = self.header["width"]
+        window = "single layers" if size == 1 else f"windows of {size} layers (half-width {size // 2})"
+        hows = self.header["corruptions"]
+        return (
+            f"{QUANTITIES[quantity]}; {window}, layers counted from 0; corruption: {hows[0]}"
+            + (f" and {len(hows) - 1} more" if len(hows) > 1 else "")
+            + f"; mean P_clean {one['clean_probability'].mean():.2f},"
+            f" P_corrupt {one['corrupt_probability'].mean():.2f};"
+            f" {self.header['n_counted']} prompts, {left} left out"
+        )
+
+    def plot(self, quantity: str = "effect") -> ShownFigure:
+        """Heat maps, span by layer, a panel per site; the caption states what they show."""
+        from nnsight_mmflow._plots import trace_figure
+
+        return trace_figure(self, quantity)
+
+    def summary(self) -> str:
+        """Where each span brings most of the answer back."""
+        lines = [
+            f"{self.header['model']}: {self.header['n_counted']} of {self.header['n_prompts']} prompts counted"
+            + "".join(f"; {count} left out ({why})" for why, count in self.header["left_out"].items()),
+            self.caption(),
+        ]
+        for site, table in self.map().items():
+            for span, row in table.iterrows():
+                lines.append(f"{site}, {span}: largest at layer {row.idxmax()}, {row.max():+.3f}")
+        return "\n".join(lines)
+
+
+def collect_trace(
+    prompts: Sequence[Prompt],
+    corruptions: Sequence[Corruption],
+    entries: Sequence[dict],
+    places: Sequence[dict[str, list[int]]],
+    sites: Sequence[str],
+    windows: Sequence[range],
+    settings: dict,
+) -> TraceResult:
+    """The result of finished prompts.
+
+    Raises:
+        MMFlowError: every prompt was left out.
+    """
+    import pandas as pd
+
+    rows, left_out = [], {}
+    for number, (prompt, corruption, entry, where) in enumerate(
+        zip(prompts, corruptions, entries, places, strict=True)
+    ):
+        if entry["left_out"]:
+            left_out[entry["left_out"]] = left_out.get(entry["left_out"], 0) + 1
+            continue
+        numbers = {(span, site, first, end): found for span, site, first, end, *found in entry["cells"]}
+        p_clean, p_corrupt = math.exp(entry["clean"]), math.exp(entry["corrupt"])
+        for span, at in where.items():
+            for site in sites:
+                for layer, window in enumerate(windows):
+                    log, top = numbers[span, site, window.start, window.stop]
+                    restored = math.exp(log)
+                    rows.append(
+                        {
+                            "prompt": prompt.key or str(number),
+                            "kind": prompt.kind,
+                            "corruption": corruption.how,
+                            "span": span,
+                            "positions": len(at),
+                            "site": site,
+                            "layer": layer,
+                            "first_layer": window.start,
+                            "last_layer": window.stop - 1,
+                            "answer": entry["prediction"],
+                            "clean_probability": p_clean,
+                            "corrupt_probability": p_corrupt,
+                            "restored_probability": restored,
+                            "effect": restored - p_corrupt,
+                            "normalised_effect": (restored - p_corrupt) / (p_clean - p_corrupt),
+                            "log_probability_change": log - entry["corrupt"],
+                            "answer_restored": int(top) == entry["token"],
+                        }
+                    )
+    if not rows:
+        told = "; ".join(f"{count}: {why}" for why, count in left_out.items())
+        raise MMFlowError(
+            f"none of {len(prompts)} prompts counts ({told}). Choose a corruption that takes the answer away, or other"
+            " limits: only_correct=False, min_clean=, max_corrupt=."
+        )
+    header = {
+        **settings,
+        "n_prompts": len(prompts),
+        "n_counted": len(prompts) - sum(left_out.values()),
+        "left_out": left_out,
+        "corruptions": list(dict.fromkeys(corruption.how for corruption in corruptions)),
+    }
+    return TraceResult(pd.DataFrame(rows), header)
