@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 from flow import timed
-from nnsight_mmflow.patterns.causal_trace import _one_forward, clean_values
+from nnsight_mmflow.patterns.trace_run import clean_values, one_forward
 from shapes import SHAPES, build, question
 
 import nnsight_mmflow as mmf
@@ -63,7 +63,7 @@ def main() -> None:
     some = [cells[i] for i in np.linspace(0, len(cells) - 1, given.forwards or len(cells)).round().astype(int)]
 
     def by_forwards():
-        return [_one_forward(graph, corrupt, cell, values, places, token) for cell in some]
+        return [one_forward(graph, corrupt, cell, values, places, token) for cell in some]
 
     forward_seconds, forwards = timed(by_forwards, given.device)
     plain_seconds, _ = timed(lambda: run_clean(graph, prompt, len(prompt) - 1, 1), given.device, 3)

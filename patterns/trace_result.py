@@ -97,7 +97,8 @@ def collect_trace(
     """
     import pandas as pd
 
-    rows, left_out = [], {}
+    rows: list[dict] = []
+    left_out: dict[str, int] = {}
     for number, (prompt, corruption, entry, where) in enumerate(
         zip(prompts, corruptions, entries, places, strict=True)
     ):

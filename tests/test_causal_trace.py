@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -254,11 +255,11 @@ def test_a_stopped_run_goes_on(nano, facts, tmp_path, monkeypatch):
     mmf.causal_trace(nano, prompts, corrupt, ["last"], folder=tmp_path, **QUIET)
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:2]) + "\n")
-    from nnsight_mmflow.patterns import causal_trace as module
+    module = sys.modules["nnsight_mmflow.patterns.causal_trace"]
 
     ran = []
-    real = module._measure
-    monkeypatch.setattr(module, "_measure", lambda *given: ran.append(1) or real(*given))
+    real = module.measure
+    monkeypatch.setattr(module, "measure", lambda *given: ran.append(1) or real(*given))
     again = mmf.causal_trace(nano, prompts, corrupt, ["last"], folder=tmp_path, **QUIET)
     assert len(ran) == 1
     assert again.to_frame().equals(whole)

@@ -111,7 +111,8 @@ def report_text(results: dict[str, TraceResult]) -> str:
         ]
         table = result.to_frame()
         for (site, span), part in table.groupby(["site", "span"], sort=False):
-            layer = int(part.groupby("layer")["effect"].mean().idxmax())
+            means = part.groupby("layer")["effect"].mean()
+            layer = int(means.index[int(means.to_numpy().argmax())])
             there = part[part["layer"] == layer]
             low, high = there["effect"].quantile([0.25, 0.75])
             lines.append(
