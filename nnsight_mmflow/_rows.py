@@ -57,6 +57,7 @@ class LayerInput:
         position_embeddings: (cosine, sine), positions in the last dimension but one.
         position_ids: (..., tail), or None where the family hands none to its layers.
         entered: (1, tail, width), what was added to the previous layer's output on the way here; mostly None.
+        sealed: whether no position before the tail reads the tail; else rows must not share what lies before it.
     """
 
     hidden: Float[torch.Tensor, "1 tail width"]
@@ -64,6 +65,7 @@ class LayerInput:
     position_embeddings: tuple[torch.Tensor, torch.Tensor]
     position_ids: Int[torch.Tensor, "... tail"] | None
     entered: Float[torch.Tensor, "1 tail width"] | None
+    sealed: bool = True
 
     def cut(self, first: int) -> LayerInput:
         """The same from a later position on, `first` counted from where it starts now."""
@@ -74,6 +76,7 @@ class LayerInput:
             (cosine[..., first:, :], sine[..., first:, :]),
             None if self.position_ids is None else self.position_ids[..., first:],
             None if self.entered is None else self.entered[:, first:],
+            self.sealed,
         )
 
 
@@ -192,10 +195,10 @@ def check_prefix(inputs: list[LayerInput], tail: int) -> None:
     """
     for layer, was in enumerate(inputs):
         before = was.mask[:tail, was.mask.shape[1] - was.mask.shape[0] + tail :]
-        if bool((before > torch.finfo(was.mask.dtype).min / 2).any()):
+        if not was.sealed or bool((before > torch.finfo(was.mask.dtype).min / 2).any()):
             raise MMFlowError(
-                f"positions before the tail read it in layer {layer}: the adapter's `bidirectional` does not name this"
-                " stretch. Use engine='forward'."
+                f"positions before the tail read it in layer {layer}, so they are no prefix that rows can share: the"
+                " adapter's `bidirectional` does not name this stretch. Use engine='forward'."
             )
 
 
@@ -216,7 +219,7 @@ def clean_inputs(layers: Envoy, n_layers: int, start: int, enters_after: int, ca
         causal: what a layer does that is handed no mask.
     """
     kept: list[LayerInput] = []
-    masks: list[tuple[torch.Tensor | None, torch.Tensor]] = []
+    masks: list[tuple[torch.Tensor | None, tuple[torch.Tensor, bool]]] = []
     before = None
     for layer in range(n_layers):
         arguments, named = layers[layer].inputs
@@ -224,23 +227,19 @@ def clean_inputs(layers: Envoy, n_layers: int, start: int, enters_after: int, ca
         known = [built for seen, built in masks if seen is mask]
         if not known:
             whole = layer_mask(mask, hidden, 0, causal)[0, 0]
-            shut = torch.finfo(whole.dtype).min
-            if bool((whole[:start, start:] > shut / 2).any()):
-                raise MMFlowError(
-                    f"positions before {start} read positions behind it in layer {layer}, so they are no prefix that"
-                    " rows can share: the adapter's `bidirectional` does not name this stretch. Use engine='forward'."
-                )
-            known = [whole[start:].clone()]
+            sealed = not bool((whole[:start, start:] > torch.finfo(whole.dtype).min / 2).any())
+            known = [(whole[start:].clone(), sealed)]
             masks.append((mask, known[0]))
         places = named.get("position_ids")
         cosine, sine = named["position_embeddings"]
         kept.append(
             LayerInput(
                 hidden[:, start:].clone(),
-                known[0],
+                known[0][0],
                 (cosine[..., start:, :], sine[..., start:, :]),
                 None if places is None else places[..., start:],
                 None if before is None else hidden[:, start:] - before,
+                known[0][1],
             )
         )
         before = layers[layer].output[:, start:].clone() if layer < enters_after else None

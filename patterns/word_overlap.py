@@ -12,7 +12,16 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._prompt import Prompt
 from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._rows import LayerInput, Rows, closed_edges, crop_cache, enter_layer, open_mask
+from nnsight_mmflow._rows import (
+    LayerInput,
+    Rows,
+    check_prefix,
+    closed_edges,
+    crop_cache,
+    enter_layer,
+    open_mask,
+    tail_start,
+)
 from nnsight_mmflow._sweep import Clean, run_clean
 from nnsight_mmflow._windows import window_layers
 
@@ -95,7 +104,9 @@ def word_overlap(
         positions = list(prompt.spans[at])
         if not positions:
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
-        clean = run_clean(graph, prompt, positions[0], 1)
+        start = tail_start(positions[0], graph.adapter.bidirectional(prompt.spans))
+        clean = run_clean(graph, prompt, start, 1)
+        check_prefix(clean.inputs, 0)
         before = _words(graph, clean, positions, None, (), top)
         for site in SITES:
             for layer in range(graph.n_layers):
