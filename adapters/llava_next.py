@@ -13,7 +13,7 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._geometry import NEWLINE, Cell, ImageGeometry
-from nnsight_mmflow._views import Step, View
+from nnsight_mmflow._views import Step, View, tile_stretches
 
 
 class LlavaNext(Adapter):
@@ -49,8 +49,11 @@ class LlavaNext(Adapter):
         blank = np.broadcast_to(np.uint8(0), (3, height, width))
         new_height, new_width = get_patch_output_size(blank, (best_height, best_width), "channels_first")
         steps += [Step("resize", int(new_width), int(new_height)), Step("pad", best_width, best_height)]
-        patch = self.config.vision_config.patch_size
-        return View(size, tuple(steps), patch, (best_height // patch, best_width // patch), "tiles")
+        vision = self.config.vision_config
+        tiles = best_height // vision.image_size, best_width // vision.image_size
+        rows, columns = (tile_stretches(count, vision.image_size, vision.patch_size) for count in tiles)
+        grid = len(rows), len(columns)
+        return View(size, tuple(steps), vision.patch_size, grid, "tiles", rows, columns)
 
     def cells(self, inputs: Mapping[str, torch.Tensor]) -> list[tuple[Cell | str, ...]]:
         """The place of each token of each image."""

@@ -9,7 +9,7 @@ from nnsight_mmflow.adapters._processing import resized_view, settings
 from nnsight_mmflow.adapters.llava_next import LlavaNext
 
 from nnsight_mmflow._geometry import NEWLINE, Cell, ImageGeometry, whole
-from nnsight_mmflow._views import Step, View
+from nnsight_mmflow._views import View, tile_stretches
 
 if TYPE_CHECKING:
     import torch
@@ -77,10 +77,10 @@ class LlavaOnevision(LlavaNext):
             return view
         kept = [cell.patch for cell in super().cells_of(seen) if isinstance(cell, Cell) and cell.view == 1]
         (top, left), (bottom, right) = divmod(kept[0], view.grid[1]), divmod(kept[-1], view.grid[1])
-        patch = view.patch
-        cut = Step("cut", (right - left + 1) * patch, (bottom - top + 1) * patch, left * patch, top * patch)
-        steps = (*view.steps, cut, Step("resize", columns * patch, rows * patch))
-        return View(size, steps, patch, (rows, columns), "tiles")
+        side, patch = self.config.vision_config.image_size, view.patch
+        down = tile_stretches(view.grid[0] * patch // side + 1, side, patch, rows, (top, bottom + 1))
+        across = tile_stretches(view.grid[1] * patch // side + 1, side, patch, columns, (left, right + 1))
+        return View(size, view.steps, patch, (rows, columns), "tiles", down, across)
 
     def packed(self, size: tuple[int, int], aspect: str = UNBOUNDED) -> list[float]:  # type: ignore[override]
         """The model's own packing of numbers, not shrunk unless the model's own `aspect` is given."""

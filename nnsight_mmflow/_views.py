@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Number = int | float  # beartype takes float at its word
 Box = tuple[Number, Number, Number, Number]
+Stretch = tuple[Number, Number]  # from, to
 TOLERANCE = 1e-6  # in processed pixels: what rounding may add to a patch
 
 
@@ -39,6 +41,10 @@ class View:
         patch: side of a patch (of what becomes one token) in processed pixels.
         grid: (rows, columns) of patches.
         name: "image" where there is only one view, else "base" (the whole picture, small) or "tiles".
+        rows: where each row of patches starts and ends, in processed pixels; None: one patch after another. They are
+            given where tiles are no whole number of patches, and so leave a strip unseen between them, and where
+            features are shrunk after the tower.
+        columns: the same for columns.
     """
 
     size: tuple[int, int]
@@ -46,6 +52,8 @@ class View:
     patch: int
     grid: tuple[int, int]
     name: str = "image"
+    rows: tuple[Stretch, ...] | None = None
+    columns: tuple[Stretch, ...] | None = None
     _map: tuple[float, float, float, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +68,10 @@ class View:
                 shift_x, shift_y = shift_x + left, shift_y + top
             width, height = step.width, step.height
         object.__setattr__(self, "_map", (scale_x, scale_y, shift_x, shift_y))
+        for name, count in zip(("rows", "columns"), self.grid, strict=True):
+            if getattr(self, name) is None:
+                stretches = tuple((i * self.patch, (i + 1) * self.patch) for i in range(count))
+                object.__setattr__(self, name, stretches)
 
     def to_processed(self, box: Box) -> Box:
         """A box of original pixels in pixels of the processed picture (it may reach beyond it)."""
@@ -86,14 +98,14 @@ class View:
 
     def kept(self) -> Box:
         """The part of the original picture that the view shows, in original pixels."""
-        rows, columns = self.grid
-        return self.to_original((0, 0, columns * self.patch, rows * self.patch))
+        rows, columns = self._stretches()
+        return self.to_original((columns[0][0], rows[0][0], columns[-1][1], rows[-1][1]))
 
     def cell_box(self, cell: int) -> Box | None:
         """The original pixels that a patch (row * columns + column) shows; None for a patch of padding."""
-        row, column = divmod(cell, self.grid[1])
-        left, top = column * self.patch, row * self.patch
-        box = self.to_original((left, top, left + self.patch, top + self.patch))
+        rows, columns = self._stretches()
+        (top, bottom), (left, right) = rows[cell // self.grid[1]], columns[cell % self.grid[1]]
+        box = self.to_original((left, top, right, bottom))
         scale_x, scale_y, *_ = self._map
         seen = (box[2] - box[0]) * scale_x > TOLERANCE and (box[3] - box[1]) * scale_y > TOLERANCE
         return box if seen else None
@@ -103,14 +115,10 @@ class View:
         width, height = self.size
         inside = max(0.0, box[0]), max(0.0, box[1]), min(width, box[2]), min(height, box[3])
         left, top, right, bottom = self.to_processed(inside)
-        rows, columns = self.grid
-        return {
-            row * columns + column
-            for row in range(rows)
-            if (row + 1) * self.patch - top > TOLERANCE and bottom - row * self.patch > TOLERANCE
-            for column in range(columns)
-            if (column + 1) * self.patch - left > TOLERANCE and right - column * self.patch > TOLERANCE
-        }
+        rows, columns = self._stretches()
+        down = [i for i, (start, end) in enumerate(rows) if end - top > TOLERANCE and bottom - start > TOLERANCE]
+        across = [i for i, (start, end) in enumerate(columns) if end - left > TOLERANCE and right - start > TOLERANCE]
+        return {row * len(columns) + column for row in down for column in across}
 
     def raster(self, boxes: Sequence[Sequence[Number]], resample: int, fill: tuple[int, ...]) -> set[int]:
         """The patches in which a pixel kept its colour, when the boxes are painted and sent through the steps."""
@@ -128,10 +136,47 @@ class View:
                 moved = Image.new("RGB", (step.width, step.height), fill if step.name == "pad" else (0, 0, 0))
                 moved.paste(canvas, corner(step, *canvas.size))
                 canvas = moved
-        rows, columns = self.grid
-        kept = (np.asarray(canvas) == red).all(-1)[: rows * self.patch, : columns * self.patch]
-        touched = kept.reshape(rows, self.patch, columns, self.patch).any((1, 3))
-        return set(np.flatnonzero(touched).tolist())
+        rows, columns = self._stretches()
+        kept = (np.asarray(canvas) == red).all(-1)
+        return {
+            row * len(columns) + column
+            for row, (top, bottom) in enumerate(rows)
+            for column, (left, right) in enumerate(columns)
+            if kept[int(top) : math.ceil(bottom), int(left) : math.ceil(right)].any()
+        }
+
+    def _stretches(self) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
+        """The rows and columns, which are there once the view is made."""
+        assert self.rows is not None
+        assert self.columns is not None
+        return self.rows, self.columns
+
+
+def tile_stretches(
+    tiles: int, side: int, patch: int, count: int | None = None, cut: tuple[int, int] | None = None
+) -> tuple[Stretch, ...]:
+    """Where each row (or column) of features lies in processed pixels, when a picture is divided into tiles.
+
+    Args:
+        tiles: how many tiles, one after another.
+        side: of a tile in pixels; what is left over behind its last whole patch, no feature shows.
+        patch: side of a patch.
+        count: to how many rows the features are shrunk; None: not at all.
+        cut: (first, end) rows of features that are shrunk; the others are left out.
+    """
+    each = side // patch
+
+    def start(feature: Number) -> Number:
+        return feature // each * side + feature % each * patch
+
+    def end(feature: Number) -> Number:  # a whole tile ends with its last patch, not where the next one starts
+        return start(feature - 1) + patch if feature % each == 0 else start(feature)
+
+    if count is None:
+        return tuple((start(i), end(i + 1)) for i in range(tiles * each))
+    first, last = cut or (0, tiles * each)
+    step = (last - first) / count
+    return tuple((start(first + i * step), end(round(first + (i + 1) * step, 9))) for i in range(count))
 
 
 def corner(step: Step, width: int, height: int) -> tuple[int, int]:

@@ -119,14 +119,14 @@ def llava_pixtral():
     return LlavaForConditionalGeneration(config), processor
 
 
-def llava_next(tower: str = "clip", text_model: str = "llama"):
-    """LLaVA-NeXT with tiles of 32 pixels."""
+def llava_next(tower: str = "clip", text_model: str = "llama", patch: int = PATCH):
+    """LLaVA-NeXT with tiles of 32 pixels; with patches of 6, each tile leaves 2 pixels unseen."""
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
 
     strategy = "default" if tower == "clip" else "full"
     vision = {"clip": hf.clip.CLIPVisionConfig, "siglip": hf.siglip.SiglipVisionConfig}[tower]
     config = LlavaNextConfig(
-        vision_config=vision(**VISION),
+        vision_config=vision(**{**VISION, "patch_size": patch}),
         text_config=text(text_model),
         image_token_index=ident("<image>"),
         image_grid_pinpoints=PINPOINTS,
@@ -140,7 +140,7 @@ def llava_next(tower: str = "clip", text_model: str = "llama"):
     processor = LlavaNextProcessor(
         made,
         tokenizer(),
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=int(tower == "clip"),
         chat_template=CHAT.replace("IMAGE", "<image> "),
@@ -148,12 +148,12 @@ def llava_next(tower: str = "clip", text_model: str = "llama"):
     return LlavaNextForConditionalGeneration(config), processor
 
 
-def llava_onevision(aspect: str = "anyres_max_9"):
+def llava_onevision(aspect: str = "anyres_max_9", patch: int = PATCH):
     """LLaVA-OneVision with tiles of 32 pixels; few allowed patches make it shrink them."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
 
     config = LlavaOnevisionConfig(
-        vision_config=hf.siglip.SiglipVisionConfig(**VISION, vision_use_head=False),
+        vision_config=hf.siglip.SiglipVisionConfig(**{**VISION, "patch_size": patch}, vision_use_head=False),
         text_config=text("qwen2"),
         image_token_index=ident("<image>"),
         video_token_index=ident("<video>"),
@@ -165,7 +165,7 @@ def llava_onevision(aspect: str = "anyres_max_9"):
     processor = images_only(LlavaOnevisionProcessor)(
         made,
         tokenizer(),
-        num_image_tokens=(TILE // PATCH) ** 2,
+        num_image_tokens=(TILE // patch) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=aspect,
         chat_template=CHAT.replace("IMAGE", "<image> "),
@@ -389,6 +389,9 @@ FAMILIES = {
     "llava_next_siglip": lambda: llava_next("siglip", "qwen2"),
     "llava_onevision": llava_onevision,
     "llava_onevision_shrunk": lambda: llava_onevision("anyres_max_1"),
+    "llava_onevision_strips": lambda: llava_onevision(patch=6),
+    "llava_onevision_shrunk_strips": lambda: llava_onevision("anyres_max_1", patch=6),
+    "llava_next_strips": lambda: llava_next("siglip", "llama", patch=6),
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,

@@ -125,8 +125,9 @@ def _near(geometry: ImageGeometry, token: int, region: tuple[int, int, int, int]
     view = _view(geometry, token)
     scale_x, scale_y, *_ = view._map
     resizes = sum(step.name == "resize" for step in view.steps)
-    # Lanczos reaches three pixels of the smaller picture; features that were shrunk reach one patch besides.
-    reach = 4 * resizes + view.patch * (view.steps[-2].name == "cut" if len(view.steps) > 2 else False)
+    # Lanczos reaches three pixels of the smaller picture; features that were shrunk reach one of them besides.
+    shrunk = max(end - start for stretches in (view.rows, view.columns) for start, end in stretches or ()) - view.patch
+    reach = 4 * resizes + (view.patch if shrunk > 0 else 0)
     grow_x, grow_y = reach * max(1.0, 1 / scale_x), reach * max(1.0, 1 / scale_y)
     left, top, right, bottom = place.box
     return (
