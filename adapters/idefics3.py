@@ -11,7 +11,7 @@ from nnsight_mmflow.adapters._processing import settings, squared_first
 
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._geometry import ImageGeometry, tiled, whole
-from nnsight_mmflow._views import Step, View
+from nnsight_mmflow._views import Step, View, tile_stretches
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,8 @@ class Idefics3(Adapter):
                 result.append(ImageGeometry(size, (whole_view,), whole(whole_view.grid), **found))
                 continue
             per_side = self._per_side(side)
-            divided = View(size, steps, self._patch(), (tiles[0] * per_side, tiles[1] * per_side), "tiles")
+            rows, columns = (tile_stretches(count, side, self._patch()) for count in tiles)
+            divided = View(size, steps, self._patch(), (len(rows), len(columns)), "tiles", rows, columns)
             base = View(size, whole_view.steps, self._patch(), whole_view.grid, "base")
             cells = (*tiled(tiles, (per_side, per_side)), *whole(base.grid, 1))
             result.append(ImageGeometry(size, (divided, base), cells, **found))

@@ -29,13 +29,11 @@ class LlavaNext(Adapter):
     ) -> list[ImageGeometry]:
         """A base view and one of tiles per image."""
         self.check_seen((inputs["pixel_values"].shape[-1], inputs["pixel_values"].shape[-2]))
-        processor = self.processor.image_processor
-        side = self.config.vision_config.image_size
+        vision, found = self.config.vision_config, settings(self.processor.image_processor, squared)
         result = []
         for size, cells in zip(sizes, self.cells(inputs), strict=True):
-            base = resized_view(size, squared, (side, side), self.config.vision_config.patch_size, "base")
-            views = (base, self.tiles(size, squared))
-            result.append(ImageGeometry(size, views, cells, **settings(processor, squared)))
+            base = resized_view(size, squared, (vision.image_size,) * 2, vision.patch_size, "base")
+            result.append(ImageGeometry(size, (base, self.tiles(size, squared)), cells, **found))
         return result
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:

@@ -320,12 +320,12 @@ def paligemma(text_model: str = "gemma"):
     return PaliGemmaForConditionalGeneration(config), processor
 
 
-def idefics3(splits: bool = True):
-    """Idefics 3: tiles of 32 pixels, four patches a token."""
+def idefics3(splits: bool = True, patch: int = PATCH):
+    """Idefics 3: tiles of 32 pixels, four patches a token; with patches of 5, each tile leaves 2 pixels unseen."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
 
     config = Idefics3Config(
-        vision_config=hf.idefics3.configuration_idefics3.Idefics3VisionConfig(**VISION),
+        vision_config=hf.idefics3.configuration_idefics3.Idefics3VisionConfig(**{**VISION, "patch_size": patch}),
         text_config=text("llama"),
         image_token_id=ident("<image>"),
         scale_factor=2,
@@ -334,7 +334,7 @@ def idefics3(splits: bool = True):
     made = Idefics3ImageProcessorPil(
         size={"longest_edge": 64}, max_image_size={"longest_edge": TILE}, do_image_splitting=splits
     )
-    seq = (TILE // PATCH // 2) ** 2
+    seq = (TILE // patch // 2) ** 2
     template = CHAT.replace("IMAGE", "<image> ")
     processor = Idefics3Processor(made, tokenizer(), image_seq_len=seq, chat_template=template)
     return Idefics3ForConditionalGeneration(config), processor
@@ -400,6 +400,8 @@ FAMILIES = {
     "paligemma": paligemma,
     "paligemma2": lambda: paligemma("gemma2"),
     "idefics3": idefics3,
+    "idefics3_undivided": lambda: idefics3(False),
+    "idefics3_strips": lambda: idefics3(patch=5),
     "smolvlm": smolvlm,
     "internvl": internvl,
     "internvl_qwen3": lambda: internvl("qwen3"),
