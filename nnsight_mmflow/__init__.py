@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.checks import check as check
     from nnsight_mmflow.patterns import corruption as corruption
     from nnsight_mmflow.patterns.causal_trace import causal_trace as causal_trace
+    from nnsight_mmflow.patterns.contributions import contributions as contributions
+    from nnsight_mmflow.patterns.contributions_result import ContributionsResult as ContributionsResult
     from nnsight_mmflow.patterns.flow import flow as flow
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
@@ -64,6 +66,8 @@ _WHERE = {
     "FlowResult": "patterns.flow_result",
     "causal_trace": "patterns.causal_trace",
     "TraceResult": "patterns.trace_result",
+    "contributions": "patterns.contributions",
+    "ContributionsResult": "patterns.contributions_result",
     "lens": "patterns.lens",
     "LensResult": "patterns.lens",
     "word_overlap": "patterns.word_overlap",

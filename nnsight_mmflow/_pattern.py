@@ -61,23 +61,22 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     return sorted({layer % n_layers for layer in asked})
 
 
-def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...] = ()) -> None:
-    """Refuses to close an edge that is not open anywhere, or that a target cannot do without.
+def check_readable(what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...] = ()) -> dict[int, int]:
+    """Refuses an edge that is not open anywhere; returns for each target where it stops reading.
 
     Args:
         what: the edge or pattern, for the message.
-        source: the positions that may not be read.
-        target: the positions that may not read them.
+        source: the positions that are read.
+        target: the positions that read.
         blocks: (first, end) of stretches whose positions read one another backwards and forwards.
 
     Raises:
         NoEffectError: no source is open to any target: one is empty, or every source lies behind every target.
-        MMFlowError: a target would keep no key at all.
     """
     for name, span in (("source", source), ("target", target)):
         if not len(span):
             raise NoEffectError(f"{what} would change nothing: its {name} {span.name!r} holds no position of this row.")
-    # where each target stops reading: behind itself, or at the end of its block
+    # behind itself, or at the end of its block
     ends = {
         position: max([position + 1, *(end for first, end in blocks if first <= position < end)]) for position in target
     }
@@ -87,6 +86,23 @@ def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, i
             f" {target.positions[-1]}. Attention flows from source to target, and a position reads only itself and"
             " earlier ones: are source and target swapped?"
         )
+    return ends
+
+
+def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...] = ()) -> None:
+    """Refuses to close an edge that is not open anywhere, or that a target cannot do without.
+
+    Args:
+        what: the edge or pattern, for the message.
+        source: the positions that may not be read.
+        target: the positions that may not read them.
+        blocks: as in `check_readable`.
+
+    Raises:
+        NoEffectError: no source is open to any target.
+        MMFlowError: a target would keep no key at all.
+    """
+    ends = check_readable(what, source, target, blocks)
     barred = set(source)
     starved = [position for position, end in ends.items() if barred.issuperset(range(source.row[0], end))]
     if starved:

@@ -1,0 +1,177 @@
+"""Attention contributions: what a position takes from each source token, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import nnsight
+import torch
+from nnsight_mmflow.patterns.contributions_result import ContributionsResult
+from transformers import DynamicCache
+
+from nnsight_mmflow._attention import Contributions, read_contributions
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._pattern import check_readable
+from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._results import versions
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
+
+
+def contributions(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    source: str = "image",
+    target: str = "last",
+    *,
+    heads: bool = False,
+    progress: bool = True,
+) -> ContributionsResult:
+    """A ContributionsResult: for each prompt, layer and source token, what the target takes from it.
+
+    A contribution is attention weight times value through the output projection, summed over heads. The table holds
+    its norm (after the sum), the sum of the heads' norms, its projection on the direction of the answer (the unit row
+    of the unembedding for the token that the model answers with), the mean weight, and its share of the norms of all
+    positions. Where the target has several positions, the means over them.
+
+    Everything is reduced inside the forward: no full attention map is kept, whatever the attention implementation. In
+    every layer the contributions of all positions are summed up and compared with the attention's real output.
+
+    Args:
+        graph: the model.
+        prompts: one or several.
+        source: the span that is read.
+        target: the span that reads.
+        heads: also a row for each head (column `head`; -1 is the sum over heads).
+        progress: show a progress bar.
+
+    Raises:
+        NoEffectError: a source that no target can read.
+        MMFlowError: the sum over all positions does not give the attention's output: the family's attention does
+            something that this does not know.
+
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 3.1.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.contributions(graph, mmf.nano.prompts(graph, 2), "image", "last", progress=False)
+        >>> result.header["largest_error"] < 1e-3
+        True
+    """
+    import pandas as pd
+
+    from nnsight_mmflow._prompt import Prompt as OnePrompt
+
+    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("contributions needs at least one prompt, but got none.")
+    tables, errors = [], []
+    for number, prompt in progress_bar(list(enumerate(prompts)), "contributions", shown=progress):
+        check_readable(
+            f"{source}->{target} of prompt {number}",
+            prompt.spans[source],
+            prompt.spans[target],
+            graph.adapter.bidirectional(prompt.spans),
+        )
+        found = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
+        errors += [layer.error / max(layer.scale, 1e-6) for layer in found]
+        tables.append(_table(prompt, number, source, found, heads))
+    table = pd.concat(tables, ignore_index=True)
+    if not float(table["norm"].max()):
+        raise NoEffectError(f"{source}->{target}: every contribution is zero.")
+    header = {
+        "model": graph.name,
+        "source": source,
+        "target": target,
+        "n_layers": graph.n_layers,
+        "n_prompts": len(prompts),
+        "largest_error": max(errors),
+        "metric": "norm of attention weight times value through the output projection, summed over heads",
+        "versions": versions(),
+    }
+    return ContributionsResult(table, header)
+
+
+def read_prompt(graph: Graph, prompt: Prompt, sources: list[int], targets: list[int]) -> list[Contributions]:
+    """Each layer's contributions, checked against the attention's own output."""
+    inputs, every = graph.checked(prompt), range(graph.n_layers)
+    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
+        token = nnsight.save(graph.model.output.logits[0, -1].argmax(-1))
+    direction = graph.unembed._module.weight[int(token)].detach().float()
+    direction = direction / direction.norm()
+    attentions = [graph.attention(layer) for layer in every]
+    outs = [graph.attention_out(layer) for layer in every]
+    norms = [attention.q_norm if hasattr(attention._module, "q_norm") else None for attention in attentions]
+    layers, causal = graph.layers, graph.causal
+    cap = getattr(graph.text_config, "attn_logit_softcapping", None)
+    with (
+        torch.no_grad(),
+        graph.model.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1),
+    ):
+        found = nnsight.save(
+            read_contributions(layers, attentions, norms, outs, targets, sources, direction, cap, causal)
+        )
+    allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)
+    for layer, one in enumerate(found):
+        if one.error > allowed * max(one.scale, 1e-3):
+            raise MMFlowError(
+                f"layer {layer}: the contributions of all positions sum up to something that differs from the"
+                f" attention's output by {one.error:.1e} (its largest number is {one.scale:.1e}): this family's"
+                " attention does something that is not known here."
+            )
+    return found
+
+
+def _table(prompt: Prompt, number: int, source: str, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+    import pandas as pd
+
+    span = prompt.spans[source]
+    places = {}
+    if set(span) <= set(prompt.spans["image"]):
+        places = dict(zip(span, span.places(), strict=True))
+    rows = []
+    for layer, one in enumerate(found):
+        whole = float(one.whole.mean())
+        for i, position in enumerate(span):
+            place = places.get(position)
+            common = {
+                "prompt": prompt.key or str(number),
+                "kind": prompt.kind,
+                "layer": layer,
+                "index": i,
+                "position": position,
+                "token": prompt.spans.tokens[position],
+                "row": None if place is None else place.row,
+                "column": None if place is None else place.column,
+            }
+            rows.append(
+                {
+                    **common,
+                    "head": -1,
+                    "norm": float(one.norm[:, i].mean()),
+                    "sum_of_head_norms": float(one.head_norm[:, :, i].sum(0).mean()),
+                    "projection": float(one.projection[:, i].mean()),
+                    "weight": float(one.weight[:, :, i].mean()),
+                    "share": float(one.norm[:, i].mean()) / whole,
+                }
+            )
+            if heads:
+                rows += [
+                    {
+                        **common,
+                        "head": head,
+                        "norm": float(one.head_norm[head, :, i].mean()),
+                        "sum_of_head_norms": float(one.head_norm[head, :, i].mean()),
+                        "projection": float("nan"),
+                        "weight": float(one.weight[head, :, i].mean()),
+                        "share": float(one.head_norm[head, :, i].mean()) / whole,
+                    }
+                    for head in range(len(one.head_norm))
+                ]
+    return pd.DataFrame(rows)
