@@ -10,7 +10,7 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from nnsight_mmflow.patterns import knockout
+from nnsight_mmflow.patterns import knockout, patch
 from tiny import picture
 
 import nnsight_mmflow as mmf
@@ -18,7 +18,7 @@ from nnsight_mmflow import adapters
 from nnsight_mmflow._geometry import ImageGeometry
 from nnsight_mmflow._rows import check_prefix
 from nnsight_mmflow._sweep import run_clean
-from nnsight_mmflow.checks import CHECKS, forwards, knockouts, places
+from nnsight_mmflow.checks import CHECKS, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
 
 # What a check says nothing about, and of whom; everything else must pass.
@@ -89,6 +89,18 @@ def test_a_knockout_of_one_layer_too_few_is_seen(monkeypatch):
         knockouts.by_hand(Subject(graph))
     with pytest.raises(Failed, match="log-probabilities differ by"):
         knockouts.rows(Subject(graph))
+
+
+def test_a_patch_at_the_wrong_place_is_seen(monkeypatch):
+    graph = graph_of("llava_next")
+    real = patch.write_all
+
+    def moved(sites, positions, values, columns):
+        return real(sites, [at[::-1] for at in positions], values, columns)
+
+    monkeypatch.setattr(patch, "write_all", moved)
+    with pytest.raises(Failed, match="embed: logits differ|logits differ by"):
+        patches.another_run(Subject(graph))
 
 
 def test_deepstack_left_out_of_the_rows_is_seen(monkeypatch):

@@ -21,7 +21,10 @@ COLUMNS = {
     "eager = sdpa": ("eager equals sdpa",),
     "batch": ("a batch equals its prompts alone",),
     "Knockout": ("knockout equals hand-made masks", "knockout in a padded batch equals it alone"),
+    "in generation": ("knockout in generation equals computing each token anew",),
     "flow by rows": ("rows equal one forward per window",),
+    "Patch": ("a patch from another run gives that run",),
+    "contributions": ("contributions sum up to the attention's output",),
 }
 
 

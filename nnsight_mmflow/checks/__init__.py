@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
-from nnsight_mmflow.checks import forwards, knockouts, places, prompts
+from nnsight_mmflow.checks import forwards, knockouts, patches, places, prompts
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "knockout in generation equals computing each token anew": knockouts.generated,
     "rows equal one forward per window": knockouts.rows,
     "a knockout of nothing is an error": knockouts.no_op,
+    "a patch from another run gives that run": patches.another_run,
+    "contributions sum up to the attention's output": patches.contributions,
 }
 
 
