@@ -18,11 +18,9 @@ from nnsight_mmflow._rows import (
     LayerInput,
     Rows,
     answer_numbers,
-    check_prefix,
-    closed_edges,
     crop_cache,
     enter_layer,
-    open_mask,
+    prepared,
     tail_start,
 )
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
@@ -108,7 +106,6 @@ def run_cells(
     found: dict[Cell, torch.Tensor] = {}
     with torch.no_grad(), model.session():
         for start, chunk in chunks_of(cells, length, budget, blocks):
-            check_prefix(corrupt.inputs, start - corrupt.start)
             rows = Rows(
                 start,
                 length - start,
@@ -118,11 +115,7 @@ def run_cells(
                 ((),),
             )
             crop_cache(cache, start)
-            inputs = [was.cut(start - corrupt.start) for was in corrupt.inputs]
-            closed = closed_edges(rows, inputs[0].mask.device)
-            bases = {id(was.mask): now.mask for was, now in zip(corrupt.inputs, inputs, strict=True)}
-            masks = {name: open_mask(rows, base) for name, base in bases.items()}
-            opened = [masks[id(was.mask)] for was in corrupt.inputs]
+            inputs, closed, opened = prepared(corrupt.inputs, start - corrupt.start, rows)
             # a layer's sites are found out here: a trace runs what follows as it stands
             sites = [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(len(inputs))]
             restored = [

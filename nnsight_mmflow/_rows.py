@@ -202,6 +202,22 @@ def check_prefix(inputs: list[LayerInput], tail: int) -> None:
             )
 
 
+def prepared(
+    inputs: list[LayerInput], first: int, rows: Rows
+) -> tuple[list[LayerInput], torch.Tensor, list[torch.Tensor]]:
+    """What `run_rows` takes beside the rows: each layer's input, the closed edges, and each layer's open mask.
+
+    Args:
+        inputs: what each layer was handed in the clean run.
+        first: where the rows' tail starts, counted from where the inputs do.
+        rows: the chunk.
+    """
+    check_prefix(inputs, first)
+    cut = [was.cut(first) for was in inputs]
+    masks = {id(was.mask): open_mask(rows, now.mask) for was, now in zip(inputs, cut, strict=True)}
+    return cut, closed_edges(rows, cut[0].mask.device), [masks[id(was.mask)] for was in inputs]
+
+
 def crop_cache(cache: Cache, length: int) -> None:
     """Cuts every layer of the cache back to its first `length` positions."""
     for layer in cache.layers:

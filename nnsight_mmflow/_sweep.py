@@ -14,13 +14,11 @@ from nnsight_mmflow._rows import (
     LayerInput,
     Rows,
     answer_numbers,
-    check_prefix,
     clean_inputs,
-    closed_edges,
     crop_cache,
     edge_effects,
     mask_of_layer,
-    open_mask,
+    prepared,
     run_rows,
 )
 from nnsight_mmflow.patterns.knockout import Knockout
@@ -97,14 +95,9 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     with torch.no_grad(), model.session():
         for number in order:
             rows = plan.chunks[number]
-            check_prefix(clean.inputs, rows.start - clean.start)
             crop_cache(cache, rows.start)
-            inputs = [was.cut(rows.start - clean.start) for was in clean.inputs]
-            closed = closed_edges(rows, inputs[0].mask.device)
+            inputs, closed, opened = prepared(clean.inputs, rows.start - clean.start, rows)
             check_effect(plan, number, clean, closed)
-            bases = {id(was.mask): base.mask for was, base in zip(clean.inputs, inputs, strict=True)}
-            masks = {name: open_mask(rows, base) for name, base in bases.items()}
-            opened = [masks[id(was.mask)] for was in clean.inputs]
             first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
             places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
             ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1

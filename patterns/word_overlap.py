@@ -15,11 +15,9 @@ from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._rows import (
     LayerInput,
     Rows,
-    check_prefix,
-    closed_edges,
     crop_cache,
     enter_layer,
-    open_mask,
+    prepared,
     tail_start,
 )
 from nnsight_mmflow._sweep import Clean, run_clean
@@ -106,7 +104,6 @@ def word_overlap(
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
         start = tail_start(positions[0], graph.adapter.bidirectional(prompt.spans))
         clean = run_clean(graph, prompt, start, 1)
-        check_prefix(clean.inputs, 0)
         before = _words(graph, clean, positions, None, (), top)
         for site in SITES:
             for layer in range(graph.n_layers):
@@ -178,13 +175,11 @@ def _words(
     layers, model = graph.layers, graph.model
     silenced = {layer: graph.joining(str(site), layer) for layer in chosen}
     rows = Rows(start, tail, ((0, graph.n_layers),), (0,), ((),), ((),))  # one row that closes no edge
-    closed = closed_edges(rows, clean.inputs[0].mask.device)
-    masks = {id(was.mask): open_mask(rows, was.mask) for was in clean.inputs}
-    opened = [masks[id(was.mask)] for was in clean.inputs]
+    handed, closed, opened = prepared(clean.inputs, 0, rows)
     assert clean.cache is not None  # only a sweep takes it
     crop_cache(clean.cache, start)
     places = torch.arange(start, start + tail, device=graph.device)[None]
-    embedded, handed = clean.inputs[0].hidden, clean.inputs
+    embedded = handed[0].hidden
     mask = opened[0][None, None]
     with (
         torch.no_grad(),
