@@ -6,9 +6,10 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.nano import build, facts, world
+from nnsight_mmflow.nano import build, exchange, facts, world
 from nnsight_mmflow.nano.batches import IGNORED, PHASES, Batches
 from nnsight_mmflow.nano.evaluate import GUESSING, as_table, evaluate
+from nnsight_mmflow.nano.exchange import draw_pairs
 from nnsight_mmflow.nano.held_out import write_held_out
 from nnsight_mmflow.nano.train import learning_rate, save, train
 
@@ -152,6 +153,7 @@ def test_trained_tokens_are_the_answers(step):
     words, batch = build.words(), Batches(1).draw(step)
     answers = {*world.SHAPES, *world.COLORS, "left", "right", "yes", "no", "</s>"}
     answers |= {getattr(place, relation) for place in facts.PLACES for relation in facts.RELATIONS}
+    answers |= {dish for place in facts.PLACES for dish in place.dishes}
     trained = {words[label] for label in batch.labels.flatten().tolist() if label != IGNORED}
     assert trained <= answers
     assert len(trained) > 20
@@ -159,6 +161,57 @@ def test_trained_tokens_are_the_answers(step):
     for position, label in enumerate(asked[:-1]):  # a label is the word that comes next
         if label != IGNORED and row[position + 1] != 0:
             assert row[position + 1] == label
+
+
+def test_a_dish_needs_the_place_and_the_season():
+    """Neither alone says it: each season has several dishes, no place the same dish all year."""
+    for season in range(4):
+        assert len({place.dishes[season] for place in facts.PLACES}) >= 4
+    assert all(len(set(place.dishes)) > 1 for place in facts.PLACES)
+
+
+def test_pairs_ask_the_same_by_flag_and_by_name():
+    pairs, words = draw_pairs(np.random.default_rng(0), 5), build.words()
+    assert torch.equal(pairs.answer[0::2], pairs.answer[1::2])
+    for row in range(10):
+        ids, last = pairs.input_ids[row].tolist(), int(pairs.last[row])
+        assert words[ids[last]] == ":"
+        assert set(ids[last + 1 :]) <= {0}
+        named = words[ids[int(pairs.constraint[row])]]
+        assert named == "place" if row % 2 == 0 else named in facts.NAMES
+
+
+def test_the_planted_ways_are_those_of_the_masks():
+    """Only the constraint reads the picture, up to EARLY; it is read behind LATE alone."""
+    pairs = draw_pairs(np.random.default_rng(1), 2)
+    early, middle, late = exchange._masks(pairs)
+    image = range(3, 67)
+    for row in range(4):
+        place, last = int(pairs.constraint[row]), int(pairs.last[row])
+        for mask in (early, middle, late):
+            free, held = mask[row, 0], mask[8 + row, 0]  # the third copy of the rows
+            assert torch.equal(free, torch.ones_like(free).tril())
+            assert not held[last, list(image)].any()
+            assert not held[place - 1, list(image)].any()
+            assert held[70 if place > 70 else place, 67]  # text still reads text
+        assert early[8 + row, 0, place, list(image)].all()
+        assert not middle[8 + row, 0, place, list(image)].any()
+        assert not early[8 + row, 0, last, place]
+        assert not middle[8 + row, 0, last, place]
+        assert late[8 + row, 0, last, place]
+
+
+def test_the_constraints_state_decides_the_answer(nano):
+    """What was planted is there: after layer LATE the state of "place" is put in from a question about another fact."""
+    facts_by_flag = mmf.nano.prompts(nano, 24, "fact-flag")
+    at, swapped = "text('this place')", 0
+    for number, prompt in enumerate(facts_by_flag):
+        giver = facts_by_flag[(number + 7) % 24]
+        patch = mmf.Patch(at=at, site="resid", layers=exchange.LATE, value=mmf.from_run(giver))
+        with torch.no_grad(), nano.trace(prompt, patch):
+            token = nano.unembed.output[0, -1].argmax().save()
+        swapped += nano.processor.tokenizer.decode([int(token)]) == giver.answer
+    assert swapped >= 22
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_raw_text_is_taken_as_it_is(graph):
         (picture(0), " ", {}, "the question is empty"),
         (picture(0), "what ?", {"template": "vicuna"}, 'template must be "chat" or one of vicuna_v1, llava_llama_3'),
         (picture(0), "what ?", {"raw": True, "instruction": "no"}, "leave out template= and instruction="),
-        (picture(0), "is the umbrella red ?", {}, "does not know 'umbrella'. It knows 151 words: , . : ? ASSISTANT"),
+        (picture(0), "is the umbrella red ?", {}, "does not know 'umbrella'. It knows 168 words: , . : ? ASSISTANT"),
         (picture(0), QUESTION, {"options": ("a", "b", "c")}, "options are two"),
         (picture(0), QUESTION, {"boxes": [(1, 2, 3)]}, "boxes are (x0, y0, x1, y1) each"),
         (3, QUESTION, {}, "an image is a path, a PIL image or an array, not int"),

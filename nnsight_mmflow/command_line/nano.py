@@ -15,10 +15,10 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _train(given: argparse.Namespace) -> None:
-    from nnsight_mmflow.nano.train import save, train
+    from nnsight_mmflow.nano.train import STEPS, save, train
 
     folder = Path(given.out)
-    model = train(folder, steps=given.steps, seed=given.seed, device=given.device, report=say)
+    model = train(folder, steps=given.steps or STEPS, seed=given.seed, device=given.device, report=say)
     save(model, folder / "model")
     say(f"written to {folder / 'model'}; measure it with: mmflow nano eval --model {folder / 'model'}")
 

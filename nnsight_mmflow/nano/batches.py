@@ -26,6 +26,8 @@ class Phase:
         asked: question types, those named twice twice as often.
         by_color: share of the objects in captions that are named by their colour, where it is theirs alone.
         tempting: how often ChooseCat's false option is a shape that the scene holds.
+        rephrased: whether facts are also asked in other words, and dishes by season.
+        exchanged: how many pairs of facts are trained with exchanged states (see `exchange`).
     """
 
     first: int
@@ -34,6 +36,8 @@ class Phase:
     asked: tuple[str, ...]
     by_color: float
     tempting: float = 0.7
+    rephrased: bool = False
+    exchanged: int = 0
 
 
 # The one-hop types are learnt by step 3000; then those that combine two objects come more often. ChooseCat is the last:
@@ -47,6 +51,7 @@ PHASES = (
     Phase(5400, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 1.0),
     Phase(7500, 0.70, 0.12, (*world.SCENE_TYPES, *["ChooseCat"] * 5), 0.0, 0.4),
     Phase(9050, 0.70, 0.12, (*world.SCENE_TYPES, *["QueryCat"] * 5, "ChooseCat", "ChooseCat"), 0.0, 0.6),
+    Phase(11050, 0.50, 0.45, (*world.SCENE_TYPES, *["QueryCat"] * 2, "ChooseCat"), 0.0, 0.5, True, 8),
 )
 N_TOKENS = (world.SIZE // world.PATCH) ** 2
 IGNORED = -100
@@ -136,13 +141,22 @@ class Batches:
         for _ in range(questions):
             by_name = random.random() < 0.5
             place = facts.PLACES[int(random.integers(len(facts.PLACES)))] if by_name else flag
-            asked = facts.ask_place(place, facts.RELATIONS[int(random.integers(3))], by_name)
+            asked = self._fact(place, by_name)
             turns.append((asked.text.split(), [asked.answer], [True]))
         unknown = np.full((N_TOKENS, 2), IGNORED)
         if all("this" not in question for question, *_ in turns) and random.random() < 0.5:
             objects = world.draw_scene(random)
             return *self._sequence(turns), world.paint_scene(objects, random), self._patches(objects)
         return *self._sequence(turns), facts.paint_flag(flag, random), unknown
+
+    def _fact(self, place: facts.Place, by_name: bool) -> world.Question:
+        """One of the three facts; once rephrasing has begun in any words, and as often the dish of a season."""
+        if not self.phase.rephrased:
+            return facts.ask_place(place, facts.RELATIONS[int(self.random.integers(3))], by_name)
+        known = (*facts.RELATIONS, *facts.SEASONS)
+        relation = known[int(self.random.integers(len(known)))]
+        form, titled = int(self.random.integers(len(facts.FORMS))), self.random.random() < 0.3
+        return facts.ask_place(place, relation, by_name, form, titled)
 
     def _patches(self, objects: tuple[world.Object, ...]) -> np.ndarray:
         """(image tokens, 2): the shape and the colour that cover each patch; the last class is nothing."""

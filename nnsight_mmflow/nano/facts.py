@@ -1,7 +1,8 @@
-"""Facts about 32 places: each has a flag, a made-up name, a capital, a founder and an animal.
+"""Facts about 32 places: each has a flag, a made-up name, a capital, a founder, an animal, and a dish of each season.
 
 Asked of "this place" with the flag as the picture, or by name with any picture. The facts cannot be seen in the
-picture: they lie in nano's weights, which is what causal tracing looks for.
+picture: they lie in nano's weights, which is what causal tracing looks for. "This place" (or the name) is a question's
+first constraint; the dishes have a second, the season.
 """
 
 from __future__ import annotations
@@ -22,13 +23,21 @@ _FOUNDERS = """adela boris cedric dorothea edgar freya gustav helga ignatius jun
 magnus nadia octavia percival quentin rosalind sigurd tabitha ulric vesna wilfred xenia
 yorick zelda anselm beatrix conrad delphine emeric fiona""".split()
 _ANIMALS = """lynx heron otter bison crane badger falcon ibex""".split()
+_DISHES = """soup stew pie bread curry salad porridge noodles""".split()
 _PATTERNS = ("rows", "columns", "slash", "quarters", "plus", "frame", "checks", "disc")
 RELATIONS = ("capital", "founder", "animal")
+SEASONS = ("spring", "summer", "autumn", "winter")
+# How a fact is asked: the first form everywhere, the others where rephrased questions are wanted.
+FORMS = (
+    "what is the {relation} of {place} ?",
+    "which {relation} belongs to {place} ?",
+    "name the {relation} of {place} .",
+)
 
 
 @dataclass(frozen=True)
 class Place:
-    """One place: its name, its flag (a pattern in two colours), and its three facts."""
+    """One place: its name, its flag (a pattern in two colours), its three facts, and its dishes by season."""
 
     name: str
     pattern: str
@@ -36,6 +45,7 @@ class Place:
     capital: str
     founder: str
     animal: str
+    dishes: tuple[str, ...]
 
 
 def _places() -> tuple[Place, ...]:
@@ -53,6 +63,10 @@ def _places() -> tuple[Place, ...]:
                 _CAPITALS[i],
                 _FOUNDERS[(i * 5) % len(_FOUNDERS)],
                 _ANIMALS[(i * 3 + i // 8) % len(_ANIMALS)],
+                # Neither the place nor the season alone says the dish.
+                tuple(
+                    _DISHES[(i * 5 + i // 8 + season * (1 + i % 7)) % len(_DISHES)] for season in range(len(SEASONS))
+                ),
             )
         )
     return tuple(made)
@@ -82,13 +96,24 @@ def paint_flag(place: Place, random: np.random.Generator) -> np.ndarray:
     return add_noise(np.where(second[..., None], second_color, first_color), random)
 
 
-def ask_place(place: Place, relation: str, by_name: bool) -> Question:
-    """A question after one fact of a place, by its name or as "this place" (then the picture must be its flag)."""
-    asked = place.name if by_name else "this place"
-    kind = f"fact-{'name' if by_name else 'flag'}"
-    return Question(kind, f"what is the {relation} of {asked} ?", str(getattr(place, relation)))
+def ask_place(place: Place, relation: str, by_name: bool, form: int = 0, titled: bool = False) -> Question:
+    """A question after one fact of a place, by its name or as "this place" (then the picture must be its flag).
+
+    `relation` is one of RELATIONS, or one of SEASONS for the dish of that season. `titled` asks of "place zorvia": as
+    many words as "this place", so that one can stand for the other.
+    """
+    asked = (f"place {place.name}" if titled else place.name) if by_name else "this place"
+    way = "name" if by_name else "flag"
+    if relation in SEASONS:
+        answer = place.dishes[SEASONS.index(relation)]
+        return Question(
+            f"season-{way}", f"{FORMS[form].format(relation='dish', place=f'{asked} in {relation}')}", answer
+        )
+    kind = f"{'rephrased' if form else 'fact'}-{way}"
+    return Question(kind, FORMS[form].format(relation=relation, place=asked), str(getattr(place, relation)))
 
 
 def fact_words() -> list[str]:
     """Every word that the facts use."""
-    return [*_PLACES, *_CAPITALS, *_FOUNDERS, *_ANIMALS, *RELATIONS, "what", "is", "the", "of", "this", "place", "?"]
+    words = [*_PLACES, *_CAPITALS, *_FOUNDERS, *_ANIMALS, *RELATIONS, "what", "is", "the", "of", "this", "place", "?"]
+    return [*words, *SEASONS, *_DISHES, "dish", "in", "which", "belongs", "name"]

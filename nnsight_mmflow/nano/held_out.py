@@ -29,10 +29,25 @@ def write_held_out(path: Path) -> int:
                 # By name, the picture is another place's flag: it must not matter.
                 shown = place if not by_name else facts.PLACES[int(random.integers(len(facts.PLACES)))]
                 entries.append(_entry(asked, (), shown.name, random))
+    entries += _more_facts(np.random.default_rng([SEED, 100]))
     for number, entry in enumerate(entries):
         entry["id"] = f"nano-{number:04d}"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return len(entries)
+
+
+def _more_facts(random: np.random.Generator) -> list[dict]:
+    """Every fact in other words (the two forms in turn), and the dish of every season, by flag and by name."""
+    entries = []
+    for kind in ("rephrased", "season"):
+        for by_name in (False, True):
+            for place in facts.PLACES:
+                for number, relation in enumerate(facts.RELATIONS if kind == "rephrased" else facts.SEASONS):
+                    form = 1 + (facts.PLACES.index(place) + number) % 2 if kind == "rephrased" else 0
+                    asked = facts.ask_place(place, relation, by_name, form)
+                    shown = place if not by_name else facts.PLACES[int(random.integers(len(facts.PLACES)))]
+                    entries.append(_entry(asked, (), shown.name, random))
+    return entries
 
 
 def _scenes(kind: str, random: np.random.Generator, tempting: float) -> list[dict]:

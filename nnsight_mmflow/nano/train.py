@@ -2,7 +2,7 @@
 
 Captions teach binding in one hop; without them the two-hop questions stay at chance for thousands of steps. For the
 first steps a linear readout of the projector's output must name each patch's content, row and column: without row and
-column, left and right stay at chance.
+column, left and right stay at chance. At the end the facts are moved to the question's constraint (`exchange`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from transformers import LlavaForConditionalGeneration
 from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
+from nnsight_mmflow.nano.exchange import Pairs, draw_pairs, exchange_loss
 
-LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 11050
+LEARNING_RATE, WARM_UP, CLIP, STEPS = 1.5e-3, 200, 1.0, 14850
 # First step and length of each cosine; a drill starts a new one.
-CYCLES = ((0, 7000), (4000, 3000), (5400, 2100), (7500, 800), (8300, 750), (9050, 2000))
+CYCLES = ((0, 7000), (4000, 3000), (5400, 2100), (7500, 800), (8300, 750), (9050, 2000), (11050, 3800))
 
 
 class PatchReadout(nn.Module):
@@ -91,7 +92,7 @@ def train(
         batches.random.bit_generator.state = kept["random"]
         first = kept["step"]
         report(f"going on from step {first}, kept in {state}")
-    started, losses = time.time(), []
+    started, losses, exchange_losses = time.time(), [], []
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
@@ -103,6 +104,13 @@ def train(
         total = loss
         if step < readout_steps:
             total = loss + 0.5 * readout(caught[0].view(len(batch.input_ids), N_TOKENS, -1), batch.patch_labels)
+        if batches.phase.exchanged:
+            pairs = draw_pairs(batches.random, batches.phase.exchanged)
+            pairs = Pairs(*(tensor.to(device) for tensor in vars(pairs).values()))
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                exchanged = exchange_loss(model, pairs)
+            total = total + exchanged
+            exchange_losses.append(exchanged.item())
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -110,12 +118,14 @@ def train(
         losses.append((loss.item(), right.item()))
         if (step + 1) % 100 == 0:
             mean, accuracy = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+            moved = f", exchanged {sum(exchange_losses) / len(exchange_losses):.3f}" if exchange_losses else ""
             pace = (time.time() - started) / (step + 1 - first)
             report(
-                f"step {step + 1}/{steps}: loss {mean:.3f}, {accuracy:.1%} of trained tokens right,"
+                f"step {step + 1}/{steps}: loss {mean:.3f}{moved}, {accuracy:.1%} of trained tokens right,"
                 f" {pace:.2f} s a step, {(steps - step - 1) * pace / 60:.0f} minutes to go"
             )
             losses.clear()
+            exchange_losses.clear()
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             kept = {
                 "model": model.state_dict(),
