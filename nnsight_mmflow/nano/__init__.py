@@ -13,9 +13,11 @@ from nnsight_mmflow._errors import DataError
 from nnsight_mmflow._questions import Question, prompts_of
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._constraints import ConstraintQuestion
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow.patterns.corruption import Corruption
+    from nnsight_mmflow.patterns.edit_value import Fact
 
 FOLDER = Path(__file__).parent / "data"
 HELD_OUT = FOLDER / "held_out.jsonl"
@@ -29,6 +31,10 @@ KINDS = (
     "fact-flag",
     "fact-name",
     "ChooseCat-both",
+    "rephrased-flag",
+    "rephrased-name",
+    "season-flag",
+    "season-name",
 )
 
 
@@ -37,7 +43,8 @@ def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
 
     Args:
         n: how many in all.
-        kinds: one of the six scene types, "fact-flag", "fact-name", "ChooseCat-both", or several.
+        kinds: one of the six scene types, "ChooseCat-both", or of the facts: "fact", "rephrased" or "season" (the
+            dish of a season), each followed by "-flag" or "-name"; or several.
 
     Raises:
         DataError: an unknown type, or more questions than there are.
@@ -69,11 +76,32 @@ def prompts(graph: Graph, n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> l
     return prompts_of(graph, samples(n, kinds))
 
 
-def trace_pairs(graph: Graph, n: int, way: str) -> tuple[list[Prompt], list[Corruption]]:
-    """Clean and corrupt runs of the facts, by "flag" or by "name"; see `nano.pairs.trace_pairs`."""
+def constraint_questions(constraints: int = 1, by_name: bool = False) -> list[ConstraintQuestion]:
+    """Nano's facts as questions with one or two constraints; see `nano.pairs.constraint_questions`."""
+    from nnsight_mmflow.nano.pairs import constraint_questions as made
+
+    return made(constraints, by_name)
+
+
+def trace_pairs(graph: Graph, n: int, way: str, constraints: int = 1) -> tuple[list[Prompt], list[Corruption]]:
+    """Clean and corrupt runs of the facts, by "flag", "phrase", "name" or "season"; see `nano.pairs.trace_pairs`."""
     from nnsight_mmflow.nano.pairs import trace_pairs as made
 
-    return made(graph, n, way)
+    return made(graph, n, way, constraints)
+
+
+def same_answers(graph: Graph, prompts: list[Prompt]) -> list[Corruption]:
+    """For each prompt of the facts another run with the same answer; see `nano.pairs.same_answers`."""
+    from nnsight_mmflow.nano.pairs import same_answers as made
+
+    return made(graph, prompts)
+
+
+def edits(graph: Graph, n: int, seed: int = 0) -> list[Fact]:
+    """`n` facts by flag, each with another place's answer to write; see `nano.edit_facts.edit_facts`."""
+    from nnsight_mmflow.nano.edit_facts import edit_facts
+
+    return edit_facts(graph, n, seed)
 
 
 def _question(entry: dict) -> Question:
