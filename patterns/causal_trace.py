@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
 from nnsight_mmflow.patterns.corruption import Corruption, first_difference
-from nnsight_mmflow.patterns.trace_result import TraceResult, collect_trace
+from nnsight_mmflow.patterns.trace_result import SAME, TraceResult, collect_trace
 from nnsight_mmflow.patterns.trace_run import cost, measure
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
@@ -41,6 +42,7 @@ def causal_trace(
     min_clean: float = 0.3,
     max_corrupt: float = 0.5,
     control: bool = True,
+    same_answer: Corruption | Sequence[Corruption] | None = None,
     engine: str = "rows",
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
@@ -68,6 +70,8 @@ def causal_trace(
         max_corrupt: leave out prompts whose corrupt probability is more than this share of the clean one.
         control: also restore, for each span, as many random positions that the corruption reaches, the span itself, the
             replaced words and the last position left out.
+        same_answer: for each prompt another run, as long, that has the same answer (the same thing on another picture):
+            restoring from it must do nothing. The rows "same answer: ..." show what it does.
         engine: "rows", or "forward" (one forward per cell: the slow reference).
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold.
@@ -96,11 +100,24 @@ def causal_trace(
     prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)
     corruptions = [corrupt] if isinstance(corrupt, Corruption) else list(corrupt)
     size = _check(prompts, corruptions, sites, half_width, width, engine)
+    alike = [same_answer] if isinstance(same_answer, Corruption) else list(same_answer or ())
+    if alike:
+        _check(prompts, alike, sites, half_width, width, engine)
     windows = [window_layers(centre, size, graph.n_layers) for centre in range(graph.n_layers)]
     places = [
-        _spans(number, prompt, corruption, spans, each_position, control)
+        trace_spans(number, prompt, corruption, spans, each_position, control)
         for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True))
     ]
+    likewise = [
+        {f"{SAME}{name}": at for name, at in where.items() if not name.startswith("random")}
+        for where, _ in zip(places, alike, strict=False)
+    ]
+    for number, (prompt, corruption) in enumerate(zip(prompts, alike, strict=False)):
+        if first_difference(prompt, corruption)[0] >= len(prompt):
+            raise NoEffectError(
+                f"prompt {number} and its same-answer run are the same in every token and pixel: as a control it cannot"
+                " fail. Give another picture of the same thing."
+            )
     settings = {
         "model": graph.name,
         "spans": spans and list(spans),
@@ -111,14 +128,12 @@ def causal_trace(
         "min_clean": min_clean,
         "max_corrupt": max_corrupt,
         "control": control,
+        "same_answer": list(dict.fromkeys(one.how for one in alike)),
         "attention": graph.backend,
         "versions": versions(),
     }
     journal = Journal(folder, settings)
-    ids = [
-        f"{number}:{prompt.key}:{prompt.digest()}:{corruption.how}:{corruption.prompt.digest()}"
-        for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True))
-    ]
+    runs = [*zip(prompts, corruptions, places, strict=True), *zip(prompts[: len(alike)], alike, likewise, strict=True)]
     work = [
         (
             prompt,
@@ -130,17 +145,22 @@ def causal_trace(
                 for window in dict.fromkeys(windows)
             ],
         )
-        for prompt, corruption, where in zip(prompts, corruptions, places, strict=True)
+        for prompt, corruption, where in runs
+    ]
+    ids = [
+        f"{number}:{prompt.key}:{prompt.digest()}:{corruption.how}:{corruption.prompt.digest()}"
+        for number, (prompt, corruption, _) in enumerate(runs)
     ]
     report(cost(graph, work, [identity in journal.done for identity in ids], row_budget, engine))
-    for (prompt, corruption, cells), identity in progress_bar(
-        list(zip(work, ids, strict=True)), "causal trace", shown=progress
+    for number, ((prompt, corruption, cells), identity) in enumerate(
+        progress_bar(list(zip(work, ids, strict=True)), "causal trace", shown=progress)
     ):
         if identity not in journal.done:
-            limits = (only_correct, min_clean, max_corrupt)
+            counted = number < len(prompts)  # what is left out is decided by the corrupt run, not by its control
+            limits = (only_correct, min_clean, max_corrupt) if counted else (False, 0.0, math.inf)
             journal.add({"id": identity, **measure(graph, prompt, corruption, cells, limits, engine, row_budget)})
     entries = [journal.done[identity] for identity in ids]
-    result = collect_trace(prompts, corruptions, entries, places, sites, windows, settings)
+    result = collect_trace(runs, entries, len(prompts), sites, windows, settings)
     if folder is not None:
         result.save(folder)
     return result
@@ -176,7 +196,7 @@ def _check(
     return size
 
 
-def _spans(
+def trace_spans(
     number: int, prompt: Prompt, corruption: Corruption, asked: Sequence[str] | None, each: bool, control: bool
 ) -> dict[str, list[int]]:
     """The positions of each span that is restored, by name; controls are named "random, as many as ..."."""

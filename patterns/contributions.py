@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import nnsight
@@ -15,9 +16,11 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import check_readable
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._results import versions
+from nnsight_mmflow._targets import with_target
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._prompt import Prompt
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
@@ -79,9 +82,9 @@ def contributions(
             prompt.spans[target],
             graph.adapter.bidirectional(prompt.spans),
         )
-        found = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
+        answer, found = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
         errors += [layer.error / max(layer.scale, 1e-6) for layer in found]
-        tables.append(_table(prompt, number, source, found, heads))
+        tables.append(_table(prompt, number, source, answer, found, heads))
     table = pd.concat(tables, ignore_index=True)
     if not float(table["norm"].max()):
         raise NoEffectError(f"{source}->{target}: every contribution is zero.")
@@ -98,11 +101,33 @@ def contributions(
     return ContributionsResult(table, header)
 
 
-def read_prompt(graph: Graph, prompt: Prompt, sources: list[int], targets: list[int]) -> list[Contributions]:
-    """Each layer's contributions, checked against the attention's own output."""
+@dataclass(frozen=True)
+class Answer:
+    """What the model answers first.
+
+    Attributes:
+        text: the token.
+        probability: its probability.
+        correct: whether it is the first token of the prompt's answer; None where the prompt has none.
+    """
+
+    text: str
+    probability: float
+    correct: bool | None
+
+
+def read_prompt(
+    graph: Graph, prompt: Prompt, sources: list[int], targets: list[int], patterns: tuple[Pattern, ...] = ()
+) -> tuple[Answer, list[Contributions]]:
+    """The answer, and each layer's contributions, checked against the attention's own output."""
     inputs, every = graph.checked(prompt), range(graph.n_layers)
-    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
-        token = nnsight.save(graph.model.output.logits[0, -1].argmax(-1))
+    edited = graph.edited(prompt, patterns)
+    with torch.no_grad(), edited.trace(**inputs, use_cache=False, logits_to_keep=1):
+        logits = nnsight.save(graph.model.output.logits[0, -1].float())
+    token, right = logits.argmax(-1), None
+    if prompt.answer is not None:
+        right = with_target(graph, prompt, prompt.answer, first_token=True)[1][0] == int(token)
+    answer = Answer(graph.processor.tokenizer.decode([int(token)]).strip(), float(logits.softmax(-1).max()), right)
     direction = graph.unembed._module.weight[int(token)].detach().float()
     direction = direction / direction.norm()
     attentions = [graph.attention(layer) for layer in every]
@@ -112,7 +137,7 @@ def read_prompt(graph: Graph, prompt: Prompt, sources: list[int], targets: list[
     cap = getattr(graph.text_config, "attn_logit_softcapping", None)
     with (
         torch.no_grad(),
-        graph.model.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1),
+        edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1),
     ):
         found = nnsight.save(
             read_contributions(layers, attentions, norms, outs, targets, sources, direction, cap, causal)
@@ -125,10 +150,10 @@ def read_prompt(graph: Graph, prompt: Prompt, sources: list[int], targets: list[
                 f" attention's output by {one.error:.1e} (its largest number is {one.scale:.1e}): this family's"
                 " attention does something that is not known here."
             )
-    return found
+    return answer, found
 
 
-def _table(prompt: Prompt, number: int, source: str, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+def _table(prompt: Prompt, number: int, source: str, answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
     import pandas as pd
 
     span = prompt.spans[source]
@@ -143,6 +168,9 @@ def _table(prompt: Prompt, number: int, source: str, found: list[Contributions],
             common = {
                 "prompt": prompt.key or str(number),
                 "kind": prompt.kind,
+                "answer": answer.text,
+                "answer_probability": answer.probability,
+                "correct": answer.correct,
                 "layer": layer,
                 "index": i,
                 "position": position,

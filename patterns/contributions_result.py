@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class ContributionsResult(Result):
     """Attention contributions. One table row per prompt, layer, source token, and head if asked for.
 
-    Columns: prompt, kind, layer, index (within the source), position, token, row and column (of an image's patch),
+    Columns: prompt, kind, answer (the first token that the model writes), answer_probability, correct, layer, index
+    (within the source), position, token, row and column (of an image's patch),
     head (-1: the sum over heads), norm, sum_of_head_norms, projection (on the answer's direction), weight (mean over
     heads), share (of the norms of all positions).
     """
@@ -89,9 +90,7 @@ class ContributionsResult(Result):
         import torch
         from nnsight_mmflow.patterns.knockout import Knockout
 
-        names = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
-        if names != list(dict.fromkeys(self.table["prompt"])):
-            raise MMFlowError("these are not the prompts that the result is of, in their order.")
+        names = self._same(prompts)
         random, rows = np.random.default_rng(seed), []
         chosen = {str(name): part["position"].tolist() for name, part in self.top(k).groupby("prompt")}
         for name, prompt in zip(names, prompts, strict=True):
@@ -110,15 +109,63 @@ class ContributionsResult(Result):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def position_control(self, graph: Graph, prompts: Sequence[Prompt], seed: int = 0) -> pd.DataFrame:
+        """Do large contributions follow what a patch shows, or where its token stands?
+
+        The image's merged embeddings are shuffled before the first layer, and contributions are read again. Returns a
+        row per prompt and layer: prompt, layer, position_correlation (of the norms at each position, before and after)
+        and content_correlation (of the norms of each patch, wherever its token went). Where the first is near one and
+        the second near zero, the position decides: a peak there says nothing about the picture.
+
+        Raises:
+            MMFlowError: the prompts are not those of this result, or the source is not the image.
+            ModelError: the family adds image features in later layers as well.
+
+        Source: the control that arXiv 2406.04236 lacks; spec section 3.2.
+        """
+        import pandas as pd
+        from nnsight_mmflow.patterns.contributions_controls import shuffled
+
+        self._same(prompts)
+        return pd.DataFrame([row for prompt in shuffled(self, graph, prompts, seed) for row in prompt])
+
+    def correctness(self, layers: Sequence[int] | None = None, seed: int = 0) -> pd.DataFrame:
+        """Do contributions tell right answers from wrong ones? AUROC with n and a 95% interval, beside confidence.
+
+        Returns a row for "contribution" (a prompt's norm, summed over source tokens, mean over the layers; None: all)
+        and one for "confidence" (the answer's probability): score, auroc, low, high, n_correct, n_incorrect,
+        mean_correct, mean_incorrect. Layers chosen by looking at these same prompts flatter the score.
+
+        Raises:
+            MMFlowError: prompts without an answer, or all of them right, or all wrong.
+
+        Source: arXiv 2406.04236, figures 15 to 17; spec section 3.4 (there: n about 34 and 50, no interval).
+        """
+        from nnsight_mmflow.patterns.contributions_controls import correctness
+
+        return correctness(self, layers, seed)
+
+    def plot_correctness(self) -> ShownFigure:
+        """The mean summed norm by layer, of prompts answered rightly and wrongly, with 95% intervals."""
+        from nnsight_mmflow._contribution_plots import correctness_figure
+
+        return correctness_figure(self)
+
+    def _same(self, prompts: Sequence[Prompt]) -> list[str]:
+        names = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
+        if names != list(dict.fromkeys(self.table["prompt"])):
+            raise MMFlowError("these are not the prompts that the result is of, in their order.")
+        return names
+
     def plot(self) -> ShownFigure:
         """The source's share of all contributions by layer, and (for one image) the mean norm of each patch."""
-        from nnsight_mmflow._plots import contributions_figure
+        from nnsight_mmflow._contribution_plots import contributions_figure
 
         return contributions_figure(self)
 
     def on_image(self, prompt: Prompt, layer: int | None = None) -> ShownFigure:
         """The norms drawn on a prompt's picture, of one layer or summed over layers."""
-        from nnsight_mmflow._plots import contributions_on_image
+        from nnsight_mmflow._contribution_plots import contributions_on_image
 
         return contributions_on_image(self, prompt, layer)
 

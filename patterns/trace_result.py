@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
 
+SAME = "same answer: "  # what the spans of the same-answer control are called by
 QUANTITIES = {
     "effect": "indirect effect, P_restored - P_corrupt",
     "normalised_effect": "normalised indirect effect, (P_restored - P_corrupt) / (P_clean - P_corrupt)",
@@ -42,14 +43,14 @@ class TraceResult(Result):
         order = list(dict.fromkeys(self.table["span"]))
         return {
             str(site): part.pivot_table(index="span", columns="layer", values=quantity, aggfunc="mean").reindex(
-                [span for span in order if span in set(part["span"])]
+                [span for span in order if part.loc[part["span"] == span, quantity].notna().any()]
             )
             for site, part in self.table.groupby("site", sort=False)
         }
 
     def caption(self, quantity: str = "effect") -> str:
         """What every picture states: quantity, window, layers, corruption, P_clean, P_corrupt, how many prompts."""
-        one = self.table.drop_duplicates("prompt")
+        one = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
         left = sum(self.header["left_out"].values())
         size = self.header["width"]
         window = "single layers" if size == 1 else f"windows of {size} layers (half-width {size // 2})"
@@ -64,33 +65,46 @@ class TraceResult(Result):
 
     def plot(self, quantity: str = "effect") -> ShownFigure:
         """Heat maps, span by layer, a panel per site; the caption states what they show."""
-        from nnsight_mmflow._plots import trace_figure
+        from nnsight_mmflow._trace_plots import trace_figure
 
         return trace_figure(self, quantity)
 
     def summary(self) -> str:
         """Where each span brings most of the answer back."""
+        controls = self.table[self.table["span"].str.startswith(SAME)]
         lines = [
             f"{self.header['model']}: {self.header['n_counted']} of {self.header['n_prompts']} prompts counted"
             + "".join(f"; {count} left out ({why})" for why, count in self.header["left_out"].items()),
             self.caption(),
         ]
         for site, table in self.map().items():
-            for span, row in table.iterrows():
+            for span, row in table[~table.index.str.startswith(SAME)].iterrows():
                 lines.append(f"{site}, {span}: largest at layer {row.idxmax()}, {row.max():+.3f}")
+        if len(controls):
+            lines.append(
+                f"control, runs with the same answer ({self.header['same_answer'][0]}): the largest effect of a cell,"
+                f" mean over prompts, is {controls.groupby(['span', 'site', 'layer'])['effect'].mean().abs().max():.3f}"
+            )
         return "\n".join(lines)
 
 
 def collect_trace(
-    prompts: Sequence[Prompt],
-    corruptions: Sequence[Corruption],
+    runs: Sequence[tuple[Prompt, Corruption, dict[str, list[int]]]],
     entries: Sequence[dict],
-    places: Sequence[dict[str, list[int]]],
+    n_prompts: int,
     sites: Sequence[str],
     windows: Sequence[range],
     settings: dict,
 ) -> TraceResult:
     """The result of finished prompts.
+
+    Args:
+        runs: (prompt, corruption, positions by span): first those of the prompts, then those of their controls.
+        entries: what was measured of each.
+        n_prompts: how many of the runs are no controls.
+        sites: which were restored.
+        windows: of layers.
+        settings: for the header.
 
     Raises:
         MMFlowError: every prompt was left out.
@@ -99,9 +113,10 @@ def collect_trace(
 
     rows: list[dict] = []
     left_out: dict[str, int] = {}
-    for number, (prompt, corruption, entry, where) in enumerate(
-        zip(prompts, corruptions, entries, places, strict=True)
-    ):
+    for number, ((prompt, corruption, where), entry) in enumerate(zip(runs, entries, strict=True)):
+        control = number >= n_prompts
+        if control and entries[number - n_prompts]["left_out"]:
+            continue
         if entry["left_out"]:
             left_out[entry["left_out"]] = left_out.get(entry["left_out"], 0) + 1
             continue
@@ -114,7 +129,7 @@ def collect_trace(
                     restored = math.exp(log)
                     rows.append(
                         {
-                            "prompt": prompt.key or str(number),
+                            "prompt": prompt.key or str(number % n_prompts),
                             "kind": prompt.kind,
                             "corruption": corruption.how,
                             "span": span,
@@ -128,7 +143,9 @@ def collect_trace(
                             "corrupt_probability": p_corrupt,
                             "restored_probability": restored,
                             "effect": restored - p_corrupt,
-                            "normalised_effect": (restored - p_corrupt) / (p_clean - p_corrupt),
+                            "normalised_effect": math.nan
+                            if control  # its run has the answer: there is nothing to restore
+                            else (restored - p_corrupt) / (p_clean - p_corrupt),
                             "log_probability_change": log - entry["corrupt"],
                             "answer_restored": int(top) == entry["token"],
                         }
@@ -136,14 +153,14 @@ def collect_trace(
     if not rows:
         told = "; ".join(f"{count}: {why}" for why, count in left_out.items())
         raise MMFlowError(
-            f"none of {len(prompts)} prompts counts ({told}). Choose a corruption that takes the answer away, or other"
+            f"none of {n_prompts} prompts counts ({told}). Choose a corruption that takes the answer away, or other"
             " limits: only_correct=False, min_clean=, max_corrupt=."
         )
     header = {
         **settings,
-        "n_prompts": len(prompts),
-        "n_counted": len(prompts) - sum(left_out.values()),
+        "n_prompts": n_prompts,
+        "n_counted": n_prompts - sum(left_out.values()),
         "left_out": left_out,
-        "corruptions": list(dict.fromkeys(corruption.how for corruption in corruptions)),
+        "corruptions": list(dict.fromkeys(corruption.how for _, corruption, _ in runs[:n_prompts])),
     }
     return TraceResult(pd.DataFrame(rows), header)

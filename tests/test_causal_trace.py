@@ -319,3 +319,37 @@ def test_the_trace_command_on_ones_own_picture(tmp_path, capsys):
     ):
         assert main([*asked[:-1], str(tmp_path / "new"), *given]) == 2
         assert text in capsys.readouterr().err
+
+
+def test_runs_with_the_same_answer_are_a_control_that_can_fail(nano, facts):
+    prompts, corrupt = facts
+    alike = mmf.nano.same_answers(nano, prompts)
+    result = mmf.causal_trace(nano, prompts, corrupt, same_answer=alike, sites=("resid",), **QUIET)
+    frame = result.to_frame()
+    control = frame[frame["span"].str.startswith("same answer: ")]
+    assert set(control["span"]) == {"same answer: image", "same answer: question", "same answer: last"}
+    assert control["effect"].abs().max() < 0.02
+    assert control["normalised_effect"].isna().all()
+    assert control["corrupt_probability"].min() > 0.9
+    assert frame[~frame["span"].str.contains(":")]["effect"].max() > 0.9
+    assert "control, runs with the same answer (the same flag, painted anew): the largest effect of a cell" in str(
+        result
+    )
+    assert "same answer: image" in result.map("effect")["resid"].index
+    assert "same answer: image" not in result.map("normalised_effect")["resid"].index
+    # it is not counted as a prompt, and the rest is as without it
+    alone = mmf.causal_trace(nano, prompts, corrupt, sites=("resid",), **QUIET)
+    assert result.header["n_counted"] == alone.header["n_counted"]
+    assert result.caption() == alone.caption()
+    with_it = frame[~frame["span"].str.startswith("same answer: ")].reset_index(drop=True)
+    assert (with_it["effect"] - alone.to_frame()["effect"]).abs().max() < 1e-6
+    # planted: a "control" whose answer is another
+    wrong = mmf.causal_trace(nano, prompts, corrupt, same_answer=corrupt, sites=("resid",), **QUIET).to_frame()
+    assert wrong[wrong["span"].str.startswith("same answer: ")]["effect"].max() > 0.9
+
+
+def test_a_control_that_cannot_fail_is_refused(nano, facts):
+    prompts, corrupt = facts
+    same = mmf.corruption.other_image(nano, prompts[0], prompts[0].images[0])
+    with pytest.raises(mmf.NoEffectError, match="as a control it cannot"):
+        mmf.causal_trace(nano, prompts[0], corrupt[0], same_answer=same, **QUIET)

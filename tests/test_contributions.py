@@ -1,8 +1,10 @@
 """Attention contributions: against eager's own weights, head by head; sums give the output; what they are used for."""
 
+import numpy as np
 import pytest
 import torch
 from families import EAGER_ONLY, FAMILIES, family
+from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
@@ -127,3 +129,86 @@ def test_figures_summary_and_files(facts, tmp_path):
     assert "largest share of all contributions at layer" in str(result)
     again = mmf.ContributionsResult.load(result.save(tmp_path))
     assert again.to_frame().equals(result.to_frame())
+
+
+# Controls.
+
+
+def test_shuffled_image_tokens_are_really_shuffled():
+    """Reference: the merged embedding permuted by a hook, and contributions of the shuffled run read afresh."""
+    from nnsight_mmflow.patterns.contributions import read_prompt
+
+    graph = tiny_graph("llama", n_layers=3)
+    prompts = [graph.prompt(picture(seed), QUESTION) for seed in (0, 1)]
+    result = mmf.contributions(graph, prompts, progress=False)
+    control = result.position_control(graph, prompts, seed=5)
+    assert len(control) == 2 * 3
+    image = list(prompts[1].spans["image"])
+    order = np.random.default_rng([5, 1]).permutation(len(image))
+
+    def shuffle(module, given, named):
+        hidden = given[0].clone()
+        hidden[:, image] = given[0][:, [image[i] for i in order]]
+        return (hidden, *given[1:]), named
+
+    hook = graph.layers[0]._module.register_forward_pre_hook(shuffle, with_kwargs=True)
+    _, found = read_prompt(graph, prompts[1], image, [len(prompts[1]) - 1])
+    hook.remove()
+    table = result.to_frame()
+    for layer, one in enumerate(found):
+        before = table[(table["prompt"] == "1") & (table["layer"] == layer)].sort_values("index")["norm"].to_numpy()
+        row = control[(control["prompt"] == "1") & (control["layer"] == layer)].iloc[0]
+        after = one.norm[0].numpy()
+        assert abs(row["position_correlation"] - np.corrcoef(before, after)[0, 1]) < 1e-4
+        assert abs(row["content_correlation"] - np.corrcoef(before[order], after)[0, 1]) < 1e-4
+
+
+def test_the_shuffle_control_refuses_what_it_cannot_shuffle():
+    graph = tiny_graph("llama")
+    prompts = [graph.prompt(picture(0), QUESTION)]
+    with pytest.raises(mmf.MMFlowError, match="the control shuffles image tokens, but 'question' holds"):
+        mmf.contributions(graph, prompts, "question", progress=False).position_control(graph, prompts)
+    with pytest.raises(mmf.MMFlowError, match="not the prompts that the result is of"):
+        mmf.contributions(graph, prompts, progress=False).position_control(graph, [])
+    qwen = family("qwen3_vl")
+    asked = [qwen.prompt(picture(0, 96, 64), QUESTION)]
+    with pytest.raises(mmf.ModelError, match="again in its first"):
+        mmf.contributions(qwen, asked, progress=False).position_control(qwen, asked)
+
+
+def test_right_and_wrong_answers_are_compared(facts):
+    nano, *_ = facts
+    random = np.random.default_rng(0)
+    prompts = []
+    for number, sample in enumerate(mmf.nano.samples(40, "fact-flag")):
+        pixels = np.asarray(sample.image).astype(float)
+        if number % 2:  # what a flag shows is drowned in noise, so that many answers are wrong
+            pixels = pixels + random.normal(0, 400, pixels.shape)
+        image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        prompts.append(nano.prompt(image, sample.question, sample.answer, key=sample.key))
+    result = mmf.contributions(nano, prompts, "text('this place')", "last", progress=False)
+    table = result.correctness()
+    assert list(table["score"]) == ["contribution", "confidence"]
+    assert (table["n_correct"] + table["n_incorrect"] == 40).all()
+    assert (table["low"] <= table["auroc"]).all()
+    assert (table["auroc"] <= table["high"]).all()
+    assert table["n_incorrect"].iloc[0] >= 5
+    # the score is the mean over layers of the norm summed over the source
+    frame = result.to_frame()
+    by_hand = frame.groupby(["prompt", "layer"])["norm"].sum().groupby("prompt").mean()
+    right = frame.groupby("prompt")["correct"].first().astype(bool)
+    pairs = [(a > b) + 0.5 * (a == b) for a in by_hand[right] for b in by_hand[~right]]
+    assert abs(table["auroc"].iloc[0] - np.mean(pairs)) < 1e-9
+    assert abs(table["mean_correct"].iloc[0] - by_hand[right].mean()) < 1e-9
+    assert len(result.plot_correctness()._repr_png_()) > 10_000
+    with pytest.raises(mmf.MMFlowError, match=r"layers \[10\] do not exist"):
+        result.correctness([10])
+
+
+def test_comparisons_that_cannot_be_made(facts):
+    nano, prompts, result = facts
+    with pytest.raises(mmf.MMFlowError, match="6 of 6 prompts are answered rightly"):
+        result.correctness()
+    bare = nano.prompt(prompts[0].images[0], prompts[0].question)
+    with pytest.raises(mmf.MMFlowError, match="some prompts have no answer"):
+        mmf.contributions(nano, bare, progress=False).correctness()

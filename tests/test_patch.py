@@ -4,7 +4,7 @@ import nnsight
 import pytest
 import torch
 from families import family
-from tiny import picture, tiny_graph
+from tiny import picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
 
@@ -242,10 +242,7 @@ def test_lengths_that_differ_are_explained():
 
 
 def test_the_half_precision_of_the_model_is_kept():
-    graph = mmf.adapt(tiny_graph("llama").adapter.model.half(), tiny_graph("llama").processor)
-    try:
-        prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
-        clean = patched(graph, other)
-        assert torch.equal(patched(graph, prompt, mmf.Patch(at="all", site="embed", value=mmf.from_run(other))), clean)
-    finally:
-        graph.adapter.model.float()
+    graph = mmf.adapt(tiny_model("llama").half(), tiny_processor())
+    prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
+    clean = patched(graph, other)
+    assert torch.equal(patched(graph, prompt, mmf.Patch(at="all", site="embed", value=mmf.from_run(other))), clean)

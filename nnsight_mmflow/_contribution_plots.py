@@ -1,0 +1,83 @@
+"""Figures of attention contributions: by layer, by patch, on the picture, and of right against wrong answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._plots import STYLES, ShownFigure, draw_band, label_layers
+from nnsight_mmflow._results import bootstrap_band
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.patterns.contributions_result import ContributionsResult
+
+
+def contributions_figure(result: ContributionsResult) -> ShownFigure:
+    """The source's share of all contributions by layer, and the mean norm of each patch over prompts and layers."""
+    table = result.table[result.table["head"] == -1]
+    shares = table.groupby(["prompt", "layer"])["share"].sum().unstack()
+    patches = table.dropna(subset=["row"])
+    figure = ShownFigure(figsize=(9.5 if len(patches) else 5.5, 3.6), layout="constrained")
+    left, *right = figure.subplots(1, 2 if len(patches) else 1, squeeze=False).flatten().tolist()
+    draw_band(
+        left, [int(layer) for layer in shares.columns], bootstrap_band(shares), str(result.header["source"]), STYLES[0]
+    )
+    label_layers(left, "layer", int(result.header["n_layers"]))
+    left.set_ylabel("share of all contributions")
+    left.set_title(f"{result.header['source']} to {result.header['target']}", fontsize=10)
+    for axes in right:
+        grid = patches.pivot_table(index="row", columns="column", values="norm", aggfunc="mean")
+        image = axes.imshow(grid.to_numpy(dtype=float), cmap="cividis")
+        axes.set_title("mean norm by patch, all layers", fontsize=10)
+        axes.set(xticks=[], yticks=[])
+        figure.colorbar(image, ax=axes)
+    told = f"Attention contributions, {result.header['model']}: {result.header['n_prompts']} prompts"
+    figure.suptitle(told + ", norm of the sum over heads", fontsize=10)
+    return figure
+
+
+def contributions_on_image(result: ContributionsResult, prompt: Prompt, layer: int | None) -> ShownFigure:
+    """The norms on the picture: each token's own pixels, darker where less is taken."""
+    from matplotlib.patches import Rectangle
+
+    table = result.table[(result.table["head"] == -1) & (result.table["prompt"] == (prompt.key or "0"))]
+    if layer is not None:
+        table = table[table["layer"] == layer]
+    image = prompt.spans["image"].images[0]
+    norms = table.groupby("position")["norm"].sum()
+    largest = float(norms.max()) or 1.0
+    figure = ShownFigure(
+        figsize=(4.4, 4.4 * prompt.images[0].height / prompt.images[0].width + 0.5), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.imshow(prompt.images[0])
+    for token, position in enumerate(image.positions):
+        box = image.geometry.token_box(token)
+        if box is None or position not in norms.index:
+            continue
+        left, top, right, bottom = box
+        shade = 0.85 * (1 - float(norms[position]) / largest)
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, color="black", alpha=shade, lw=0))
+    axes.set(xticks=[], yticks=[])
+    where = "all layers" if layer is None else f"layer {layer}"
+    axes.set_title(f"{result.header['source']} to {result.header['target']}, {where}", fontsize=10)
+    axes.set_xlabel(prompt.question, fontsize=9)
+    return figure
+
+
+def correctness_figure(result: ContributionsResult) -> ShownFigure:
+    """The mean summed norm by layer with 95% intervals: prompts answered rightly, and wrongly."""
+    from nnsight_mmflow.patterns.contributions_controls import per_prompt
+
+    found = per_prompt(result)
+    figure = ShownFigure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (right, part), style in zip(found.groupby("correct", sort=True), (STYLES[1], STYLES[2]), strict=False):
+        each = part.pivot_table(index="prompt", columns="layer", values="norm")
+        label = f"{'right' if right else 'wrong'} answers (n={len(each)})"
+        draw_band(axes, [int(layer) for layer in each.columns], bootstrap_band(each), label, style)
+    label_layers(axes, "layer", int(result.header["n_layers"]))
+    axes.set_ylabel(f"norm, {result.header['source']} to {result.header['target']}", fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(f"Attention contributions, {result.header['model']}", fontsize=10)
+    return figure
