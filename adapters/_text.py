@@ -14,6 +14,7 @@ class TextModel:
         attention: the attention module of a layer.
         attention_out: its output projection, on the attention module.
         mlp: the MLP of a layer.
+        mlp_out: its output projection, on the MLP.
         after_attention: the norm through which the attention's output joins the residual stream; None: as it is.
         after_mlp: the same for the MLP.
         handled: fields of its configuration that the package reads.
@@ -23,6 +24,7 @@ class TextModel:
     attention: str = "self_attn"
     attention_out: str = "o_proj"
     mlp: str = "mlp"
+    mlp_out: str = "down_proj"
     after_attention: str | None = None
     after_mlp: str | None = None
     handled: frozenset[str] = frozenset()
@@ -44,7 +46,7 @@ TEXT_MODELS = {
     "gemma": TextModel(handled=_PALIGEMMA),
     "gemma2": TextModel(handled=_PALIGEMMA, **_BETWEEN_NORMS),
     "gemma3_text": TextModel(handled=_GEMMA, **_BETWEEN_NORMS),
-    "phi": TextModel(norm="final_layernorm", attention_out="dense"),
+    "phi": TextModel(norm="final_layernorm", attention_out="dense", mlp_out="fc2"),
 }
 
 # Sizes are read from the weights' own shapes by transformers; the rest changes numbers, not where things are.

@@ -1,0 +1,256 @@
+"""Does an edit hold? Efficacy, generalisation and specificity, beside fine-tuning and edits of other layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow.patterns.edit import edit
+from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact
+from nnsight_mmflow.patterns.fine_tune import fine_tune
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._targets import answer_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._prompt import Prompt
+
+MEASURES = ("efficacy", "generalisation", "specificity")
+
+
+class EditReport(Result):
+    """How edits hold. One table row per method, edit, and prompt that was asked afterwards.
+
+    Columns: method, edit (number), measure (efficacy: the edited prompt; generalisation: other prompts about the same
+    fact; specificity: prompts about other things), way (what differs, or the other prompt's kind), prompt, answer (the
+    right one now), probability and right (after the edit), right_before (specificity: whether it was answered rightly
+    before the edit; else whether the new answer was given already).
+    """
+
+    kind: ClassVar[str] = "edit_report"
+
+    def scores(self) -> pd.DataFrame:
+        """A row per method, measure and way: right (share), low and high (95% over edits), probability, edits, prompts.
+
+        Specificity counts prompts that were answered rightly before the edit. The interval resamples edits, since the
+        prompts of one edit share its fate.
+        """
+        import numpy as np
+        import pandas as pd
+
+        from nnsight_mmflow._results import bootstrap_band
+
+        counted = self.table[(self.table["measure"] != "specificity") | self.table["right_before"]]
+        rows = []
+        for (method, measure, way), part in counted.groupby(["method", "measure", "way"], sort=False):
+            each = part.groupby("edit")["right"].mean()
+            mean, low, high = bootstrap_band(each.to_frame())
+            rows.append(
+                {
+                    "method": method,
+                    "measure": measure,
+                    "way": way,
+                    "right": float(np.squeeze(mean)),
+                    "low": float(np.squeeze(low)),
+                    "high": float(np.squeeze(high)),
+                    "probability": part.groupby("edit")["probability"].mean().mean(),
+                    "edits": len(each),
+                    "prompts": len(part),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def overall(self) -> pd.DataFrame:
+        """A row per method: efficacy, generalisation and specificity, the means over ways."""
+        means = self.scores().groupby(["method", "measure"], sort=False)["right"].mean().unstack()
+        return means.reindex(columns=[name for name in MEASURES if name in means])
+
+    def only(self, methods: Sequence[str]) -> EditReport:
+        """The same with these methods alone.
+
+        Raises:
+            MMFlowError: a method that is not in it.
+        """
+        unknown = [name for name in methods if name not in self.header["methods"]]
+        if unknown:
+            raise MMFlowError(f"methods {unknown} are not in this report; it has {', '.join(self.header['methods'])}.")
+        table = self.table[self.table["method"].isin(list(methods))].reset_index(drop=True)
+        return EditReport(table, {**self.header, "methods": list(methods)})
+
+    def plot(self) -> ShownFigure:
+        """Bars with intervals: a panel per measure, a group per way, a bar per method."""
+        from nnsight_mmflow._edit_plots import report_figure
+
+        return report_figure(self)
+
+    def summary(self) -> str:
+        """The overall table, and what was run."""
+        header = self.header
+        return (
+            f"{header['model']}: {header['n_facts']} facts, {header['together']} at once\n"
+            + self.overall().map(lambda share: f"{share:.1%}").to_string()
+        )
+
+
+def edit_report(
+    graph: Graph,
+    facts: Sequence[Fact],
+    others: Sequence[Prompt],
+    layers: int | Sequence[int],
+    *,
+    together: int = 1,
+    controls: Sequence[int] = (),
+    fine_tuning: bool = True,
+    bound: float | None = None,
+    settings: str | EditSettings = "paper",
+    folder: str | PathLike[str] | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> EditReport:
+    """An EditReport: each fact (or group of facts) is edited on its own, and the edited model is asked.
+
+    Args:
+        graph: the model; it stays as it is.
+        facts: what to write; `fact.same` holds the prompts that generalisation is measured on.
+        others: prompts about other things, with `answer` set, for specificity; those whose `key` is that of an edited
+            fact, or of one of its `same`, are left out for that edit. Their `kind` tells ways apart.
+        layers: where the edit goes.
+        together: how many facts one edit writes.
+        controls: single layers that are edited instead, for comparison: late ones, or all.
+        fine_tuning: also fine-tune the same matrices.
+        bound: also fine-tune them with each number held this near to where it was.
+        settings: of the edits, as in `mmf.edit`.
+        folder: where finished edits are written as they are done; a run that was stopped goes on from there.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: no facts, `together` larger than their number, or others without an answer.
+
+    Source: arXiv 2406.04236, section 5 (figure 6 and figure 14); spec section 4.3.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> facts = mmf.nano.edits(graph, 1)
+        >>> others = mmf.nano.prompts(graph, 6)
+        >>> quiet = {"progress": False, "report": lambda text: None}
+        >>> result = mmf.edit_report(graph, facts, others, layers=3, fine_tuning=False, **quiet)
+        >>> list(result.overall().columns)
+        ['efficacy', 'generalisation', 'specificity']
+    """
+    if not facts or not 0 < together <= len(facts):
+        raise MMFlowError(f"{len(facts)} fact(s), {together} at once: at least one edit is needed.")
+    silent = [prompt.key or prompt.question for prompt in others if prompt.answer is None]
+    if silent:
+        raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
+    where = [layers] if isinstance(layers, int) else list(layers)
+    known = SETTINGS[settings] if isinstance(settings, str) else settings
+    methods = _methods(graph, where, controls, fine_tuning, bound, known)
+    groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]
+    header = {
+        "model": graph.name,
+        "layers": where,
+        "n_facts": len(groups) * together,
+        "together": together,
+        "methods": list(methods),
+        "settings": asdict(known),
+        "versions": versions(),
+    }
+    journal = Journal(folder, header)
+    work = [(method, number) for method in methods for number in range(len(groups))]
+    asked = sum(1 + sum(map(len, fact.same.values())) for group in groups for fact in group) + len(groups) * len(others)
+    report(
+        f"edit report: {len(work)} edits ({', '.join(methods)}), each up to {known.steps} steps per fact;"
+        f" {asked * len(methods)} prompts are asked afterwards."
+    )
+    before = answer_scores(graph, others, [str(prompt.answer) for prompt in others])
+    names = [",".join(f"{fact.prompt.digest()}>{fact.target}" for fact in group) for group in groups]
+    ids = [f"{method}: {names[number]}" for method, number in work]
+    for (method, number), identity in progress_bar(
+        list(zip(work, ids, strict=True)), "edit report", shown=progress, unit="edit"
+    ):
+        group = groups[number]
+        if identity not in journal.done:
+            try:
+                edited = methods[method](group)
+            except (
+                NoEffectError
+            ):  # an answer that was given already, or that this layer cannot change: counted as it is
+                edited = graph
+            rows = _asked(graph, edited, group, others, before)
+            journal.add({"id": identity, "rows": [{"method": method, "edit": number, **row} for row in rows]})
+    import pandas as pd
+
+    result = EditReport(pd.DataFrame([row for identity in ids for row in journal.done[identity]["rows"]]), header)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _methods(
+    graph: Graph,
+    layers: list[int],
+    controls: Sequence[int],
+    fine_tuning: bool,
+    bound: float | None,
+    settings: EditSettings,
+) -> dict[str, Callable[[list[Fact]], Graph]]:
+    """By name, what makes an edited model of facts."""
+
+    def edits(where: list[int]) -> Callable[[list[Fact]], Graph]:
+        quiet = {"progress": False, "report": lambda text: None}
+        return lambda group: edit(graph, group, where, settings=settings, **quiet).graph  # type: ignore[arg-type]
+
+    def tunes(limit: float | None) -> Callable[[list[Fact]], Graph]:
+        return lambda group: fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
+
+    told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    made = {f"edit, {told}": edits(layers)}
+    made |= {f"edit, layer {layer}": edits([layer]) for layer in controls if [layer] != layers}
+    if fine_tuning:
+        made[f"fine-tuning, {told}"] = tunes(None)
+    if bound is not None:
+        made[f"fine-tuning within {bound:g}, {told}"] = tunes(bound)
+    return made
+
+
+def _asked(
+    graph: Graph, edited: Graph, group: list[Fact], others: Sequence[Prompt], before: list[tuple[float, bool]]
+) -> list[dict]:
+    """What the edited model answers."""
+    asked = [("efficacy", "the prompt itself", fact.prompt, fact.target) for fact in group]
+    asked += [
+        ("generalisation", way, prompt, fact.target)
+        for fact in group
+        for way, prompts in fact.same.items()
+        for prompt in prompts
+    ]
+    edited_keys = {prompt.key for _, _, prompt, _ in asked if prompt.key}
+    prompts, answers = [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked]
+    was = answer_scores(graph, prompts, answers)
+    kept = [number for number, prompt in enumerate(others) if prompt.key not in edited_keys]
+    asked += [("specificity", others[n].kind or "other prompts", others[n], str(others[n].answer)) for n in kept]
+    was += [before[number] for number in kept]
+    now = answer_scores(edited, [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked])
+    return [
+        {
+            "measure": measure,
+            "way": way,
+            "prompt": prompt.key,
+            "answer": answer,
+            "probability": after[0],
+            "right": after[1],
+            "right_before": earlier[1],
+        }
+        for (measure, way, prompt, answer), after, earlier in zip(asked, now, was, strict=True)
+    ]
