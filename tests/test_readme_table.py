@@ -25,6 +25,9 @@ COLUMNS = {
     "flow by rows": ("rows equal one forward per window",),
     "Patch": ("a patch from another run gives that run",),
     "contributions": ("contributions sum up to the attention's output",),
+    "pruning": ("dropping image tokens equals closing their keys",),
+    "Skip": ("a layer left out equals its input handed on",),
+    "saliency": ("weights set to zero give nothing",),
 }
 
 

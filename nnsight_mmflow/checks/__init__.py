@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
-from nnsight_mmflow.checks import forwards, knockouts, patches, places, prompts
+from nnsight_mmflow.checks import forwards, knockouts, patches, places, prompts, pruning
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "a knockout of nothing is an error": knockouts.no_op,
     "a patch from another run gives that run": patches.another_run,
     "contributions sum up to the attention's output": patches.contributions,
+    "dropping image tokens equals closing their keys": pruning.dropped,
+    "a layer left out equals its input handed on": pruning.skipped,
+    "weights set to zero give nothing": pruning.zeroed,
 }
 
 

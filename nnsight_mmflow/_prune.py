@@ -1,0 +1,130 @@
+"""Image tokens leave the sequence between layers: the inner parts. Ships to servers by value.
+
+A token that is dropped before layer K is in no layer from K on: not in the hidden states, the mask, the rotary table or
+the cache. Positions stay those of the whole prompt. Rows of a batch keep as many positions each: where one keeps fewer
+tokens, positions that are dead already fill up, and no query reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from nnsight_mmflow._errors import MMFlowError
+
+if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
+    from jaxtyping import Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt of the batch, as positions of the padded row.
+
+    Attributes:
+        real: (first, end) of its real positions.
+        image: its image tokens.
+        after: the positions behind the last of them: the instruction.
+        places: for each image token (image, row, column) of its patch; (-1, -1, -1) for row ends and the like.
+    """
+
+    real: tuple[int, int]
+    image: tuple[int, ...]
+    after: tuple[int, ...]
+    places: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of a batch.
+
+    Attributes:
+        index: (batch, kept) positions of the padded prompt, in order.
+        alive: (batch, kept) False where a position only fills up.
+    """
+
+    index: Int[torch.Tensor, "batch kept"]
+    alive: Bool[torch.Tensor, "batch kept"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a ranking function sees of one row, before a layer whose input it shortens.
+
+    Positions here count what is present in the sequence now.
+
+    Attributes:
+        image: the image tokens that are present.
+        after: the instruction: positions behind the image.
+        original: for each image token its number in the prompt's image, counted from 0.
+        prompt_image: the positions of all the prompt's image tokens in the whole row.
+        places: for each image token (image, row, column) of its patch.
+        row: which row of the batch this is.
+        hidden: (positions, width), the residual stream that enters the layer.
+        entered: (prompt's positions, width), the merged embeddings of the whole row, whatever has left since.
+        positions: for each position that is present, where it stands in the whole row.
+        query: (heads, positions, head width) of the layer whose attention is read, rotated; None where none is.
+        key: the same.
+        mask: (positions, positions), additive.
+        scale: of the scores; `cap` squeezes them where the family does.
+        cap: see `scale`.
+    """
+
+    image: list[int]
+    after: list[int]
+    original: list[int]
+    prompt_image: list[int]
+    places: list[tuple[int, int, int]]
+    row: int
+    hidden: torch.Tensor
+    entered: torch.Tensor
+    positions: list[int]
+    query: torch.Tensor | None
+    key: torch.Tensor | None
+    mask: torch.Tensor | None
+    scale: float
+    cap: float | None
+
+
+Rank = Callable[[Seen], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One prune: before `layer`, the image tokens with the highest ranks stay.
+
+    Attributes:
+        layer: tokens leave before this layer.
+        keep: how many stay of those present: a number, or a share (rounded).
+        rank: from what is seen to a number per image token.
+        reads: whose attention the ranking reads: "previous" (the layer before), "next" (this one), or "" (none).
+        exact: whether `rank` gives 1 to keep and 0 to drop, whatever `keep` says.
+    """
+
+    layer: int
+    keep: int | float
+    rank: Rank
+    reads: str = "previous"
+    exact: bool = False
+
+    def count(self, present: int) -> int:
+        """How many of so many image tokens stay."""
+        return min(present, self.keep if isinstance(self.keep, int) else round(self.keep * present))
+
+
+def attention_to_image(seen: Seen, queries: list[int], chunk: int = 8) -> Float[torch.Tensor, "queries image"]:
+    """(queries, image tokens): attention weights, mean over heads, in float32; a few heads at a time."""
+    if seen.query is None or seen.key is None or seen.mask is None:
+        raise MMFlowError('this stage reads no attention: Stage(..., reads="previous"), or "next".')
+    total = seen.hidden.new_zeros(len(queries), len(seen.image), dtype=torch.float32)
+    heads = seen.query.shape[0]
+    for first in range(0, heads, chunk):
+        part = slice(first, min(first + chunk, heads))
+        scores = torch.einsum("hqd,hkd->hqk", seen.query[part, queries].float(), seen.key[part].float()) * seen.scale
+        if seen.cap is not None:
+            scores = torch.tanh(scores / seen.cap) * seen.cap
+        weights = (scores + seen.mask[queries].float()).softmax(-1)
+        total += weights[:, :, seen.image].sum(0)
+    return total / heads

@@ -1,0 +1,93 @@
+"""Figures of saliency: curves by layer, and what flows from each image token, on the picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._plots import STYLES, ShownFigure, label_layers
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.patterns.disruption import DisruptionResult
+    from nnsight_mmflow.patterns.saliency import SaliencyResult
+
+LABELS = {
+    "S_sys": "system",
+    "S_img": "image",
+    "S_ins": "instruction",
+    "S_vv": "image to image",
+    "S_vt": "image to instruction",
+}
+
+
+def saliency_figure(result: SaliencyResult) -> ShownFigure:
+    """Saliency per token of the three groups, and of the two flows, each panel scaled to 0 and 1 as a whole."""
+    figure = ShownFigure(figsize=(9.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2).flatten().tolist()
+    for axes, names in zip(panels, (("S_sys", "S_img", "S_ins"), ("S_vv", "S_vt")), strict=True):
+        curves = result.curves(names)
+        for name, (color, dash, marker) in zip(names, STYLES, strict=False):
+            axes.plot(
+                curves.index, curves[name], color=color, linestyle=dash, marker=marker, markersize=4, label=LABELS[name]
+            )
+        label_layers(axes, "layer", int(result.header["n_layers"]))
+        axes.legend(frameon=False, fontsize=8)
+    by = "by target token" if result.header["mode"] == "released" else "by source token"
+    panels[0].set_ylabel("saliency, scaled over the panel")
+    panels[0].set_title(f"per token of the group, {by}", fontsize=9)
+    panels[1].set_title("flows from the image", fontsize=9)
+    told = f"Saliency ({result.header['mode']} mode), {result.header['model']}: {result.header['n_prompts']} prompts"
+    figure.suptitle(told, fontsize=10)
+    return figure
+
+
+def saliency_on_image(result: SaliencyResult, prompt: Prompt, layer: int | None) -> ShownFigure:
+    """What flows from each image token, drawn on the picture: darker where less flows."""
+    from matplotlib.patches import Rectangle
+
+    tokens = result.tokens()
+    tokens = tokens[tokens["prompt"] == (prompt.key or "0")]
+    if layer is not None:
+        tokens = tokens[tokens["layer"] == layer]
+    flows = tokens.groupby("index")["saliency"].sum()
+    image = prompt.spans["image"].images[0]
+    numbers = {position: index for index, position in enumerate(prompt.spans["image"])}
+    largest = float(flows.max()) or 1.0
+    figure = ShownFigure(
+        figsize=(4.4, 4.4 * prompt.images[0].height / prompt.images[0].width + 0.5), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.imshow(prompt.images[0])
+    for token, position in enumerate(image.positions):
+        box = image.geometry.token_box(token)
+        if box is None:
+            continue
+        left, top, right, bottom = box
+        shade = 0.85 * (1 - float(flows[numbers[position]]) / largest)
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, color="black", alpha=shade, lw=0))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"saliency, {'all layers' if layer is None else f'layer {layer}'}", fontsize=10)
+    axes.set_xlabel(prompt.question, fontsize=9)
+    return figure
+
+
+def disruption_figure(result: DisruptionResult) -> ShownFigure:
+    """Score consistency and kept labels by layer, a line per way."""
+    curves, names = result.curves(), {"score_consistency": "score consistency", "label_kept": "label kept"}
+    figure = ShownFigure(figsize=(9.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True).flatten().tolist()
+    for axes, (name, told) in zip(panels, names.items(), strict=True):
+        for (way, part), (color, dash, marker) in zip(curves.groupby("way", sort=False), STYLES, strict=False):
+            axes.plot(
+                part["layer"], part[name], color=color, linestyle=dash, marker=marker, markersize=4, label=str(way)
+            )
+        scope = "first cut layer" if result.header["scope"] == "from_layer" else "cut layer"
+        label_layers(axes, scope, int(result.header["n_layers"]))
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(told, fontsize=9)
+    panels[0].legend(frameon=False, fontsize=8)
+    told = (
+        f"Disruption ({result.header['stage']}-softmax), {result.header['model']}: {result.header['n_prompts']} prompts"
+    )
+    figure.suptitle(told, fontsize=10)
+    return figure

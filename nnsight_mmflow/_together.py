@@ -1,0 +1,42 @@
+"""Patterns that do not go together in one trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._pattern import layer_list
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow._row_spans import Spans
+
+
+def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
+    """Refuses patterns that name positions of layers in which another has dropped tokens from the sequence.
+
+    Raises:
+        MMFlowError: there are such.
+    """
+    starts = [_drops_from(graph, pattern, rows) for pattern in patterns]
+    for dropping, first in zip(patterns, starts, strict=True):
+        for other, start in zip(patterns, starts, strict=True):
+            if first is None or other is dropping:
+                continue
+            layers = getattr(other, "layers", None)
+            touched = [] if layers is None else layer_list(layers, graph.n_layers)
+            if start is not None or (touched and touched[-1] >= first):
+                raise MMFlowError(
+                    f"{type(dropping).__name__} drops tokens before layer {first}, so positions mean something else"
+                    f" from there on, and {other} acts there too. Take mode='mask' for the first: kept tokens get the"
+                    " same results, and every position stays."
+                )
+
+
+def _drops_from(graph: Graph, pattern: Pattern, rows: tuple[Spans, ...]) -> int | None:
+    """The first layer without some of the tokens; None where a pattern leaves the sequence as it is."""
+    plan = getattr(pattern, "plan", None)
+    if plan is None or getattr(pattern, "mode", "") != "drop":
+        return None
+    return min((stage.layer for stage in plan(graph, rows)), default=None)

@@ -1,0 +1,203 @@
+"""Disruption: what the model still answers when one kind of flow from the image is cut, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+import nnsight
+import torch
+from nnsight_mmflow.patterns.knockout import Knockout
+from nnsight_mmflow.patterns.zeroed import Zeroed
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._results import Result, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._spans import Span
+
+WAYS = ("img2txt", "img2img", "img2rnd")
+SCOPES = ("layer", "from_layer")
+STAGES = {"pre": Knockout, "post": Zeroed}
+TOP = 5
+
+
+class DisruptionResult(Result):
+    """Disruptions. One table row per prompt, way and layer.
+
+    Columns: prompt, kind, way (img2txt: the instruction does not read the image; img2img: image tokens do not read one
+    another; img2rnd: as many random queries as the instruction has do not read the image), layer (the one, or the
+    first), label_kept (the most likely first token stays), score_consistency (Jaccard overlap of the five most likely
+    tokens before and after), probability (of the undisturbed answer's first token), probability_before.
+    """
+
+    kind: ClassVar[str] = "disruption"
+
+    def curves(self) -> pd.DataFrame:
+        """Means over prompts: a row per way and layer: label_kept, score_consistency."""
+        return (
+            self.table.groupby(["way", "layer"], sort=False)[["label_kept", "score_consistency"]].mean().reset_index()
+        )
+
+    def dominance(self) -> pd.DataFrame:
+        """D_l = log(E_vv / E_vt) by layer, E = 1 - score consistency; above 0 flow between image tokens matters more.
+
+        NaN where a disruption changed no top five at all. Source: section 4.2 of the paper; E is in its supplement
+        only, and this is the reading that does not saturate (spec himap, 2.1).
+        """
+        import numpy as np
+
+        means = self.curves().pivot_table(index="layer", columns="way", values="score_consistency")
+        missing = [way for way in ("img2img", "img2txt") if way not in means]
+        if missing:
+            raise MMFlowError(f"D_l compares img2img with img2txt; {', '.join(missing)} was not run.")
+        lost = 1 - means[["img2img", "img2txt"]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.log(lost["img2img"] / lost["img2txt"])
+        return ratio.replace([np.inf, -np.inf], np.nan).rename("D").reset_index()
+
+    def plot(self) -> ShownFigure:
+        """Score consistency and kept labels by layer, a line per way."""
+        from nnsight_mmflow._saliency_plots import disruption_figure
+
+        return disruption_figure(self)
+
+    def summary(self) -> str:
+        """Where each way does most."""
+        curves, header = self.curves(), self.header
+        lines = [
+            f"{header['model']}: {header['n_prompts']} prompts, scope {header['scope']}, {header['stage']}-softmax"
+        ]
+        for way, part in curves.groupby("way", sort=False):
+            worst = part.sort_values("score_consistency").iloc[0]
+            lines.append(
+                f"{way}: lowest score consistency {worst['score_consistency']:.2f} at layer {int(worst['layer'])}"
+                f" (label kept {worst['label_kept']:.0%})"
+            )
+        return "\n".join(lines)
+
+
+def disruption(
+    graph: Graph,
+    prompts: Sequence[Prompt],
+    ways: Sequence[str] = WAYS,
+    *,
+    scope: str = "layer",
+    stage: str = "pre",
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    folder: str | PathLike[str] | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> DisruptionResult:
+    """A DisruptionResult: for each way and layer, what the model still answers.
+
+    Args:
+        graph: the model.
+        prompts: one image and question each.
+        ways: "img2txt", "img2img", "img2rnd" (the control).
+        scope: "layer" (that layer alone), or "from_layer" (that layer and all behind it: what the released code does).
+        stage: "pre" (closed before the softmax: the other weights grow, as in the released code), or "post" (zeroed
+            after it, as the paper says).
+        layers: which; None: every layer.
+        seed: of the control's draw.
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: unknown ways, scope or stage; image tokens that would have nothing left to read.
+
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 4; spec himap, section 2.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> quiet = {"progress": False, "report": lambda text: None}
+        >>> result = mmf.disruption(graph, mmf.nano.prompts(graph, 2), layers=[3, 4], **quiet)
+        >>> len(result.to_frame())
+        12
+    """
+    import pandas as pd
+
+    wrong = [way for way in ways if way not in WAYS]
+    if wrong or not ways:
+        raise MMFlowError(f"ways are of {', '.join(WAYS)}, not {list(ways)}.")
+    if scope not in SCOPES or stage not in STAGES:
+        raise MMFlowError(
+            f"scope is one of {', '.join(SCOPES)} and stage of {', '.join(STAGES)}: {scope!r}, {stage!r}."
+        )
+    chosen = list(range(graph.n_layers)) if layers is None else sorted(set(layers))
+    settings = {
+        "model": graph.name,
+        "ways": list(ways),
+        "scope": scope,
+        "stage": stage,
+        "layers": chosen,
+        "seed": seed,
+        "attention": graph.backend,
+        "n_prompts": len(prompts),
+        "n_layers": graph.n_layers,
+        "versions": versions(),
+    }
+    journal = Journal(folder, settings)
+    ids = [f"{number}:{prompt.key}:{prompt.digest()}" for number, prompt in enumerate(prompts)]
+    report(f"disruption: {len(prompts)} prompts, {len(ways) * len(chosen) + 1} forwards each.")
+    for number, (prompt, identity) in enumerate(
+        progress_bar(list(zip(prompts, ids, strict=True)), "disruption", shown=progress)
+    ):
+        if identity in journal.done:
+            continue
+        before = _distribution(graph, prompt, ())
+        answer, top = int(before.argmax()), set(before.topk(TOP).indices.tolist())
+        rows = []
+        for way in ways:
+            source, target = _edge(prompt, way, seed * 1009 + number)
+            for layer in chosen:
+                where = [layer] if scope == "layer" else range(layer, graph.n_layers)
+                after = _distribution(graph, prompt, (STAGES[stage](source=source, target=target, layers=where),))
+                now = set(after.topk(TOP).indices.tolist())
+                rows.append(
+                    {
+                        "prompt": prompt.key or str(number),
+                        "kind": prompt.kind,
+                        "way": way,
+                        "layer": layer,
+                        "label_kept": int(after.argmax()) == answer,
+                        "score_consistency": len(top & now) / len(top | now),
+                        "probability": float(after[answer]),
+                        "probability_before": float(before[answer]),
+                    }
+                )
+        journal.add({"id": identity, "rows": rows})
+    result = DisruptionResult(pd.DataFrame([row for one in ids for row in journal.done[one]["rows"]]), settings)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _edge(prompt: Prompt, way: str, seed: int) -> tuple[str | Span, str | Span]:
+    """(source, target) of a way; the control draws its queries from all that can read the image."""
+    if way != "img2rnd":
+        return "image", "question | suffix" if way == "img2txt" else "image"
+    image, text = prompt.spans["image"], prompt.spans["question | suffix"]
+    reading = [position for position in prompt.spans["all"] if position > image.positions[0]]
+    order = torch.randperm(len(reading), generator=torch.Generator().manual_seed(seed))[: len(text)]
+    drawn = sorted(reading[i] for i in order.tolist())
+    return "image", prompt.spans["all"].part(drawn, f"{len(text)} random queries")
+
+
+def _distribution(graph: Graph, prompt: Prompt, patterns: tuple[Pattern, ...]) -> torch.Tensor:
+    """The next token's probabilities."""
+    with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False, logits_to_keep=1):
+        logits = nnsight.save(graph.model.output.logits[0, -1].float().cpu())
+    return logits.softmax(-1)

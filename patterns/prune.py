@@ -1,0 +1,172 @@
+"""Prune: image tokens leave the sequence between layers, by a ranking that is one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._prune import Kept, Row, Stage
+from nnsight_mmflow._prune_layers import prune_prefill, prune_step
+from nnsight_mmflow._qk import QueryKeyReader
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._row_spans import Spans
+
+MODES = ("drop", "mask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Drops image tokens between layers: after each stage those with the highest ranks stay.
+
+    A method of your own is one function: `Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=my_rank)])`, where `my_rank`
+    takes an `mmf.Seen` and returns a number per image token that is present.
+
+    Attributes:
+        mode: "drop" (the tokens leave the sequence and the cache: the speed question), or "mask" (their keys close from
+            that layer on: the causal question). Both give the kept tokens the same results.
+        own: the stages, for a method that has no class.
+
+    Raises:
+        NoEffectError: when run, if every image token stays.
+        MMFlowError: when run, if a stage's layer or number does not exist, or there is no image.
+
+    In a generation it acts on the prompt's forward; the kept set is frozen, and steps read what is left.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompt = mmf.nano.prompts(graph, 1)[0]
+        >>> with graph.trace(prompt, mmf.FastV(k=4, r=0.5)):
+        ...     logits = graph.unembed.output.save()
+        >>> logits.shape[1] == len(prompt) - 32
+        True
+    """
+
+    mode: str = "drop"
+    own: Sequence[Stage] = field(default=(), repr=False)
+
+    def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
+        """The stages for a prompt with so many image tokens. A method overwrites this."""
+        return list(self.own)
+
+    def plan(self, graph: Graph, rows: tuple[Spans, ...]) -> list[Stage]:
+        """The stages for these prompts; a method that looks at spans overwrites this instead of `stages`."""
+        return self.stages(graph, max(len(spans["image"]) for spans in rows))
+
+    def budget(self, graph: Graph, image_tokens: int) -> float:
+        """Mean image tokens per layer: the unit in which methods are compared."""
+        from nnsight_mmflow._flops import tokens_per_layer
+
+        return sum(tokens_per_layer(self.stages(graph, image_tokens), image_tokens, graph.n_layers)) / graph.n_layers
+
+    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+        """Refuses, before any forward, what cannot be done or would change nothing."""
+        if self.mode not in MODES:
+            raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}.")
+        for row, spans in enumerate(rows):
+            if not len(spans["image"]):
+                raise NoEffectError(f"{self} would change nothing: row {row} has no image.")
+            stages = self.plan(graph, (spans,))
+            if not stages:
+                raise MMFlowError(
+                    f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
+                )
+            _check_stages(self, graph, stages, len(spans["image"]))
+        if self.mode == "drop" and steps:
+            window = getattr(graph.text_config, "sliding_window", None)
+            longest = max(spans["all"].row[1] for spans in rows)
+            uses = getattr(graph.text_config, "use_sliding_window", True)
+            if window and uses and longest >= window:
+                raise ModelError(
+                    f"the prompt has {longest} positions and the model's sliding window {window}: its cache would"
+                    " forget by what is left, not by where it stood. Take mode='mask'."
+                )
+
+    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Prune:
+        """Itself: it needs nothing from other runs."""
+        return self
+
+    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
+        """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
+        rows = spans if isinstance(spans, tuple) else (spans,)
+        self.check(graph, rows, steps=False)
+        return _dropped(self, self._prefill(graph, rows), rows)
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
+        from nnsight.intervention.interleaver import OutOfOrderError
+        from nnsight.intervention.iterator import Iterations
+
+        found = self._prefill(graph, rows)
+        _dropped(self, found, rows)
+        length = rows[0]["all"].row[1]
+        try:
+            for _ in Iterations()[1:]:
+                prune_step(graph.layers, found, length, self.mode == "drop", graph.causal)
+        except OutOfOrderError:  # a trace has one step, and a generation ends
+            pass
+
+    def _prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> list[Kept | None]:
+        stages = self.plan(graph, rows)
+        return prune_prefill(
+            graph.layers,
+            graph.n_layers,
+            QueryKeyReader(graph).read,
+            sorted(stages, key=lambda stage: stage.layer),
+            [row_of(spans) for spans in rows],
+            self.mode == "drop",
+            graph.causal,
+            graph.attention(0)._module.scaling,
+            getattr(graph.text_config, "attn_logit_softcapping", None),
+        )
+
+
+def row_of(spans: Spans) -> Row:
+    """The plain positions of one prompt."""
+    image = spans["image"]
+    last = image.positions[-1]
+    after = tuple(position for position in spans["all"] if position > last)
+    places: list[tuple[int, int, int]] = []
+    for place in image.places():
+        known = place is not None and place.row is not None and place.column is not None
+        places.append((0, int(place.row), int(place.column)) if known else (-1, -1, -1))  # type: ignore[union-attr, arg-type]
+    return Row(spans["all"].row, image.positions, after, tuple(places))
+
+
+def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
+    layers = [stage.layer for stage in stages]
+    wrong = [layer for layer in layers if not 0 < layer < graph.n_layers]
+    if wrong:
+        raise MMFlowError(
+            f"{pattern}: tokens can leave before layers 1 to {graph.n_layers - 1}, not before {wrong}: layer 0 must"
+            " see all of them, since positions and masks are counted by it; behind the last there is nothing to save."
+        )
+    if layers != sorted(set(layers)):
+        raise MMFlowError(f"{pattern}: its stages lie before layers {layers}; they must rise.")
+    early = [layer for layer in layers if layer < graph.enters_after]
+    if early:
+        raise ModelError(
+            f"{pattern}: {graph.family} adds image features again in its first {graph.enters_after} layers, so tokens"
+            f" can leave before layer {graph.enters_after} or later, not before {early}."
+        )
+    for stage in stages:
+        if isinstance(stage.keep, float) and not 0 <= stage.keep <= 1:
+            raise MMFlowError(f"{pattern}: a share of tokens lies in 0 to 1, not {stage.keep}.")
+        if stage.keep < 0:
+            raise MMFlowError(f"{pattern}: {stage.keep} tokens cannot stay.")
+    if all(stage.count(image_tokens) == image_tokens and not stage.exact for stage in stages):
+        raise NoEffectError(f"{pattern} would change nothing: it keeps all {image_tokens} image tokens.")
+
+
+def _dropped(pattern: Prune, found: list[Kept | None], rows: tuple[Spans, ...]) -> int:
+    last = found[-1]
+    assert last is not None
+    real = sum(spans["all"].row[1] - spans["all"].row[0] for spans in rows)
+    gone = real - int(last.alive.sum())
+    if not gone:
+        raise NoEffectError(f"{pattern} would change nothing: its ranking keeps every image token.")
+    return gone

@@ -1,0 +1,222 @@
+"""What pruning costs and saves: accuracy, agreement, tokens, operations, times and memory; controls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow.patterns.prune import Prune
+from nnsight_mmflow.patterns.prune_methods import Grid, Random
+from nnsight_mmflow.patterns.prune_run import answer_with, measure_speed
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops, tokens_per_layer
+from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._results import Result, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._prompt import Prompt
+
+UNPRUNED = "unpruned"
+
+
+class PruneReport(Result):
+    """Pruning methods compared. One table row per method and prompt.
+
+    Columns: method, prompt, kind, answer (what is right), written (what the model wrote), right, agrees (it wrote what
+    the unpruned model wrote), image_tokens (mean per layer), tokens_share, flops_share (the paper's count: image tokens
+    alone), flops_share_with_text, cache_share. The header holds `speed`: by method the measured milliseconds to the
+    first token, milliseconds per token after it, and peak memory.
+    """
+
+    kind: ClassVar[str] = "prune_report"
+
+    def scores(self) -> pd.DataFrame:
+        """A row per method: right with a 95% interval, agrees, the shares, and the measured times.
+
+        The interval of `difference` (right, less that of the unpruned model) resamples prompts in pairs.
+        """
+        import numpy as np
+        import pandas as pd
+
+        from nnsight_mmflow._results import bootstrap_band
+
+        wide = self.table.pivot_table(index="prompt", columns="method", values="right", aggfunc="first").astype(float)
+        rows = []
+        for method in self.header["methods"]:
+            part = self.table[self.table["method"] == method]
+            mean, low, high = (float(np.squeeze(one)) for one in bootstrap_band(wide[[method]]))
+            change = (wide[method] - wide[UNPRUNED]).to_frame()
+            difference, worst, best = (float(np.squeeze(one)) for one in bootstrap_band(change))
+            shares = ("image_tokens", "tokens_share", "flops_share", "flops_share_with_text", "cache_share")
+            rows.append(
+                {
+                    "method": method,
+                    "right": mean,
+                    "low": low,
+                    "high": high,
+                    "difference": difference,
+                    "difference_low": worst,
+                    "difference_high": best,
+                    "agrees": part["agrees"].mean(),
+                    **{name: part[name].mean() for name in shares},
+                    **self.header["speed"].get(method, {}),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self) -> ShownFigure:
+        """Accuracy against image tokens per layer: what each method gives up for what it saves."""
+        from nnsight_mmflow._prune_plots import prune_figure
+
+        return prune_figure(self)
+
+    def summary(self) -> str:
+        """The table of scores."""
+        scores = self.scores()
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts"]
+        for row in scores.itertuples():
+            lines.append(
+                f"{row.method}: {row.right:.1%} right ({row.low:.1%} to {row.high:.1%}), {row.agrees:.1%} as unpruned,"
+                f" {row.image_tokens:.1f} image tokens per layer, FLOPs {row.flops_share:.0%} (image),"
+                f" {row.flops_share_with_text:.0%} (with text)"
+            )
+        return "\n".join(lines)
+
+
+def prune_report(
+    graph: Graph,
+    prompts: Sequence[Prompt],
+    methods: Sequence[Prune] | Mapping[str, Prune],
+    *,
+    controls: bool = True,
+    max_new_tokens: int = 8,
+    batch_size: int = 8,
+    timed: int = 3,
+    folder: str | PathLike[str] | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> PruneReport:
+    """A PruneReport: what each method keeps of the model's answers, and what it saves.
+
+    Beside each method stand a random and a regular thinning with the same mean number of image tokens per layer, from
+    the same first layer on: a method that does no better has found nothing.
+
+    Args:
+        graph: the model.
+        prompts: with `answer` set.
+        methods: patterns, or a mapping from names to patterns.
+        controls: also the random and the regular thinning of equal budget.
+        max_new_tokens: how long an answer may get.
+        batch_size: prompts in one generation.
+        timed: how often times are measured (the median is told); 0: not at all.
+        folder: where finished methods are written as they are done; a run that was stopped goes on from there.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: a prompt without an answer, or no method.
+        NoEffectError: a method that drops nothing.
+
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 6; spec himap, sections 4 and 5.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> quiet = {"progress": False, "report": lambda text: None}
+        >>> prompts = mmf.nano.prompts(graph, 6)
+        >>> result = mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **quiet)
+        >>> len(result.scores())
+        4
+    """
+    import pandas as pd
+
+    silent = [prompt.key or prompt.question for prompt in prompts if prompt.answer is None]
+    if not prompts or silent:
+        raise MMFlowError(f"every prompt needs an answer; {len(silent)} of {len(prompts)} have none: {silent[:3]}.")
+    named = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
+    if not named:
+        raise MMFlowError("prune_report needs at least one method, but got none.")
+    typical = max(prompts, key=lambda prompt: len(prompt.spans["image"]))
+    every: dict[str, Prune | None] = {UNPRUNED: None}
+    for name, method in named.items():
+        every[name] = method
+        if controls:
+            every |= equal_budget(graph, name, method, typical)
+    settings = {
+        "model": graph.name,
+        "methods": list(every),
+        "patterns": {name: repr(pattern) for name, pattern in every.items()},
+        "n_prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "attention": graph.backend,
+        "versions": versions(),
+    }
+    journal = Journal(folder, settings)
+    report(
+        f"prune report: {len(every)} methods, {len(prompts)} prompts, up to {max_new_tokens} tokens each:"
+        f" {len(every) * len(prompts)} generations"
+        + (f"; {sum(name in journal.done for name in every)} methods done already." if journal.done else ".")
+    )
+    size = DecoderSize.of(graph)
+    for name, pattern in progress_bar(list(every.items()), "prune report", shown=progress, unit="method"):
+        if name not in journal.done:
+            written = answer_with(graph, prompts, pattern, max_new_tokens, batch_size)
+            speed = measure_speed(graph, prompts[0], pattern, timed) if timed else {}
+            journal.add({"id": name, "written": written, "speed": speed})
+    plain = journal.done[UNPRUNED]["written"]
+    rows: list[dict] = []
+    for name, pattern in every.items():
+        for prompt, written, before in zip(prompts, journal.done[name]["written"], plain, strict=True):
+            rows.append(
+                {
+                    "method": name,
+                    "prompt": f"{len(rows) % len(prompts)}:{prompt.key}",
+                    "kind": prompt.kind,
+                    "answer": prompt.answer,
+                    "written": written,
+                    "right": written.lower() == str(prompt.answer).strip().lower(),
+                    "agrees": written == before,
+                    **_shares(graph, prompt, pattern, size),
+                }
+            )
+    header = {**settings, "speed": {name: journal.done[name]["speed"] for name in every}}
+    result = PruneReport(pd.DataFrame(rows), header)
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def equal_budget(graph: Graph, name: str, method: Prune, prompt: Prompt) -> dict[str, Prune]:
+    """The random and the regular thinning that leave as many image tokens per layer, from the same first layer on."""
+    stages, depth, count = method.plan(graph, prompt.rows()), graph.n_layers, len(prompt.spans["image"])
+    first, left = stages[0].layer, sum(tokens_per_layer(stages, count, depth))
+    share = (left / count - first) / (depth - first)
+    dropped = min(1.0, max(0.0, 1 - share))
+    return {
+        f"random, as {name}": Random(k=first, r=dropped, mode=method.mode),
+        f"grid, as {name}": Grid(k=first, r=dropped, mode=method.mode),
+    }
+
+
+def _shares(graph: Graph, prompt: Prompt, pattern: Prune | None, size: DecoderSize) -> dict[str, float]:
+    """Tokens, operations and cache of one prompt, and their shares of the unpruned run's."""
+    count = len(prompt.spans["image"])
+    text = len(prompt) - count
+    stages = [] if pattern is None else pattern.plan(graph, prompt.rows())
+    tokens, whole = tokens_per_layer(stages, count, size.n_layers), [count] * size.n_layers
+    positions, all_positions = [n + text for n in tokens], [n + text for n in whole]
+    return {
+        "image_tokens": sum(tokens) / size.n_layers,
+        "tokens_share": sum(tokens) / sum(whole),
+        "flops_share": paper_flops(tokens, size) / paper_flops(whole, size),
+        "flops_share_with_text": paper_flops(positions, size) / paper_flops(all_positions, size),
+        "cache_share": cache_bytes(positions, size) / cache_bytes(all_positions, size),
+    }

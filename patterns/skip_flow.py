@@ -1,0 +1,187 @@
+"""What each layer does for a span: the answer's probability when the span, or everything, passes it unchanged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+import nnsight
+import torch
+from nnsight_mmflow.patterns.skip import PARTS, Skip
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._results import Band, Result, bootstrap_band, versions
+from nnsight_mmflow._rows import answer_numbers
+from nnsight_mmflow._sweep import run_clean
+from nnsight_mmflow._windows import window_layers
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._prompt import Prompt
+
+SCOPES = ("window", "from_layer")
+ALL = "all"
+
+
+class SkipResult(Result):
+    """Skipped layers. One table row per prompt, span and layer.
+
+    Columns: prompt, kind, span, layer (the window's centre, or the first layer left out), prediction, correct,
+    base_probability, probability, change_percent, log_probability_change (nats), answer_changed.
+    """
+
+    kind: ClassVar[str] = "skip_flow"
+
+    def curves(self) -> dict[str, Band]:
+        """For each span the mean change in percent by layer, and its 95% bootstrap band (low, high)."""
+        return {
+            str(span): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values="change_percent"))
+            for span, part in self.table.groupby("span", sort=False)
+        }
+
+    def needless_from(self, span: str, loss: int | float = 5.0) -> int | None:
+        """The first layer from which on leaving the span out costs less than so many percent, at every later one too.
+
+        None where even the last layer costs more. With scope="from_layer" it is where the span stops mattering.
+        """
+        curves = self.curves()
+        if span not in curves:
+            raise MMFlowError(f"span {span!r} was not skipped; there are {', '.join(curves)}.")
+        cheap = [change > -loss for change in curves[span][0]]
+        first = next((layer for layer in range(len(cheap)) if all(cheap[layer:])), None)
+        return first
+
+    def plot(self) -> ShownFigure:
+        """The curves: a line per span with its 95% band."""
+        from nnsight_mmflow._plots import skip_figure
+
+        return skip_figure(self)
+
+    def summary(self) -> str:
+        """Which layer each span can spare least."""
+        header = self.header
+        lines = [f"{header['model']}: {header['n_counted']} of {header['n_prompts']} prompts counted"]
+        for span, (mean, low, high) in self.curves().items():
+            layer = int(mean.argmin())
+            lines.append(
+                f"{span}: lowest at layer {layer}, {mean[layer]:+.1f}% [{low[layer]:+.1f}, {high[layer]:+.1f}]"
+            )
+        return "\n".join(lines)
+
+
+def skip_flow(
+    graph: Graph,
+    prompts: Sequence[Prompt],
+    spans: Sequence[str] = ("image", "question", ALL),
+    *,
+    window: int = 1,
+    scope: str = "window",
+    part: str = "layer",
+    only_correct: bool = True,
+    folder: str | PathLike[str] | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> SkipResult:
+    """A SkipResult: for each span and layer, the answer's probability when the span passes that layer unchanged.
+
+    Args:
+        graph: the model.
+        prompts: one or several.
+        spans: which pass unchanged; "all" leaves the layer out altogether.
+        window: how many consecutive layers at once, an odd number.
+        scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
+        part: "layer", "attn" or "mlp", as in Skip.
+        only_correct: leave out prompts that the model answers otherwise (with `answer` set).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: unknown scope or part, or no prompt that counts.
+        NoEffectError: an empty span.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> quiet = {"progress": False, "report": lambda text: None}
+        >>> result = mmf.skip_flow(graph, mmf.nano.prompts(graph, 2), ["image"], scope="from_layer", **quiet)
+        >>> len(result.to_frame()) == 2 * graph.n_layers
+        True
+    """
+    import pandas as pd
+
+    if scope not in SCOPES or part not in PARTS:
+        raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
+    depth = graph.n_layers
+    windows = [
+        window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
+    ]
+    settings = {
+        "model": graph.name,
+        "spans": list(spans),
+        "window": window,
+        "scope": scope,
+        "part": part,
+        "only_correct": only_correct,
+        "attention": graph.backend,
+        "n_layers": depth,
+        "n_prompts": len(prompts),
+        "versions": versions(),
+    }
+    journal = Journal(folder, settings)
+    ids = [f"{number}:{prompt.key}:{prompt.digest()}" for number, prompt in enumerate(prompts)]
+    done = sum(identity in journal.done for identity in ids)
+    report(
+        f"skip flow: {len(prompts) - done} prompt(s) to run{f', {done} done already' if done else ''};"
+        f" {len(spans) * depth + 1} forwards each."
+    )
+    for prompt, identity in progress_bar(list(zip(prompts, ids, strict=True)), "skip flow", shown=progress):
+        if identity not in journal.done:
+            journal.add({"id": identity, **_measure(graph, prompt, spans, windows, part, only_correct)})
+    rows = [
+        {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
+        for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+        for row in journal.done[identity]["rows"]
+    ]
+    if not rows:
+        raise MMFlowError(f"none of {len(prompts)} prompts was answered correctly: pass only_correct=False.")
+    counted = sum(bool(journal.done[identity]["rows"]) for identity in ids)
+    result = SkipResult(pd.DataFrame(rows), {**settings, "n_counted": counted})
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _measure(
+    graph: Graph, prompt: Prompt, spans: Sequence[str], windows: Sequence[range], part: str, only_correct: bool
+) -> dict:
+    """One prompt's rows; none if it does not count."""
+    plain = run_clean(graph, prompt, len(prompt) - 1, 16)
+    base, token = plain.numbers[0].tolist()
+    correct = prompt.answer is None or plain.text.lower() == prompt.answer.strip().lower()
+    rows: list[dict] = []
+    for span in spans if correct or not only_correct else ():
+        for layer, window in enumerate(windows):
+            pattern = Skip(layers=window, at=None if span == ALL else span, part=part)
+            with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False, logits_to_keep=1):
+                numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], torch.tensor(int(token))))
+            log, top = numbers[0].tolist()
+            rows.append(
+                {
+                    "span": span,
+                    "layer": layer,
+                    "prediction": plain.text,
+                    "correct": correct,
+                    "base_probability": math.exp(base),
+                    "probability": math.exp(log),
+                    "change_percent": math.expm1(log - base) * 100,
+                    "log_probability_change": log - base,
+                    "answer_changed": int(top) != int(token),
+                }
+            )
+    return {"rows": rows}

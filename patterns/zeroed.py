@@ -1,0 +1,95 @@
+"""Zeroed: attention weights set to zero after the softmax, so that the rest is not scaled up (unlike Knockout)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._pattern import check_readable, layer_list, resolve
+from nnsight_mmflow._qk import QueryKeyReader
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._row_spans import Spans
+    from nnsight_mmflow._spans import Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zeroed:
+    """Sets the weights from source to target to zero after the softmax; the target's others stay as they are.
+
+    What the sources gave is subtracted from the heads' results, so that the attention implementation stays as it is.
+
+    Attributes:
+        source: the span that is not read.
+        target: the span that does not read it.
+        layers: one layer or several.
+
+    Raises:
+        NoEffectError: when run, if no source is open to any target.
+
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 4 (its code closes before the
+    softmax).
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompt = mmf.nano.prompts(graph, 1)[0]
+        >>> with graph.trace(prompt, mmf.Zeroed(source="image", target="last", layers=range(3))):
+        ...     logits = graph.unembed.output.save()
+    """
+
+    source: str | Span
+    target: str | Span
+    layers: int | Iterable[int]
+
+    def __post_init__(self) -> None:
+        """Keeps layers that come as an iterator, which could be read only once."""
+        if not isinstance(self.layers, int | range | list | tuple):
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+        """Refuses, before any forward, what cannot be done or would change nothing."""
+        layer_list(self.layers, graph.n_layers)
+        if steps:
+            raise MMFlowError("Zeroed acts in one forward: use graph.trace, or Knockout in a generation.")
+        targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
+        for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            check_readable(f"{self}, row {row}", source, target, graph.adapter.bidirectional(rows[row]))
+
+    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Zeroed:
+        """Itself: it needs nothing from other runs."""
+        return self
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.trace` makes."""
+        targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
+        edges = [(list(target), list(source)) for target, source in zip(targets, sources, strict=True)]
+        cap = getattr(graph.text_config, "attn_logit_softcapping", None)
+        reader, changed = QueryKeyReader(graph), 0.0
+        for layer in layer_list(self.layers, graph.n_layers):
+            arguments, named = graph.layers[layer].inputs
+            hidden = arguments[0]
+            query, key = reader.read(layer, "previous", hidden, named["position_embeddings"])
+            value = reader.value(layer)
+            mask = layer_mask(named.get("attention_mask"), hidden, 0, graph.causal).expand(len(edges), -1, -1, -1)
+            scale = graph.attention(layer)._module.scaling
+            out = graph.attention_out(layer)
+            given, more = out.inputs
+            results = given[0].clone()
+            for row, (target, source) in enumerate(edges):
+                scores = torch.einsum("hqd,hkd->hqk", query[row, :, target].float(), key[row].float()) * scale
+                if cap is not None:
+                    scores = torch.tanh(scores / cap) * cap
+                weights = (scores + mask[row, 0, target].float()).softmax(-1)[:, :, source]
+                share = torch.einsum("hqk,hkd->qhd", weights, value[row, :, source].float()).flatten(1)
+                changed += float(share.abs().max())
+                results[row, target] = results[row, target] - share.to(results)
+            out.inputs = ((results, *given[1:]), more)
+        if not changed:
+            raise NoEffectError(f"{self} would change nothing: these weights are zero already.")
