@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnsight_mmflow import nano as nano
+    from nnsight_mmflow._constraint_files import read_constraint_questions as read_constraint_questions
+    from nnsight_mmflow._constraints import Constraint as Constraint
+    from nnsight_mmflow._constraints import ConstraintQuestion as ConstraintQuestion
+    from nnsight_mmflow._constraints import write_constraint_questions as write_constraint_questions
     from nnsight_mmflow._errors import DataError as DataError
     from nnsight_mmflow._errors import MMFlowError as MMFlowError
     from nnsight_mmflow._errors import ModelError as ModelError
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow._load import load as load
     from nnsight_mmflow._prompt import Batch as Batch
     from nnsight_mmflow._prompt import Prompt as Prompt
+    from nnsight_mmflow._prune import Seen as Seen
+    from nnsight_mmflow._prune import Stage as Stage
     from nnsight_mmflow._questions import Question as Question
     from nnsight_mmflow._questions import prompts_of as prompts_of
     from nnsight_mmflow._questions import read_questions as read_questions
@@ -29,15 +35,41 @@ if TYPE_CHECKING:
     from nnsight_mmflow.checks import Report as Report
     from nnsight_mmflow.checks import check as check
     from nnsight_mmflow.patterns import corruption as corruption
+    from nnsight_mmflow.patterns.attribution import AttributionResult as AttributionResult
+    from nnsight_mmflow.patterns.attribution import attribution as attribution
     from nnsight_mmflow.patterns.causal_trace import causal_trace as causal_trace
     from nnsight_mmflow.patterns.contributions import contributions as contributions
     from nnsight_mmflow.patterns.contributions_result import ContributionsResult as ContributionsResult
+    from nnsight_mmflow.patterns.disruption import DisruptionResult as DisruptionResult
+    from nnsight_mmflow.patterns.disruption import disruption as disruption
+    from nnsight_mmflow.patterns.edit import edit as edit
+    from nnsight_mmflow.patterns.edit_report import EditReport as EditReport
+    from nnsight_mmflow.patterns.edit_report import edit_report as edit_report
+    from nnsight_mmflow.patterns.edit_result import Edit as Edit
+    from nnsight_mmflow.patterns.edit_value import EditSettings as EditSettings
+    from nnsight_mmflow.patterns.edit_value import Fact as Fact
     from nnsight_mmflow.patterns.flow import flow as flow
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
     from nnsight_mmflow.patterns.patch import Patch as Patch
+    from nnsight_mmflow.patterns.prune import Prune as Prune
+    from nnsight_mmflow.patterns.prune_methods import DropAll as DropAll
+    from nnsight_mmflow.patterns.prune_methods import FastV as FastV
+    from nnsight_mmflow.patterns.prune_methods import Grid as Grid
+    from nnsight_mmflow.patterns.prune_methods import HiMAP as HiMAP
+    from nnsight_mmflow.patterns.prune_methods import Keep as Keep
+    from nnsight_mmflow.patterns.prune_methods import PyramidDrop as PyramidDrop
+    from nnsight_mmflow.patterns.prune_methods import Random as Random
+    from nnsight_mmflow.patterns.prune_methods import SparseVLM as SparseVLM
+    from nnsight_mmflow.patterns.prune_report import PruneReport as PruneReport
+    from nnsight_mmflow.patterns.prune_report import prune_report as prune_report
+    from nnsight_mmflow.patterns.saliency import SaliencyResult as SaliencyResult
+    from nnsight_mmflow.patterns.saliency import saliency as saliency
+    from nnsight_mmflow.patterns.skip import Skip as Skip
+    from nnsight_mmflow.patterns.skip_flow import SkipResult as SkipResult
+    from nnsight_mmflow.patterns.skip_flow import skip_flow as skip_flow
     from nnsight_mmflow.patterns.trace_result import TraceResult as TraceResult
     from nnsight_mmflow.patterns.values import from_run as from_run
     from nnsight_mmflow.patterns.values import mean_of as mean_of
@@ -45,6 +77,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.values import zeros as zeros
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult as WordOverlapResult
     from nnsight_mmflow.patterns.word_overlap import word_overlap as word_overlap
+    from nnsight_mmflow.patterns.zeroed import Zeroed as Zeroed
 
 __version__ = "0.1.0"
 
@@ -66,15 +99,48 @@ _WHERE = {
     "FlowResult": "patterns.flow_result",
     "causal_trace": "patterns.causal_trace",
     "TraceResult": "patterns.trace_result",
+    "attribution": "patterns.attribution",
+    "AttributionResult": "patterns.attribution",
     "contributions": "patterns.contributions",
     "ContributionsResult": "patterns.contributions_result",
+    "edit": "patterns.edit",
+    "Edit": "patterns.edit_result",
+    "edit_report": "patterns.edit_report",
+    "EditReport": "patterns.edit_report",
+    "EditSettings": "patterns.edit_value",
+    "Fact": "patterns.edit_value",
     "lens": "patterns.lens",
     "LensResult": "patterns.lens",
     "word_overlap": "patterns.word_overlap",
     "WordOverlapResult": "patterns.word_overlap",
+    "Prune": "patterns.prune",
+    "HiMAP": "patterns.prune_methods",
+    "FastV": "patterns.prune_methods",
+    "PyramidDrop": "patterns.prune_methods",
+    "Random": "patterns.prune_methods",
+    "Grid": "patterns.prune_methods",
+    "DropAll": "patterns.prune_methods",
+    "Keep": "patterns.prune_methods",
+    "SparseVLM": "patterns.prune_methods",
+    "prune_report": "patterns.prune_report",
+    "PruneReport": "patterns.prune_report",
+    "Zeroed": "patterns.zeroed",
+    "disruption": "patterns.disruption",
+    "DisruptionResult": "patterns.disruption",
+    "skip_flow": "patterns.skip_flow",
+    "SkipResult": "patterns.skip_flow",
+    "Skip": "patterns.skip",
+    "saliency": "patterns.saliency",
+    "SaliencyResult": "patterns.saliency",
+    "Stage": "_prune",
+    "Seen": "_prune",
     "Question": "_questions",
     "read_questions": "_questions",
     "prompts_of": "_questions",
+    "Constraint": "_constraints",
+    "ConstraintQuestion": "_constraints",
+    "read_constraint_questions": "_constraint_files",
+    "write_constraint_questions": "_constraints",
     "MMFlowError": "_errors",
     "NoEffectError": "_errors",
     "SpanError": "_errors",

@@ -95,6 +95,10 @@ class Graph:
         """The output projection of a layer's attention; its input holds the heads' results, one after another."""
         return getattr(self.attention(layer), self._text.attention_out)
 
+    def mlp_out(self, layer: int) -> Envoy:
+        """The output projection of a layer's MLP, where facts are edited; its input holds the neurons."""
+        return getattr(self.mlp(layer), self._text.mlp_out)
+
     def joining(self, site: str, layer: int) -> tuple[Envoy, bool]:
         """The module whose output joins the residual stream at a site ("attn" or "mlp"), and whether it is a tuple.
 
@@ -233,6 +237,10 @@ class Graph:
         model = self.model
         if patterns and not isinstance(prompt, Prompt | Batch):
             raise PromptError("patterns need spans: pass what graph.prompt or graph.batch returned, not tensors.")
+        if len(patterns) > 1:
+            from nnsight_mmflow._together import check_together
+
+            check_together(self, patterns, prompt.rows())  # type: ignore[union-attr]
         for pattern in patterns:
             rows = prompt.rows()  # type: ignore[union-attr]
             pattern.check(self, rows, steps)

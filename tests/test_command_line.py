@@ -106,7 +106,7 @@ def test_a_word_that_nano_does_not_know(world, capsys):
     image = next((world / "images").glob("*.png"))
     assert run("spans", "nano", image, "what color is the umbrella ?") == 2
     told = capsys.readouterr().err
-    assert "does not know 'umbrella'. It knows 151 words" in told
+    assert "does not know 'umbrella'. It knows 168 words" in told
     assert " zorvia" in told
 
 
@@ -122,3 +122,51 @@ def test_spans_and_lens(world, tmp_path, capsys):
 def test_eval_prints_a_table(capsys):
     assert run("nano", "eval", "--limit", 5) == 0
     assert re.search(r"\| QueryAttr \| \d+\.\d% \|", capsys.readouterr().out)
+
+
+def test_trace_of_nano_and_of_a_file_of_constraints(world, tmp_path, capsys):
+    assert run("trace", "--limit", 2, "--out", tmp_path / "nano") == 0
+    told = capsys.readouterr().err
+    assert told.count("control, runs with the same answer") == 5
+    report = (tmp_path / "nano" / "report.md").read_text()
+    for name in ("by_flag", "by_phrase", "by_name", "two_constraints_by_flag", "two_constraints_by_season"):
+        assert (tmp_path / "nano" / name / "causal_trace.png").stat().st_size > 20_000
+        assert f"]({name}/causal_trace.png)" in report
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = mmf.nano.constraint_questions()[:3]
+    lines = [",question,subject,main_entity,image_url"]
+    for number, row in enumerate(rows):
+        row.image.save(folder / f"{number}.png")
+        lines.append(f"{number},{row.question},{row.subject},this place,./{number}.png")
+    lines.append("3,what is the capital of this place ?,oberon,that place,./0.png")
+    (tmp_path / "known.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "answers.json").write_text(json.dumps({row.subject: row.answers[0] for row in rows[:1]}))
+    common = ("--data", tmp_path / "known.csv", "--images", folder, "--out", tmp_path / "out", "--all")
+    assert run("trace", *common) == 2
+    assert "line 5: the constraint 'that place' does not stand" in capsys.readouterr().err
+    assert run("trace", *common, "--skip-bad") == 2
+    assert "no question of" in capsys.readouterr().err
+    assert run("trace", *common, "--skip-bad", "--phrase", "place oberon") == 0
+    assert "skipped: line 5" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "out" / "causal_trace.csv")["prompt"]) >= {"known-0", "known-1"}
+
+
+def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys):
+    assert run("edit", "--limit", 2, "--controls", 9, "--out", tmp_path / "nano") == 0
+    assert "efficacy generalisation specificity" in re.sub(" +", " ", capsys.readouterr().err)
+    report = (tmp_path / "nano" / "report.md").read_text()
+    assert "| edit, layer 4 | efficacy | the prompt itself | " in report
+    assert "| fine-tuning, layer 4 | " in report
+    for name in ("one_at_a_time/edit_report.png", "one_at_a_time/layers.png", "2_at_once/edit_report.png"):
+        assert (tmp_path / "nano" / name).stat().st_size > 10_000
+        assert f"]({name})" in report
+    picture = tmp_path / "flag.png"
+    mmf.nano.constraint_questions()[0].image.save(picture)
+    asked = ("--image", picture, "--question", "what is the capital of this place ?", "--constraint", "this place")
+    assert run("edit", *asked, "--out", tmp_path / "own") == 2
+    assert "--target, --layers missing" in capsys.readouterr().err
+    assert run("edit", *asked, "--target", "yarm", "--layers", 4, "--out", tmp_path / "own") == 0
+    assert "1 of 1 facts answered anew" in capsys.readouterr().err
+    edit = mmf.Edit.load(tmp_path / "own", mmf.load("nano"))
+    assert edit.to_frame()["target"].tolist() == ["yarm"]

@@ -82,9 +82,15 @@ def test_every_public_name_resolves_and_others_are_errors():
 SHIPPED = [  # what a trace reaches
     *(
         f"nnsight_mmflow/{name}.py"
-        for name in "_errors _geometry _masks _pattern _readout _restore _row_spans _rows _spans _views".split()
+        for name in (
+            "_errors _geometry _masks _pattern _prune _prune_layers _qk _readout _restore _row_spans _rows _saliency"
+            " _spans _views"
+        ).split()
     ),
-    *(f"patterns/{name}.py" for name in "knockout patch sites values".split()),
+    *(
+        f"patterns/{name}.py"
+        for name in "attribution edit_value knockout patch prune_methods sites skip values zeroed".split()
+    ),
 ]
 ON_A_SERVER = {"torch", "numpy", "transformers", "einops", "nnsight", "nnsight_mmflow", *sys.stdlib_module_names}
 

@@ -12,6 +12,9 @@ COMMANDS = {
     "flow": "layer-by-layer knockout curves: figure, table, report",
     "lens": "what each layer would answer",
     "trace": "causal tracing: which clean activations bring the answer back into a corrupt run",
+    "edit": "facts written into an MLP, and whether they hold",
+    "saliency": "attention times gradient by layer, and what cutting each flow does",
+    "prune": "what dropping image tokens costs and saves, controls beside it",
     "spans": "which positions of a prompt are image, question, and so on, and where they lie in the picture",
     "check": "the conformance suite: is what the package says of a model what the model does?",
     "nano": "the model in the box: train, eval, samples",
@@ -34,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
                 _spans(command)
             continue
         _model(command)
-        if name == "trace":
-            _trace(command)
+        if name in ("trace", "edit"):
+            _trace(command) if name == "trace" else _edit(command)
             continue
         _questions(command)
         command.add_argument("--out", default=f"mmflow-{name}", metavar="DIR", help="where results go")
@@ -47,10 +50,19 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way"
             )
+        elif name == "prune":
+            _prune(command)
+        elif name == "saliency":
+            scopes = "cut that layer alone, or it and all behind it (the released code)"
+            command.add_argument("--scope", choices=("layer", "from_layer"), default="layer", help=scopes)
+            stages = "cut before the softmax, or zero after it"
+            command.add_argument("--stage", choices=("pre", "post"), default="pre", help=stages)
         else:
             command.add_argument("--at", default="last", help="the span that is read")
             command.add_argument("--no-norm", action="store_true", help="read without the final norm")
-        command.add_argument("--all", action="store_true", help="count prompts that the model answers wrongly as well")
+        if name in ("flow", "lens"):
+            told = "count prompts that the model answers wrongly as well"
+            command.add_argument("--all", action="store_true", help=told)
     return parser
 
 
@@ -92,7 +104,11 @@ def _trace(command: argparse.ArgumentParser) -> None:
     group.add_argument("--constraint", metavar="TEXT", help="corrupt: these words of the question are replaced")
     group.add_argument("--phrase", metavar="TEXT", help="by this phrase of as many tokens")
     group.add_argument("--token", metavar="WORD", help="each by the first token of this word")
-    group.add_argument("--limit", type=int, metavar="N", help="nano: the first N facts (48)")
+    group.add_argument("--data", metavar="FILE", help="VQA-Constraints (CSV), or JSON lines, with --phrase or --token")
+    group.add_argument("--images", metavar="DIR", help="where the pictures of --data lie")
+    group.add_argument("--answers", metavar="FILE", help="JSON: the right answers of --data by subject, or known facts")
+    group.add_argument("--skip-bad", action="store_true", help="go on without rows of --data that cannot be used")
+    group.add_argument("--limit", type=int, metavar="N", help="the first N questions (nano: 48)")
     command.add_argument("--spans", nargs="+", metavar="SPAN", help="which spans are restored (what is corrupted on)")
     command.add_argument("--sites", nargs="+", default=["mlp", "attn", "resid"], help="mlp, attn, resid")
     command.add_argument("--half-width", type=int, default=0, metavar="N", help="layers on each side of the centre (0)")
@@ -100,6 +116,35 @@ def _trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way")
     command.add_argument("--all", action="store_true", help="count prompts that the model answers wrongly as well")
     command.add_argument("--out", default="mmflow-trace", metavar="DIR", help="where results go")
+
+
+def _edit(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("the fact (nano has its own)")
+    group.add_argument("--image", metavar="FILE", help="a picture")
+    group.add_argument("--question", metavar="TEXT", help="a question about it")
+    group.add_argument("--constraint", metavar="TEXT", help="the words of the question that stand for the thing")
+    group.add_argument("--target", metavar="TEXT", help="the new answer")
+    group.add_argument("--limit", type=int, metavar="N", help="nano: so many facts (20)")
+    group.add_argument("--together", type=int, default=10, metavar="N", help="nano: also so many at once (10)")
+    group.add_argument("--controls", nargs="+", type=int, metavar="N", help="nano: layers to compare with (all)")
+    group.add_argument("--bound", type=float, metavar="X", help="nano: also fine-tune with numbers held this near")
+    command.add_argument("--layers", nargs="+", type=int, metavar="N", help="where the edit goes (nano: 4)")
+    command.add_argument(
+        "--settings", choices=("paper", "released"), default="paper", help="the paper's, or its released script's"
+    )
+    command.add_argument("--out", default="mmflow-edit", metavar="DIR", help="where results go")
+
+
+def _prune(command: argparse.ArgumentParser) -> None:
+    known = ("fastv", "himap", "pyramiddrop", "sparsevlm")
+    command.add_argument(
+        "--methods", nargs="+", default=list(known), metavar="NAME", help=f"of {', '.join(known)} (all of them)"
+    )
+    command.add_argument("--k1", type=int, metavar="N", help="the layer of the (first) prune (a fifth of the depth)")
+    command.add_argument("--k2", type=int, metavar="N", help="the layer of the second (half the depth)")
+    command.add_argument("--mode", choices=("drop", "mask"), default="drop", help="tokens leave, or their keys close")
+    command.add_argument("--max-new-tokens", type=int, default=8, metavar="N", help="how long an answer may get (8)")
+    command.add_argument("--timed", type=int, default=3, metavar="N", help="how often times are measured (3; 0: never)")
 
 
 def _questions(command: argparse.ArgumentParser) -> None:
@@ -117,7 +162,7 @@ def _nano(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("train", "eval", "samples"), help="rebuild it; measure it; show its world")
     command.add_argument("--out", default="mmflow-nano", metavar="DIR", help="where the result goes")
     command.add_argument("--seed", type=int, default=0, help="train: the seed")
-    command.add_argument("--steps", type=int, default=11050, help="train: how many steps")
+    command.add_argument("--steps", type=int, help="train: how many steps (all)")
     command.add_argument("--device", default="cpu", help="train: such as cuda")
     command.add_argument("--model", default="nano", help="eval: another folder")
     command.add_argument("--limit", type=int, default=10_000, metavar="N", help="eval: questions of each type")

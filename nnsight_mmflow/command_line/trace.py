@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.trace_result import TraceResult
 
 FACTS = 48  # sixteen places, three relations each
+# Nano's runs: name, way, constraints.
+RUNS = (
+    ("by_flag", "flag", 1),
+    ("by_phrase", "phrase", 1),
+    ("by_name", "name", 1),
+    ("two_constraints_by_flag", "flag", 2),
+    ("two_constraints_by_season", "season", 2),
+)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -24,13 +32,15 @@ def run(given: argparse.Namespace) -> None:
     import nnsight_mmflow as mmf
 
     graph, folder = load_graph(given), Path(given.out)
-    if given.image or given.model != "nano":
-        runs = {"": _own(graph, given)}
+    if given.image or given.data or given.model != "nano":
+        runs: dict[str, tuple] = {"": (*(_data if given.data else _own)(graph, given), None)}
     else:
-        count = given.limit or FACTS
-        runs = {f"by_{way}": mmf.nano.trace_pairs(graph, count, way) for way in ("flag", "name")}
+        runs = {}
+        for name, way, constraints in RUNS:
+            prompts, corrupt = mmf.nano.trace_pairs(graph, given.limit or FACTS, way, constraints)
+            runs[name] = (prompts, corrupt, mmf.nano.same_answers(graph, prompts))
     results = {}
-    for name, (prompts, corrupt) in runs.items():
+    for name, (prompts, corrupt, alike) in runs.items():
         where = folder / name
         judged = all(prompt.answer is not None for prompt in prompts)
         result = mmf.causal_trace(
@@ -42,6 +52,7 @@ def run(given: argparse.Namespace) -> None:
             half_width=given.half_width,
             each_position=given.each_position,
             only_correct=judged and not given.all,
+            same_answer=alike,
             engine=given.engine,
             folder=where,
         )
@@ -52,6 +63,39 @@ def run(given: argparse.Namespace) -> None:
     (folder / "report.md").write_text(report_text(results))
     pictures = ", ".join(str(Path(name) / "causal_trace.png") for name in results)
     say(f"written to {folder}: report.md, {pictures}")
+
+
+def _data(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[Corruption]]:
+    """The prompts and corruptions of a file of questions with constraints.
+
+    Raises:
+        MMFlowError: neither a phrase nor a word was given to put in, and the file has none; or nothing is left.
+    """
+    from nnsight_mmflow import corruption
+    from nnsight_mmflow._constraint_files import read_constraint_questions
+
+    questions, bad = read_constraint_questions(given.data, given.images, given.answers, skip_bad=given.skip_bad)
+    for problem in bad:
+        say(f"skipped: {problem}")
+    settings = {"template": given.template, "instruction": given.instruction, "pad_to_square": given.pad_to_square}
+    prompts, made = [], []
+    for question in questions[: given.limit]:
+        prompt = question.prompt(graph, **settings)
+        try:
+            if given.token:
+                one = corruption.repeat_token(graph, prompt, question.constraints[0].text, given.token)
+            else:
+                one = question.corrupted(graph, prompt, given.phrase or "")
+        except MMFlowError as error:
+            if not given.skip_bad:
+                raise MMFlowError(f"question {question.key}: {error} Or --token WORD, or --skip-bad.") from None
+            say(f"skipped: question {question.key}: {error}")
+            continue
+        prompts.append(prompt)
+        made.append(one)
+    if not prompts:
+        raise MMFlowError(f"no question of {given.data} is left to trace.")
+    return prompts, made
 
 
 def _own(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[Corruption]]:
