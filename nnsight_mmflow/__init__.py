@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnsight_mmflow import nano as nano
+    from nnsight_mmflow._benchmarks import Benchmark as Benchmark
+    from nnsight_mmflow._benchmarks import read_benchmark as read_benchmark
     from nnsight_mmflow._constraint_files import read_constraint_questions as read_constraint_questions
     from nnsight_mmflow._constraints import Constraint as Constraint
     from nnsight_mmflow._constraints import ConstraintQuestion as ConstraintQuestion
@@ -137,6 +139,8 @@ _WHERE = {
     "Question": "_questions",
     "read_questions": "_questions",
     "prompts_of": "_questions",
+    "Benchmark": "_benchmarks",
+    "read_benchmark": "_benchmarks",
     "Constraint": "_constraints",
     "ConstraintQuestion": "_constraints",
     "read_constraint_questions": "_constraint_files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._plots import STYLES, ShownFigure
@@ -20,10 +21,11 @@ def prune_figure(result: PruneReport) -> ShownFigure:
     families: dict[str, list] = {}
     for row in scores[scores["method"] != "unpruned"].itertuples():
         name = str(row.method)
-        kind = name.split(",")[0] if name.startswith(("random, as", "grid, as")) else name.split("(")[0].split(",")[0]
+        kind = re.split(r"[ (,]", name, maxsplit=1)[0]
         families.setdefault(kind, []).append(row)
     for i, (kind, rows) in enumerate(families.items()):
         color, dash, marker = STYLES[i % len(STYLES)]
+        linestyle = dash if kind not in ("random", "grid") else "none"
         rows.sort(key=lambda row: row.tokens_share)
         x, y = [row.tokens_share for row in rows], [row.right for row in rows]
         error = [[row.right - row.low for row in rows], [row.high - row.right for row in rows]]
@@ -32,7 +34,7 @@ def prune_figure(result: PruneReport) -> ShownFigure:
             y,
             yerr=error,
             color=color,
-            linestyle=dash,
+            linestyle=linestyle,
             marker=marker,
             markersize=5,
             linewidth=1,

@@ -99,6 +99,7 @@ def prune_report(
     max_new_tokens: int = 8,
     batch_size: int = 8,
     timed: int = 3,
+    judge: Callable[[Prompt, str], float] | None = None,
     folder: str | PathLike[str] | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
@@ -115,6 +116,8 @@ def prune_report(
         controls: also the random and the regular thinning of equal budget.
         max_new_tokens: how long an answer may get.
         batch_size: prompts in one generation.
+        judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`mmf.read_benchmark`);
+            None: the whole answer, whatever the case.
         timed: how often times are measured (the median is told); 0: not at all.
         folder: where finished methods are written as they are done; a run that was stopped goes on from there.
         progress: show a progress bar.
@@ -148,7 +151,7 @@ def prune_report(
     for name, method in named.items():
         every[name] = method
         if controls:
-            every |= equal_budget(graph, name, method, typical)
+            every |= equal_budget(graph, method, typical)
     settings = {
         "model": graph.name,
         "methods": list(every),
@@ -182,7 +185,7 @@ def prune_report(
                     "kind": prompt.kind,
                     "answer": prompt.answer,
                     "written": written,
-                    "right": written.lower() == str(prompt.answer).strip().lower(),
+                    "right": float(judge(prompt, written) if judge else _same(prompt, written)),
                     "agrees": written == before,
                     **_shares(graph, prompt, pattern, size),
                 }
@@ -194,15 +197,23 @@ def prune_report(
     return result
 
 
-def equal_budget(graph: Graph, name: str, method: Prune, prompt: Prompt) -> dict[str, Prune]:
-    """The random and the regular thinning that leave as many image tokens per layer, from the same first layer on."""
+def _same(prompt: Prompt, written: str) -> bool:
+    return written.lower() == str(prompt.answer).strip().lower()
+
+
+def equal_budget(graph: Graph, method: Prune, prompt: Prompt) -> dict[str, Prune]:
+    """The random and the regular thinning that leave as many image tokens per layer, from the same first layer on.
+
+    Named by what they do, so that methods of the same budget share them.
+    """
     stages, depth, count = method.plan(graph, prompt.rows()), graph.n_layers, len(prompt.spans["image"])
     first, left = stages[0].layer, sum(tokens_per_layer(stages, count, depth))
     share = (left / count - first) / (depth - first)
     dropped = min(1.0, max(0.0, 1 - share))
+    told = f"from layer {first}, {1 - dropped:.1%} left"
     return {
-        f"random, as {name}": Random(k=first, r=dropped, mode=method.mode),
-        f"grid, as {name}": Grid(k=first, r=dropped, mode=method.mode),
+        f"random {told}": Random(k=first, r=dropped, mode=method.mode),
+        f"grid {told}": Grid(k=first, r=dropped, mode=method.mode),
     }
 
 

@@ -83,7 +83,7 @@ def test_controls_of_equal_budget():
     graph = tiny_graph("llama", n_layers=5)
     prompt = graph.prompt(picture(0), "what color is the circle ?")
     method = mmf.HiMAP(k1=1, k2=3)
-    for control in equal_budget(graph, "it", method, prompt).values():
+    for control in equal_budget(graph, method, prompt).values():
         assert abs(control.budget(graph, 64) - method.budget(graph, 64)) < 1
         assert control.k == 1
 
