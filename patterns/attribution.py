@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 class AttributionResult(Result):
     """Attribution patching. One table row per prompt, span, layer and head.
 
-    Columns: prompt, span, layer, head, answer, estimate (of the change of the answer's log-probability, in nats, when
-    the corrupt run gets the head's clean result at the span), exact (the same, measured; NaN where it was not).
+    Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability, estimate (of the change of the
+    answer's log-probability, in nats, when the corrupt run gets the head's clean result at the span), exact (the same,
+    measured; NaN where it was not).
     """
 
     kind: ClassVar[str] = "attribution"
@@ -151,9 +153,10 @@ def _cells(
     )
     with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
         clean = nnsight.save([out.inputs[0][0][0].clone() for out in outs])
-        token = nnsight.save(graph.model.output.logits[0, -1].argmax(-1))
+        log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1))
+    token = int(log.argmax())
     with graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
-        found = nnsight.save(heads_and_gradients(first, outs, graph.model, int(token)))
+        found = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
     low, heads, gradients = found
     rows = []
     for layer, (was, now, gradient) in enumerate(zip(clean, heads, gradients, strict=True)):
@@ -165,7 +168,9 @@ def _cells(
                     "span": name,
                     "layer": layer,
                     "head": head,
-                    "answer": graph.processor.tokenizer.decode([int(token)]).strip(),
+                    "answer": graph.processor.tokenizer.decode([token]).strip(),
+                    "clean_probability": math.exp(float(log[token])),
+                    "corrupt_probability": math.exp(low),
                     "estimate": float(gain[at, head].sum()),
                     "exact": float("nan"),
                 }
@@ -186,7 +191,7 @@ def _cells(
                 graph.trace(corruption.prompt, *corruption.patterns, patch, use_cache=False, logits_to_keep=1),
             ):
                 logits = nnsight.save(graph.model.output.logits[0, -1].float())
-            row["exact"] = float(logits.log_softmax(-1)[int(token)]) - low
+            row["exact"] = float(logits.log_softmax(-1)[token]) - low
         except NoEffectError:  # the head gives there what it gave
             row["exact"] = 0.0
     return rows

@@ -84,6 +84,16 @@ def test_weights_without_gradients_and_what_is_printed(attention):
     assert -1 <= result.correlation <= 1
     assert f"correlation with exact patching {result.correlation:.2f} (of 32 cells)" in result.summary()
     assert len(result.plot()._repr_png_()) > 10_000
+    told = result.plot().get_suptitle().replace("\n", " ")
+    for stated in (
+        "log-probability",
+        "counted from 0",
+        "another image",
+        "P_clean",
+        "P_corrupt",
+        "2 prompts, 0 left out",
+    ):
+        assert stated in told
     top = result.top(3)["estimate"].abs()
     assert list(top) == sorted(top, reverse=True)
     bare = mmf.attribution(graph, *pairs[0], exact=0, progress=False)
