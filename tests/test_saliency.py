@@ -2,6 +2,7 @@
 
 import math
 
+import nnsight
 import numpy as np
 import pytest
 import torch
@@ -262,3 +263,38 @@ def test_the_control_draws_as_many_queries():
     for wrong in ({"ways": ["txt2img"]}, {"scope": "all"}, {"stage": "mid"}):
         with pytest.raises(mmf.MMFlowError):
             mmf.disruption(graph, [prompt], **wrong, **QUIET)
+
+
+def test_cut_weights_are_exactly_zero_in_their_layer_and_nowhere_else():
+    """Spec himap, checklist 8 and 9, on the weights that eager attention itself returns."""
+    graph = tiny_graph("llama", n_layers=4, attention="eager")
+    prompt = asked(graph)
+    source, target = list(prompt.spans["image"]), list(prompt.spans["question | suffix"])
+    for layers in ([1], range(1, 4)):
+        with (
+            torch.no_grad(),
+            graph.trace(
+                prompt, mmf.Knockout(source="image", target="question | suffix", layers=layers), use_cache=False
+            ),
+        ):
+            maps = nnsight.save([graph.attention(layer).output[1][0] for layer in range(4)])
+        for layer, weights in enumerate(maps):
+            block = weights[:, target][:, :, source]
+            assert bool((block == 0).all()) == (layer in layers)
+            assert bool((block > 0).any()) == (layer not in layers)
+            assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)  # what is left makes up for it
+            assert weights.isfinite().all()
+    # after the softmax nothing makes up for it: the target's result is smaller by what the image gave
+    out, value = graph.attention_out(1), graph.attention(1)
+    with torch.no_grad(), graph.trace(prompt, use_cache=False):
+        plain = out.inputs[0][0][0].save()
+        whole = value.output[1][0].save()
+    with (
+        torch.no_grad(),
+        graph.trace(prompt, mmf.Zeroed(source="image", target="question | suffix", layers=[1]), use_cache=False),
+    ):
+        zeroed = out.inputs[0][0][0].save()
+    assert float(whole[:, target][:, :, source].sum(-1).min()) > 0.01
+    untouched = [position for position in range(len(prompt)) if position not in target]
+    assert torch.equal(zeroed[untouched], plain[untouched])
+    assert (zeroed[target] - plain[target]).abs().max() > 1e-3
