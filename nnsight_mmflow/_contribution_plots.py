@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._plots import STYLES, ShownFigure, draw_band, label_layers
 from nnsight_mmflow._results import bootstrap_band
+from nnsight_mmflow._shaded import shaded_picture
 
 if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
@@ -38,31 +39,12 @@ def contributions_figure(result: ContributionsResult) -> ShownFigure:
 
 def contributions_on_image(result: ContributionsResult, prompt: Prompt, layer: int | None) -> ShownFigure:
     """The norms on the picture: each token's own pixels, darker where less is taken."""
-    from matplotlib.patches import Rectangle
-
     table = result.table[(result.table["head"] == -1) & (result.table["prompt"] == (prompt.key or "0"))]
     if layer is not None:
         table = table[table["layer"] == layer]
-    image = prompt.spans["image"].images[0]
-    norms = table.groupby("position")["norm"].sum()
-    largest = float(norms.max()) or 1.0
-    figure = ShownFigure(
-        figsize=(4.4, 4.4 * prompt.images[0].height / prompt.images[0].width + 0.5), layout="constrained"
-    )
-    axes = figure.subplots()
-    axes.imshow(prompt.images[0])
-    for token, position in enumerate(image.positions):
-        box = image.geometry.token_box(token)
-        if box is None or position not in norms.index:
-            continue
-        left, top, right, bottom = box
-        shade = 0.85 * (1 - float(norms[position]) / largest)
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, color="black", alpha=shade, lw=0))
-    axes.set(xticks=[], yticks=[])
+    norms = {int(position): float(norm) for position, norm in table.groupby("position")["norm"].sum().items()}  # type: ignore[call-overload]
     where = "all layers" if layer is None else f"layer {layer}"
-    axes.set_title(f"{result.header['source']} to {result.header['target']}, {where}", fontsize=10)
-    axes.set_xlabel(prompt.question, fontsize=9)
-    return figure
+    return shaded_picture(prompt, norms, f"{result.header['source']} to {result.header['target']}, {where}")
 
 
 def correctness_figure(result: ContributionsResult) -> ShownFigure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._plots import STYLES, ShownFigure, label_layers
+from nnsight_mmflow._shaded import shaded_picture
 
 if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
@@ -43,32 +44,13 @@ def saliency_figure(result: SaliencyResult) -> ShownFigure:
 
 def saliency_on_image(result: SaliencyResult, prompt: Prompt, layer: int | None) -> ShownFigure:
     """What flows from each image token, drawn on the picture: darker where less flows."""
-    from matplotlib.patches import Rectangle
-
     tokens = result.tokens()
     tokens = tokens[tokens["prompt"] == (prompt.key or "0")]
     if layer is not None:
         tokens = tokens[tokens["layer"] == layer]
-    flows = tokens.groupby("index")["saliency"].sum()
-    image = prompt.spans["image"].images[0]
-    numbers = {position: index for index, position in enumerate(prompt.spans["image"])}
-    largest = float(flows.max()) or 1.0
-    figure = ShownFigure(
-        figsize=(4.4, 4.4 * prompt.images[0].height / prompt.images[0].width + 0.5), layout="constrained"
-    )
-    axes = figure.subplots()
-    axes.imshow(prompt.images[0])
-    for token, position in enumerate(image.positions):
-        box = image.geometry.token_box(token)
-        if box is None:
-            continue
-        left, top, right, bottom = box
-        shade = 0.85 * (1 - float(flows[numbers[position]]) / largest)
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, color="black", alpha=shade, lw=0))
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(f"saliency, {'all layers' if layer is None else f'layer {layer}'}", fontsize=10)
-    axes.set_xlabel(prompt.question, fontsize=9)
-    return figure
+    flows, positions = tokens.groupby("index")["saliency"].sum(), list(prompt.spans["image"])
+    numbers = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
+    return shaded_picture(prompt, numbers, f"saliency, {'all layers' if layer is None else f'layer {layer}'}")
 
 
 def disruption_figure(result: DisruptionResult) -> ShownFigure:
