@@ -14,13 +14,13 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from nnsight_mmflow._constraints import Constraint, ConstraintQuestion, Problems, joined_answers
+from nnsight_mmflow._constraints import Constraint, ConstraintQuestion, joined_answers
 from nnsight_mmflow._errors import DataError
+from nnsight_mmflow._questions import ENDINGS, refuse_bad_rows
 
 # By the columns that tell them apart: (source, the column that names the subject).
 FORMS = {"subject": "known", "director": "movies"}
 NEEDED = ("question", "main_entity", "image_url")
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 Answers = Mapping[str, Sequence[str] | str]
 
 
@@ -67,7 +67,7 @@ def read_constraint_questions(
         raise DataError(f"there is no folder of images {str(folder)!r}.")
     known = _answers(answers)
     rows: Sequence[tuple[int, dict | DataError]] = _lines(file) if file.suffix in (".jsonl", ".json") else _csv(file)
-    found, problems = [], Problems()
+    found, bad = [], []
     for line, row in rows:
         try:
             if isinstance(row, DataError):
@@ -81,12 +81,12 @@ def read_constraint_questions(
                 replace(made, image=image, answers=joined_answers(right), replacement=replacement or made.replacement)
             )
         except DataError as error:
-            problems.add(line, error)
+            bad.append(f"line {line}: {error}")
     if not skip_bad:
-        problems.stop(file, len(found) + len(problems.found))
+        refuse_bad_rows(file, bad, len(found) + len(bad))
     if not found:
-        raise DataError(f"{file} holds no usable question" + (f": {problems.found[0]}" if problems.found else "."))
-    return found, problems.found
+        raise DataError(f"{file} holds no usable question" + (f": {bad[0]}" if bad else "."))
+    return found, bad
 
 
 def find_image(folder: Path, name: str, candidate: int = 0) -> Path:

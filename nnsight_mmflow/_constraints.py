@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,27 +128,6 @@ def write_constraint_questions(questions: Iterable[ConstraintQuestion], file: st
         lines.append(json.dumps({**asdict(replace(one, image="")), "image": str(one.image)}))
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return file
-
-
-@dataclass
-class Problems:
-    """What was wrong with the rows of a file, by line."""
-
-    found: list[str] = field(default_factory=list)
-
-    def add(self, line: int, told: object) -> None:
-        """Keeps one problem."""
-        self.found.append(f"line {line}: {told}")
-
-    def stop(self, file: Path, total: int) -> None:
-        """Raises if there are any."""
-        if self.found:
-            shown = "\n  ".join(self.found[:10])
-            more = f"\n  ... and {len(self.found) - 10} more" if len(self.found) > 10 else ""
-            raise DataError(
-                f"{len(self.found)} of {total} rows of {file} are bad:\n  {shown}{more}\n"
-                "Use --skip-bad (skip_bad=True) to go on without them."
-            )
 
 
 def joined_answers(answers: Sequence[str] | str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._geometry import Place
+from nnsight_mmflow._qk import attention_weights
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Bool, Float, Int
@@ -27,13 +29,13 @@ class Row:
         real: (first, end) of its real positions.
         image: its image tokens.
         after: the positions behind the last of them: the instruction.
-        places: for each image token (image, row, column) of its patch; (-1, -1, -1) for row ends and the like.
+        places: of each image token.
     """
 
     real: tuple[int, int]
     image: tuple[int, ...]
     after: tuple[int, ...]
-    places: tuple[tuple[int, int, int], ...]
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Seen:
         after: the instruction: positions behind the image.
         original: for each image token its number in the prompt's image, counted from 0.
         prompt_image: the positions of all the prompt's image tokens in the whole row.
-        places: for each image token (image, row, column) of its patch.
+        places: of each image token: image, view, tile, row, column, pixel box.
         row: which row of the batch this is.
         hidden: (positions, width), the residual stream that enters the layer.
         entered: (prompt's positions, width), the merged embeddings of the whole row, whatever has left since.
@@ -76,7 +78,7 @@ class Seen:
     after: list[int]
     original: list[int]
     prompt_image: list[int]
-    places: list[tuple[int, int, int]]
+    places: list[Place]
     row: int
     hidden: torch.Tensor
     entered: torch.Tensor
@@ -122,9 +124,6 @@ def attention_to_image(seen: Seen, queries: list[int], chunk: int = 8) -> Float[
     heads = seen.query.shape[0]
     for first in range(0, heads, chunk):
         part = slice(first, min(first + chunk, heads))
-        scores = torch.einsum("hqd,hkd->hqk", seen.query[part, queries].float(), seen.key[part].float()) * seen.scale
-        if seen.cap is not None:
-            scores = torch.tanh(scores / seen.cap) * seen.cap
-        weights = (scores + seen.mask[queries].float()).softmax(-1)
+        weights = attention_weights(seen.query[part, queries], seen.key[part], seen.mask[queries], seen.scale, seen.cap)
         total += weights[:, :, seen.image].sum(0)
     return total / heads

@@ -42,7 +42,7 @@ def prune_prefill(
     present: Kept | None = None  # what the ranking sees as present
     seen_before: tuple | None = None
     found: list[Kept | None] = []
-    shared: dict[tuple[str, int], object] = {}
+    shared: dict[tuple[str, int], tuple] = {}  # with what it was made of, so that no id is given away twice
     for layer in range(n_layers):
         arguments, named = layers[layer].inputs
         hidden = arguments[0]
@@ -71,13 +71,13 @@ def prune_prefill(
             changed, key = dict(named), ("mask", id(handed))  # layers mostly share masks and rotary tables
             if key not in shared:
                 cut = _cut_mask(handed, hidden, kept, causal) if drop else _closed_mask(handed, hidden, kept, causal)
-                shared[key] = cut
-            changed["attention_mask"] = shared[key]
+                shared[key] = (handed, cut)
+            changed["attention_mask"] = shared[key][1]
             if drop:
                 key = ("rotary", id(named["position_embeddings"]))
                 if key not in shared:
-                    shared[key] = _rotary(named, kept)
-                changed["position_embeddings"] = shared[key]
+                    shared[key] = (named["position_embeddings"], _rotary(named, kept))
+                changed["position_embeddings"] = shared[key][1]
                 places = named.get("position_ids")
                 if places is not None:
                     index = kept.index if places.ndim == 2 else kept.index.expand(places.shape[0], -1, -1)

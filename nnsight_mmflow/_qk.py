@@ -53,6 +53,24 @@ class QueryKeyReader:
         return self.graph.attention_out(layer).inputs[0][0]
 
 
+def attention_weights(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, scale: float, cap: float | None
+) -> torch.Tensor:
+    """(heads, queries, keys): the softmax of the scores, in float32.
+
+    Args:
+        query: (heads, queries, width), rotated.
+        key: (heads, keys, width), rotated.
+        mask: (queries, keys), additive.
+        scale: of the scores.
+        cap: where the family squeezes its scores, the cap.
+    """
+    scores = torch.einsum("hqd,hkd->hqk", query.float(), key.float()) * scale
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    return (scores + mask.float()).softmax(-1)
+
+
 def rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """(batch, heads, positions, width) with their rotary embedding; what lies behind its width passes."""
     rotary = cosine.shape[-1]

@@ -91,17 +91,27 @@ def read_questions(
             found.append(_question(row, line, file, folder))
         except DataError as error:
             bad.append(f"line {line}: {error}")
-    if bad and not skip_bad:
-        shown = "\n  ".join(bad[:10]) + (f"\n  ... and {len(bad) - 10} more" if len(bad) > 10 else "")
-        raise DataError(
-            f"{len(bad)} of {len(bad) + len(found)} rows of {file} are bad:\n  {shown}\n"
-            "Use --skip-bad (skip_bad=True) to go on without them."
-        )
+    if not skip_bad:
+        refuse_bad_rows(file, bad, len(bad) + len(found))
     if not found:
         raise DataError(
             f"{file} holds no usable question" + (f"; {len(bad)} bad rows, the first: {bad[0]}" if bad else ".")
         )
     return found, bad
+
+
+def refuse_bad_rows(file: Path, bad: Sequence[str], total: int) -> None:
+    """Raises if there are bad rows; each is told, up to ten.
+
+    Raises:
+        DataError: there are.
+    """
+    if bad:
+        shown = "\n  ".join(bad[:10]) + (f"\n  ... and {len(bad) - 10} more" if len(bad) > 10 else "")
+        raise DataError(
+            f"{len(bad)} of {total} rows of {file} are bad:\n  {shown}\n"
+            "Use --skip-bad (skip_bad=True) to go on without them."
+        )
 
 
 def prompts_of(graph: Graph, questions: Sequence[Question], **kwargs: object) -> list[Prompt]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._qk import attention_weights
 
 if TYPE_CHECKING:
     from nnsight import Envoy
@@ -61,10 +62,7 @@ def weights_times_gradients(
     total = query.new_zeros(positions, positions, dtype=torch.float32)
     for first in range(0, heads, chunk):
         part = slice(first, min(first + chunk, heads))
-        scores = torch.einsum("hqd,hkd->hqk", query[part].float(), key[part].float()) * scale
-        if cap is not None:
-            scores = torch.tanh(scores / cap) * cap
-        weight = (scores + mask.float()).softmax(-1)
+        weight = attention_weights(query[part], key[part], mask, scale, cap)
         flow = weight * torch.einsum("hqd,hkd->hqk", gradient[part].float(), value[part].float())
         total += (weight * flow).abs().sum(0) / heads if released else flow.sum(0)
     return total if released else total.abs()

@@ -51,7 +51,7 @@ def edit(
         report: where the cost is told before the run.
 
     Raises:
-        NoEffectError: the model gives every new answer already, or the edit leaves every answer as it was.
+        NoEffectError: the model gives every new answer already, or the update is too small for the weights' type.
         MMFlowError: no fact, two facts at the same place, unknown settings.
         ModelError: the matrix is no plain floating-point weight (a quantised model).
 
@@ -94,6 +94,12 @@ def edit(
         updates[layer] = solve(keys[layer], changes.to(keys[layer]), settings.regulariser)
         weights[weight_path(graph, layer)] = updates[layer].added_to(graph.mlp_out(layer)._module.weight)
         edited = twin_graph(graph, weights, f"{graph.name}, edited")
+    if all(torch.equal(weights[weight_path(graph, layer)], graph.mlp_out(layer)._module.weight) for layer in chosen):
+        kind = next(iter(weights.values())).dtype
+        raise NoEffectError(
+            f"the edit would change nothing: its update is smaller than {kind} tells apart. Is the clip"
+            f" ({settings.clip}) meant? settings='paper' has none."
+        )
     prompts, targets = [fact.prompt for fact in facts], [fact.target for fact in facts]
     before, after = (answer_scores(one, prompts, targets, settings.first_token) for one in (graph, edited))
     header = {

@@ -130,11 +130,7 @@ def row_of(spans: Spans) -> Row:
     image = spans["image"]
     last = image.positions[-1]
     after = tuple(position for position in spans["all"] if position > last)
-    places: list[tuple[int, int, int]] = []
-    for place in image.places():
-        known = place is not None and place.row is not None and place.column is not None
-        places.append((0, int(place.row), int(place.column)) if known else (-1, -1, -1))  # type: ignore[union-attr, arg-type]
-    return Row(spans["all"].row, image.positions, after, tuple(places))
+    return Row(spans["all"].row, image.positions, after, image.places())
 
 
 def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:

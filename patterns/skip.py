@@ -34,7 +34,8 @@ class Skip:
         part: "layer", "attn" (its attention adds nothing) or "mlp" (its MLP adds nothing).
 
     Raises:
-        NoEffectError: when run, if nothing changes (the span is empty, or a layer adds nothing).
+        NoEffectError: when run with `at`, if nothing changes (the span is empty, or these layers add nothing there).
+            Without `at` what a layer would add is not known: it is not run.
         ModelError: in a generation without layer 0, whose cache counts positions.
 
     Example:

@@ -11,7 +11,7 @@ import torch
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._masks import layer_mask
 from nnsight_mmflow._pattern import check_readable, layer_list, resolve
-from nnsight_mmflow._qk import QueryKeyReader
+from nnsight_mmflow._qk import QueryKeyReader, attention_weights
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -83,12 +83,11 @@ class Zeroed:
             given, more = out.inputs
             results = given[0].clone()
             for row, (target, source) in enumerate(edges):
-                scores = torch.einsum("hqd,hkd->hqk", query[row, :, target].float(), key[row].float()) * scale
-                if cap is not None:
-                    scores = torch.tanh(scores / cap) * cap
-                weights = (scores + mask[row, 0, target].float()).softmax(-1)[:, :, source]
+                weights = attention_weights(query[row, :, target], key[row], mask[row, 0, target], scale, cap)[
+                    :, :, source
+                ]
                 share = torch.einsum("hqk,hkd->qhd", weights, value[row, :, source].float()).flatten(1)
-                changed += float(share.abs().max())
+                changed += float(share.detach().abs().max())
                 results[row, target] = results[row, target] - share.to(results)
             out.inputs = ((results, *given[1:]), more)
         if not changed:

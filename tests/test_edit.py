@@ -315,6 +315,8 @@ def test_edits_that_do_nothing_or_cannot_be_made():
     fact = fact_of(graph)
     with pytest.raises(mmf.NoEffectError, match="gives every new answer already"):
         mmf.edit(graph, fact, 1, settings=mmf.EditSettings(stop_at=0.0), **QUIET)
+    with pytest.raises(mmf.NoEffectError, match="smaller than torch.float32 tells apart"):  # planted: it rounds away
+        mmf.edit(graph, fact, 1, settings=mmf.EditSettings(clip=1e-12, steps=2, stop_at=None), **QUIET)
     with pytest.raises(mmf.MMFlowError, match="facts 0 and 1 stand at the same position"):
         mmf.edit(graph, [fact, fact_of(graph, target="blue")], 1, **QUIET)
     with pytest.raises(mmf.MMFlowError, match="settings must be one of paper, released"):

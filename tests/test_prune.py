@@ -93,7 +93,7 @@ def reference(eager, prompt, pattern, inputs=None):
             from nnsight_mmflow._prune import Seen
 
             numbers = [image.index(position) for position in left]
-            places = [(0, 0, 0)] * len(left)
+            places = [prompt.spans["image"].places()[number] for number in numbers]
             seen = (left, after, numbers, image, places, 0, weights, weights, [], None, None, None, 1.0, None)
             scores = stage.rank(Seen(*seen))
         count = int((scores > 0).sum()) if stage.exact else stage.count(len(left))
@@ -387,8 +387,6 @@ def test_other_patterns_beside_it():
     prompt, fastv = asked(graph), mmf.FastV(k=3)
     early = mmf.Knockout(source="image", target="last", layers=range(2))
     late = mmf.Knockout(source="image", target="last", layers=range(4))
-    hand = {layer: prompt for layer in range(2)}
-    assert hand
     both = pruned_with(graph, prompt, early, fastv)
     masked = pruned_with(graph, prompt, early, replace(fastv, mode="mask"))
     assert (both - masked).abs().max() < 1e-5
@@ -396,7 +394,39 @@ def test_other_patterns_beside_it():
     for other in (late, mmf.Patch(at="image", site="mlp", layers=[3], value=mmf.zeros()), mmf.Random(k=4)):
         with pytest.raises(mmf.MMFlowError, match="mode='mask'"):
             graph.trace(prompt, fastv, other)
-    assert pruned_with(graph, prompt, late, replace(fastv, mode="mask")).isfinite().all()
+    # by masks they go together: the keys that either closes, by hand, on kept sets that the run itself tells
+    kept = []
+
+    def told(seen):
+        from nnsight_mmflow._prune import attention_to_image
+
+        ranks = attention_to_image(seen, seen.after[-1:]).sum(0)
+        kept.append({seen.image[i] for i in ranks.topk(32).indices.tolist()})
+        return ranks
+
+    found = pruned_with(graph, prompt, late, mmf.Prune(own=[mmf.Stage(layer=3, keep=32, rank=told)], mode="mask"))
+    assert (found - pruned_with(graph, prompt, late, replace(fastv, mode="mask"))).abs().max() < 1e-5
+    image, eager = list(prompt.spans["image"]), tiny_graph("llama", attention="eager")
+    hooks = []
+    for layer in range(5):
+
+        def close(module, given, named, layer=layer):
+            mask = named["attention_mask"].clone()
+            lowest = torch.finfo(mask.dtype).min
+            if layer < 4:
+                mask[..., len(prompt) - 1, image] = lowest
+            if layer >= 3:
+                gone = sorted(set(image) - kept[0])
+                mask[..., gone] = lowest
+                mask[..., gone, gone] = 0
+            return given, {**named, "attention_mask": mask}
+
+        hooks.append(eager.layers[layer]._module.register_forward_pre_hook(close, with_kwargs=True))
+    with torch.no_grad():
+        wanted = eager.adapter.model(**prompt.inputs, use_cache=False).logits[0, -1]
+    for hook in hooks:
+        hook.remove()
+    assert (found - wanted).abs().max() < 2e-5 * max(1, float(wanted.abs().max()))
 
 
 def pruned_with(graph, prompt, *patterns):

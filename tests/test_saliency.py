@@ -205,6 +205,14 @@ def test_zeroing_nothing_is_refused():
     prompt = asked(graph)
     with pytest.raises(mmf.NoEffectError, match="source and target swapped"):
         graph.trace(prompt, mmf.Zeroed(source="last", target="image", layers=[0]))
+    silent = tiny_graph(seed=9)
+    with torch.no_grad():
+        silent.attention(1)._module.v_proj.weight.zero_()
+    with (
+        pytest.raises(mmf.NoEffectError, match="zero already"),
+        silent.trace(asked(silent), mmf.Zeroed(source="image", target="last", layers=[1])),
+    ):
+        silent.unembed.output.save()
     with pytest.raises(mmf.MMFlowError, match="use graph.trace"):
         graph.generate(prompt, mmf.Zeroed(source="image", target="last", layers=[0]))
 
