@@ -142,6 +142,13 @@ class Adapter:
         """How many features the model will make of each image."""
         raise NotImplementedError
 
+    def tower_layer(self) -> int | None:
+        """The tower's layer whose output becomes image tokens, patch by patch, with a class token before the patches.
+
+        None where there is no class token, or a token is not one patch: methods that read the tower cannot run then.
+        """
+        return None
+
     def sliding_window(self) -> int | None:
         """How far back a text layer may read, or None where every earlier position is open."""
         if getattr(self.text_config, "use_sliding_window", True) is False:

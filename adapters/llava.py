@@ -45,6 +45,13 @@ class Llava(Adapter):
         """One feature per patch, the class token or the first patch left out where the configuration says so."""
         return [len(self._cells(height, width)) for height, width in self._seen(inputs)]
 
+    def tower_layer(self) -> int | None:
+        """The layer that the configuration names, with CLIP's tower."""
+        chosen, vision = self.config.vision_feature_layer, self.config.vision_config
+        if not isinstance(chosen, int) or chosen == 0 or not self.towers[vision.model_type]:
+            return None
+        return chosen - 1 if chosen > 0 else vision.num_hidden_layers + chosen
+
     def _seen(self, inputs: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
         """(height, width) of each picture as the tower sees it."""
         pixels = inputs["pixel_values"]

@@ -52,19 +52,20 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.edit_value import Fact as Fact
     from nnsight_mmflow.patterns.flow import flow as flow
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
+    from nnsight_mmflow.patterns.kept_tokens import KeptTokens as KeptTokens
+    from nnsight_mmflow.patterns.kept_tokens import kept_tokens as kept_tokens
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
     from nnsight_mmflow.patterns.patch import Patch as Patch
     from nnsight_mmflow.patterns.prune import Prune as Prune
-    from nnsight_mmflow.patterns.prune_methods import DropAll as DropAll
+    from nnsight_mmflow.patterns.prune_controls import DropAll as DropAll
+    from nnsight_mmflow.patterns.prune_controls import Grid as Grid
+    from nnsight_mmflow.patterns.prune_controls import Keep as Keep
+    from nnsight_mmflow.patterns.prune_controls import Random as Random
     from nnsight_mmflow.patterns.prune_methods import FastV as FastV
-    from nnsight_mmflow.patterns.prune_methods import Grid as Grid
     from nnsight_mmflow.patterns.prune_methods import HiMAP as HiMAP
-    from nnsight_mmflow.patterns.prune_methods import Keep as Keep
     from nnsight_mmflow.patterns.prune_methods import PyramidDrop as PyramidDrop
-    from nnsight_mmflow.patterns.prune_methods import Random as Random
-    from nnsight_mmflow.patterns.prune_methods import SparseVLM as SparseVLM
     from nnsight_mmflow.patterns.prune_report import PruneReport as PruneReport
     from nnsight_mmflow.patterns.prune_report import prune_report as prune_report
     from nnsight_mmflow.patterns.saliency import SaliencyResult as SaliencyResult
@@ -72,11 +73,15 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.skip import Skip as Skip
     from nnsight_mmflow.patterns.skip_flow import SkipResult as SkipResult
     from nnsight_mmflow.patterns.skip_flow import skip_flow as skip_flow
+    from nnsight_mmflow.patterns.sparse_vlm import SparseVLM as SparseVLM
     from nnsight_mmflow.patterns.trace_result import TraceResult as TraceResult
     from nnsight_mmflow.patterns.values import from_run as from_run
     from nnsight_mmflow.patterns.values import mean_of as mean_of
     from nnsight_mmflow.patterns.values import noise as noise
     from nnsight_mmflow.patterns.values import zeros as zeros
+    from nnsight_mmflow.patterns.visi_pruner import VisiPruner as VisiPruner
+    from nnsight_mmflow.patterns.vision_zip import FasterVLM as FasterVLM
+    from nnsight_mmflow.patterns.vision_zip import VisionZip as VisionZip
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult as WordOverlapResult
     from nnsight_mmflow.patterns.word_overlap import word_overlap as word_overlap
     from nnsight_mmflow.patterns.zeroed import Zeroed as Zeroed
@@ -119,11 +124,16 @@ _WHERE = {
     "HiMAP": "patterns.prune_methods",
     "FastV": "patterns.prune_methods",
     "PyramidDrop": "patterns.prune_methods",
-    "Random": "patterns.prune_methods",
-    "Grid": "patterns.prune_methods",
-    "DropAll": "patterns.prune_methods",
-    "Keep": "patterns.prune_methods",
-    "SparseVLM": "patterns.prune_methods",
+    "Random": "patterns.prune_controls",
+    "Grid": "patterns.prune_controls",
+    "DropAll": "patterns.prune_controls",
+    "Keep": "patterns.prune_controls",
+    "SparseVLM": "patterns.sparse_vlm",
+    "VisionZip": "patterns.vision_zip",
+    "FasterVLM": "patterns.vision_zip",
+    "VisiPruner": "patterns.visi_pruner",
+    "kept_tokens": "patterns.kept_tokens",
+    "KeptTokens": "patterns.kept_tokens",
     "prune_report": "patterns.prune_report",
     "PruneReport": "patterns.prune_report",
     "Zeroed": "patterns.zeroed",

@@ -52,6 +52,7 @@ class Graph:
         self.text_config = adapter.text_config
         self._text = adapter.text
         self.enters_after, self.causal = adapter.enters_after, adapter.causal
+        self.tower_layer = adapter.tower_layer()
         self.n_layers = int(adapter.text_config.num_hidden_layers)
         self.n_heads = int(adapter.text_config.num_attention_heads)
         self.d_model = int(adapter.text_config.hidden_size)

@@ -20,6 +20,8 @@ from nnsight_mmflow._qk import attention_weights
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Bool, Float, Int
 
+    from nnsight_mmflow._tower import TowerSeen
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,10 +47,31 @@ class Kept:
     Attributes:
         index: (batch, kept) positions of the padded prompt, in order.
         alive: (batch, kept) False where a position only fills up.
+        seat: (batch, kept) the positions at which they read the rotary table: their own, or counted anew.
     """
 
     index: Int[torch.Tensor, "batch kept"]
     alive: Bool[torch.Tensor, "batch kept"]
+    seat: Int[torch.Tensor, "batch kept"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a batch is pruned, whatever the method.
+
+    Attributes:
+        drop: tokens leave the sequence; else their keys are closed.
+        renumber: positions are counted anew without the dropped tokens; else they stay.
+        causal: what a layer does that is handed no mask.
+        scale: of the attention scores.
+        cap: where the family squeezes its scores, the cap.
+    """
+
+    drop: bool
+    renumber: bool
+    causal: bool
+    scale: float
+    cap: float | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class Seen:
         mask: (positions, positions), additive.
         scale: of the scores; `cap` squeezes them where the family does.
         cap: see `scale`.
+        value: (heads, positions, head width) of the layer whose attention is read; None for a layer that comes next.
+        tower: what the vision tower made of this row's pictures, for methods that read it; else None.
     """
 
     image: list[int]
@@ -88,9 +113,11 @@ class Seen:
     mask: torch.Tensor | None
     scale: float
     cap: float | None
+    value: torch.Tensor | None = None
+    tower: TowerSeen | None = None
 
 
-Rank = Callable[[Seen], torch.Tensor]
+Rank = Callable[[Seen], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +127,8 @@ class Stage:
     Attributes:
         layer: tokens leave before this layer.
         keep: how many stay of those present: a number, or a share (rounded).
-        rank: from what is seen to a number per image token.
+        rank: from what is seen to a number per image token; a method that merges tokens returns (numbers, (image
+            tokens, width)), the second being what each holds from then on.
         reads: whose attention the ranking reads: "previous" (the layer before), "next" (this one), or "" (none).
         exact: whether `rank` gives 1 to keep and 0 to drop, whatever `keep` says.
     """

@@ -2,144 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._masks import layer_mask
-from nnsight_mmflow._prune import Kept, Row, Seen, Stage
+from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way
+from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
 
 if TYPE_CHECKING:
     from nnsight import Envoy
+
+    from nnsight_mmflow._qk import QueryKeyReader
+    from nnsight_mmflow._tower import TowerSeen
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a prompt's forward has left.
+
+    Attributes:
+        kept: what each layer keeps (None: all of it).
+        tables: for each layer whose positions were counted anew, the whole prompt's rotary table; steps lengthen it.
+    """
+
+    kept: list[Kept | None] = field(default_factory=list)
+    tables: dict[int, Table] = field(default_factory=dict)
 
 
 def prune_prefill(
     layers: Envoy,
     n_layers: int,
-    read: Callable[[int, str, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], tuple],
-    stages: list[Stage],
-    rows: list[Row],
-    drop: bool,
-    causal: bool,
-    scale: float,
-    cap: float | None,
-) -> list[Kept | None]:
-    """Inside a trace of the prompt: prunes, and returns what each layer keeps (None: all of it).
+    reader: QueryKeyReader,
+    stages: Sequence[Sequence[Stage]],
+    rows: Sequence[Row],
+    way: Way,
+    towers: Sequence[TowerSeen | None],
+) -> Pruned:
+    """Inside a trace of the prompt: prunes, and returns what each layer keeps.
 
     Args:
         layers: the decoder layers.
         n_layers: how many there are.
-        read: gives rotated queries and keys of a layer, (batch, heads, positions, width) each.
-        stages: in order of their layers.
+        reader: of queries, keys and values.
+        stages: of each row, before the same layers.
         rows: the prompts.
-        drop: tokens leave the sequence; else their keys are closed.
-        causal: what a layer does that is handed no mask.
-        scale: of the attention scores.
-        cap: where the family squeezes its scores, the cap.
+        way: how.
+        towers: what the vision tower made of each row's pictures, where the method reads it.
     """
-    by_layer = {stage.layer: stage for stage in stages}
+    by_layer = _by_layer(stages)
     present: Kept | None = None  # what the ranking sees as present
     seen_before: tuple | None = None
-    found: list[Kept | None] = []
+    found = Pruned()
     shared: dict[tuple[str, int], tuple] = {}  # with what it was made of, so that no id is given away twice
     for layer in range(n_layers):
         arguments, named = layers[layer].inputs
         hidden = arguments[0]
         if present is None:
             entered = hidden
-            whole = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-            inside = [(whole[i] >= row.real[0]) & (whole[i] < row.real[1]) for i, row in enumerate(rows)]
-            present = Kept(whole, torch.stack(inside))
-        stage = by_layer.get(layer)
-        if stage is not None:
-            if stage.reads == "next":
-                old = found[-1] if found and drop else None
-                mask = layer_mask(named.get("attention_mask"), _whole(hidden, named, old), 0, causal)
-                if not drop and found and found[-1] is not None:
-                    mask = _closed_mask(named.get("attention_mask"), hidden, found[-1], causal)
-                seen_before = _looks(read(layer, "next", hidden, _rotary(named, old)), mask, old)
-            chosen = _choose(stage, rows, present, hidden, entered, seen_before, drop, scale, cap)
-            if drop:
+            every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+            inside = [(every[i] >= row.real[0]) & (every[i] < row.real[1]) for i, row in enumerate(rows)]
+            present = Kept(every, torch.stack(inside), every)
+        now = by_layer.get(layer)
+        if now is not None:
+            if now[0].reads == "next":
+                old = found.kept[-1] if found.kept else None
+                mask = layer_mask(named.get("attention_mask"), whole(hidden, named, old, way), 0, way.causal)
+                if not way.drop and old is not None:
+                    mask = closed_mask(named.get("attention_mask"), hidden, old, way)
+                ahead = reader.read(layer, "next", hidden, rotary(named, old))
+                seen_before = _looks((*ahead, None), mask, old if way.drop else None)
+            chosen, hidden = _choose(now, rows, present, hidden, entered, seen_before, way, towers)
+            if way.drop:
                 local = torch.searchsorted(present.index.contiguous(), chosen.index)
                 hidden = hidden.gather(1, local[..., None].expand(-1, -1, hidden.shape[2]))
             present = chosen
             shared.clear()
-        found.append(present if any(one.layer <= layer for one in stages) else None)
-        kept, handed = found[-1], named.get("attention_mask")
+        found.kept.append(present if layer >= min(by_layer) else None)
+        kept, handed = found.kept[-1], named.get("attention_mask")
         if kept is not None:
             changed, key = dict(named), ("mask", id(handed))  # layers mostly share masks and rotary tables
             if key not in shared:
-                cut = _cut_mask(handed, hidden, kept, causal) if drop else _closed_mask(handed, hidden, kept, causal)
-                shared[key] = (handed, cut)
+                make = cut_mask if way.drop else closed_mask
+                shared[key] = (handed, make(handed, hidden, kept, way))
             changed["attention_mask"] = shared[key][1]
-            if drop:
+            if way.drop or way.renumber:
                 key = ("rotary", id(named["position_embeddings"]))
                 if key not in shared:
-                    shared[key] = (named["position_embeddings"], _rotary(named, kept))
+                    shared[key] = (named["position_embeddings"], rotary(named, kept))
                 changed["position_embeddings"] = shared[key][1]
                 places = named.get("position_ids")
                 if places is not None:
-                    index = kept.index if places.ndim == 2 else kept.index.expand(places.shape[0], -1, -1)
-                    changed["position_ids"] = places.expand(*index.shape[:-1], -1).gather(-1, index)
+                    seat = kept.seat if places.ndim == 2 else kept.seat.expand(places.shape[0], -1, -1)
+                    changed["position_ids"] = places.expand(*seat.shape[:-1], -1).gather(-1, seat)
+            if way.renumber:
+                found.tables[layer] = named["position_embeddings"]
             layers[layer].inputs = ((hidden, *arguments[1:]), changed)
         following = by_layer.get(layer + 1)
-        if following is not None and following.reads == "previous":
-            now = kept if drop else None
-            mask = layer_mask(handed, _whole(hidden, named, now), 0, causal)
-            if not drop and kept is not None:
-                mask = _closed_mask(handed, hidden, kept, causal)
-            seen_before = _looks(read(layer, "previous", hidden, _rotary(named, now)), mask, now)
+        if following is not None and following[0].reads == "previous":
+            mask = layer_mask(handed, whole(hidden, named, kept, way), 0, way.causal)
+            if not way.drop and kept is not None:
+                mask = closed_mask(handed, hidden, kept, way)
+            found_here = reader.read(layer, "previous", hidden, rotary(named, kept))
+            seen_before = _looks((*found_here, reader.value(layer)), mask, kept if way.drop else None)
     return found
 
 
-def prune_step(layers: Envoy, found: list[Kept | None], length: int, drop: bool, causal: bool) -> None:
+def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
     """Inside a trace of one decode step: gives each layer that has lost tokens a mask over what it holds.
 
     Args:
         layers: the decoder layers.
         found: what each layer kept of the prompt.
         length: the prompt's length, padding included.
-        drop: whether tokens left the sequence; else their keys are closed.
-        causal: what a layer does that is handed no mask.
+        way: how the prompt was pruned.
     """
-    for layer, kept in enumerate(found):
+    shared: dict[tuple[int, int], tuple] = {}
+    for layer, kept in enumerate(found.kept):
         if kept is None:
             continue
         arguments, named = layers[layer].inputs
         hidden, mask = arguments[0], named.get("attention_mask")
+        changed = dict(named)
+        if way.renumber:
+            changed["position_embeddings"] = moved(found.tables, layer, kept, named["position_embeddings"], shared)
         held = named["past_key_values"].get_seq_length(layer)
-        if drop:
-            if mask is None and bool(kept.alive.all()):
-                continue
+        if way.drop and not (mask is None and bool(kept.alive.all())):
             later = held - kept.index.shape[1] + hidden.shape[1]  # tokens written since, this one included
             closed = torch.finfo(hidden.dtype).min
             made = hidden.new_zeros(kept.index.shape[0], 1, hidden.shape[1], kept.index.shape[1] + later)
             made[..., : kept.index.shape[1]].masked_fill_(~kept.alive[:, None, None], closed)
-        else:
-            made = layer_mask(mask, hidden, held, causal).expand(hidden.shape[0], -1, -1, -1).clone()
-            made[..., :length].masked_fill_(_gone(kept, length)[:, None, None], torch.finfo(made.dtype).min)
-        layers[layer].inputs = (arguments, {**named, "attention_mask": made})
+            changed["attention_mask"] = made
+        elif not way.drop:
+            made = layer_mask(mask, hidden, held, way.causal).expand(hidden.shape[0], -1, -1, -1).clone()
+            made[..., :length].masked_fill_(gone(kept, length)[:, None, None], torch.finfo(made.dtype).min)
+            changed["attention_mask"] = made
+        elif not way.renumber:
+            continue
+        layers[layer].inputs = (arguments, changed)
+
+
+def _by_layer(stages: Sequence[Sequence[Stage]]) -> dict[int, list[Stage]]:
+    """For each layer before which tokens leave, the stage of each row."""
+    layers = [sorted(stage.layer for stage in row) for row in stages]
+    if any(one != layers[0] for one in layers):
+        raise MMFlowError(f"the rows of a batch have stages before different layers: {layers}. Run them one by one.")
+    return {layer: [next(one for one in row if one.layer == layer) for row in stages] for layer in layers[0]}
 
 
 def _choose(
-    stage: Stage,
-    rows: list[Row],
+    stages: Sequence[Stage],
+    rows: Sequence[Row],
     present: Kept,
     hidden: torch.Tensor,
     entered: torch.Tensor,
     looks: tuple | None,
-    drop: bool,
-    scale: float,
-    cap: float | None,
-) -> Kept:
-    """What is left after a stage. In the closing mode `index` keeps every position, and the dead are not alive."""
+    way: Way,
+    towers: Sequence[TowerSeen | None],
+) -> tuple[Kept, torch.Tensor]:
+    """What is left after a stage, and what enters. Where keys close, `index` keeps every position."""
     chosen: list[torch.Tensor] = []
-    for i, row in enumerate(rows):
+    for i, (stage, row) in enumerate(zip(stages, rows, strict=True)):
         index, alive = present.index[i].tolist(), present.alive[i].tolist()
         where = {position: local for local, (position, live) in enumerate(zip(index, alive, strict=True)) if live}
         image = [number for number, position in enumerate(row.image) if position in where]
-        query, key, mask = (None, None, None) if looks is None else (part[i] for part in looks)
+        query, key, value, mask = (
+            (None,) * 4 if looks is None else (None if part is None else part[i] for part in looks)
+        )
         seen = Seen(
             [where[row.image[number]] for number in image],
             [where[position] for position in row.after],
@@ -153,81 +185,37 @@ def _choose(
             query,
             key,
             None if mask is None else mask[0],
-            scale,
-            cap,
+            way.scale,
+            way.cap,
+            value,
+            towers[i],
         )
-        ranks = stage.rank(seen)
+        told = stage.rank(seen)
+        ranks, content = told if isinstance(told, tuple) else (told, None)
+        if content is not None:
+            hidden = hidden.clone()
+            hidden[i, seen.image] = content.to(hidden)
         count = int((ranks > 0).sum()) if stage.exact else stage.count(len(image))
         best = ranks.topk(count).indices.tolist()
         kept = {row.image[image[number]] for number in best}
-        gone = {row.image[number] for number in image} - kept
-        chosen.append(torch.tensor([position not in gone and position in where for position in index]))
+        leave = {row.image[number] for number in image} - kept
+        chosen.append(torch.tensor([position not in leave and position in where for position in index]))
     alive = torch.stack(chosen).to(present.index.device)
-    if not drop:
-        return Kept(present.index, alive)
-    size = int(alive.sum(1).max())
-    # fill up with the first dead positions: padding, where there is any
-    order = torch.argsort(alive.int(), dim=1, descending=True, stable=True)[:, :size].sort(1).values
-    return Kept(present.index.gather(1, order), alive.gather(1, order))
-
-
-def _whole(hidden: torch.Tensor, named: dict, kept: Kept | None) -> torch.Tensor:
-    """Something of the whole prompt's length with the hidden states' type, to build the whole mask for."""
-    if kept is None:
-        return hidden
-    length = named["position_embeddings"][0].shape[-2]
-    return hidden[:, :1].expand(-1, length, -1)
-
-
-def _rotary(named: dict, kept: Kept | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rotary table at the positions that are left."""
-    cosine, sine = named["position_embeddings"]
-    if kept is None:
-        return cosine, sine
-    index = kept.index[..., None].expand(-1, -1, cosine.shape[-1])
-    return tuple(part.expand(len(index), -1, -1).gather(1, index) for part in (cosine, sine))
-
-
-def _cut_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, causal: bool) -> torch.Tensor | None:
-    """The layer's mask over the positions that are left; None where the layer was handed none and nothing fills up."""
-    if handed is None and bool(kept.alive.all()):
-        return None
-    length = int(kept.index.max()) + 1 if handed is None else handed.shape[-2]
-    whole = layer_mask(handed, hidden[:, :1].expand(-1, length, -1), 0, causal)
-    whole = whole.expand(len(kept.index), -1, -1, -1)
-    batch = torch.arange(len(kept.index), device=hidden.device)[:, None, None]
-    cut = whole[batch, 0, kept.index[:, :, None], kept.index[:, None, :]][:, None].clone()
-    cut.masked_fill_(~kept.alive[:, None, None], torch.finfo(cut.dtype).min)
-    return _finite(cut)
-
-
-def _closed_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, causal: bool) -> torch.Tensor:
-    """The layer's mask with the keys of dropped tokens closed; those that are dropped still read themselves."""
-    mask = layer_mask(handed, hidden, 0, causal).expand(hidden.shape[0], -1, -1, -1).clone()
-    gone = _gone(kept, hidden.shape[1])
-    mask.masked_fill_(gone[:, None, None], torch.finfo(mask.dtype).min)
-    return _finite(mask)
-
-
-def _gone(kept: Kept, length: int) -> torch.Tensor:
-    """(batch, length): the positions that are not alive."""
-    alive = torch.zeros(len(kept.index), length, dtype=torch.bool, device=kept.index.device)
-    return ~alive.scatter(1, kept.index, kept.alive)
-
-
-def _finite(mask: torch.Tensor) -> torch.Tensor:
-    """Queries without any open key (dead ones) read themselves: nothing reads them."""
-    starved = (mask > torch.finfo(mask.dtype).min / 2).any(-1).logical_not()
-    diagonal = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)[None, None]
-    return mask.masked_fill(starved[..., None] & diagonal, 0)
+    index = present.index
+    if way.drop:
+        size = int(alive.sum(1).max())
+        # fill up with the first dead positions: padding, where there is any
+        order = torch.argsort(alive.int(), dim=1, descending=True, stable=True)[:, :size].sort(1).values
+        index, alive = index.gather(1, order), alive.gather(1, order)
+    return Kept(index, alive, seats(index, alive, rows) if way.renumber else index), hidden
 
 
 def _looks(found: tuple, mask: torch.Tensor, kept: Kept | None) -> tuple:
-    """(query, key, mask) for each row, the mask cut to what is present."""
-    query, key = found
+    """(query, key, value, mask) of the batch, the mask cut to what is present."""
+    query, key, value = found
     mask = mask.expand(query.shape[0], -1, -1, -1)
     if kept is not None:
         batch = torch.arange(len(kept.index), device=mask.device)[:, None, None]
         mask = mask[batch, 0, kept.index[:, :, None], kept.index[:, None, :]][:, None].clone()
         mask.masked_fill_(~kept.alive[:, None, None], torch.finfo(mask.dtype).min)
-    return query, key, mask
+    return query, key, value, mask

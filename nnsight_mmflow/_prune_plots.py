@@ -27,7 +27,8 @@ def prune_figure(result: PruneReport) -> ShownFigure:
         color, dash, marker = STYLES[i % len(STYLES)]
         linestyle = dash if kind not in ("random", "grid") else "none"
         rows.sort(key=lambda row: row.tokens_share)
-        x, y = [row.tokens_share for row in rows], [row.right for row in rows]
+        beside = 0.006 * (i - (len(families) - 1) / 2)  # methods and controls of one budget stand side by side
+        x, y = [row.tokens_share + beside for row in rows], [row.right for row in rows]
         error = [[row.right - row.low for row in rows], [row.high - row.right for row in rows]]
         axes.errorbar(
             x,

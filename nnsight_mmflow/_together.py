@@ -39,4 +39,4 @@ def _drops_from(graph: Graph, pattern: Pattern, rows: tuple[Spans, ...]) -> int 
     plan = getattr(pattern, "plan", None)
     if plan is None or getattr(pattern, "mode", "") != "drop":
         return None
-    return min((stage.layer for stage in plan(graph, rows)), default=None)
+    return min((stage.layer for spans in rows for stage in plan(graph, spans)), default=None)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._prune import Kept, Row, Stage
-from nnsight_mmflow._prune_layers import prune_prefill, prune_step
+from nnsight_mmflow._prune import Row, Stage, Way
+from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
 from nnsight_mmflow._qk import QueryKeyReader
+from nnsight_mmflow._tower import TowerSeen, read_tower
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._row_spans import Spans
 
 MODES = ("drop", "mask")
+POSITIONS = ("original", "renumbered")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Prune:
     Attributes:
         mode: "drop" (the tokens leave the sequence and the cache: the speed question), or "mask" (their keys close from
             that layer on: the causal question). Both give the kept tokens the same results.
+        positions: "original" (what is left keeps its positions) or "renumbered" (counted anew from there on, as some
+            released methods do; wrong positions cost grounding dearly, so compare both).
         own: the stages, for a method that has no class.
 
     Raises:
@@ -47,15 +51,19 @@ class Prune:
     """
 
     mode: str = "drop"
+    positions: str = "original"
     own: Sequence[Stage] = field(default=(), repr=False)
+
+    reads_tower: ClassVar[bool] = False  # whether its ranking looks at what the vision tower made
+    measured: ClassVar[bool] = False  # whether how many tokens stay depends on what is seen
 
     def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
         """The stages for a prompt with so many image tokens. A method overwrites this."""
         return list(self.own)
 
-    def plan(self, graph: Graph, rows: tuple[Spans, ...]) -> list[Stage]:
-        """The stages for these prompts; a method that looks at spans overwrites this instead of `stages`."""
-        return self.stages(graph, max(len(spans["image"]) for spans in rows))
+    def plan(self, graph: Graph, spans: Spans) -> list[Stage]:
+        """The stages for a prompt; a method that looks at spans overwrites this instead of `stages`."""
+        return self.stages(graph, len(spans["image"]))
 
     def budget(self, graph: Graph, image_tokens: int) -> float:
         """Mean image tokens per layer: the unit in which methods are compared."""
@@ -67,23 +75,35 @@ class Prune:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         if self.mode not in MODES:
             raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}.")
+        if self.positions not in POSITIONS:
+            raise MMFlowError(f"positions must be one of {', '.join(POSITIONS)}, not {self.positions!r}.")
+        if self.positions == "renumbered" and "mrope_section" in (_rope(graph) or {}):
+            raise ModelError(
+                f"{graph.family} counts positions along three axes, so they cannot be counted anew:"
+                " take positions='original'."
+            )
+        if self.reads_tower and graph.tower_layer is None:
+            raise ModelError(
+                f"{type(self).__name__} reads the class token of the vision tower and needs a patch per image token:"
+                f" the LLaVA family with a CLIP tower has both, this {graph.family} has not."
+            )
         for row, spans in enumerate(rows):
             if not len(spans["image"]):
                 raise NoEffectError(f"{self} would change nothing: row {row} has no image.")
-            stages = self.plan(graph, (spans,))
+            stages = self.plan(graph, spans)
             if not stages:
                 raise MMFlowError(
                     f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
                 )
             _check_stages(self, graph, stages, len(spans["image"]))
-        if self.mode == "drop" and steps:
+        if (self.mode == "drop" and steps) or self.positions == "renumbered":
             window = getattr(graph.text_config, "sliding_window", None)
             longest = max(spans["all"].row[1] for spans in rows)
             uses = getattr(graph.text_config, "use_sliding_window", True)
             if window and uses and longest >= window:
                 raise ModelError(
                     f"the prompt has {longest} positions and the model's sliding window {window}: its cache would"
-                    " forget by what is left, not by where it stood. Take mode='mask'."
+                    " forget by what is left, not by where it stood. Take mode='mask', positions='original'."
                 )
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Prune:
@@ -94,35 +114,38 @@ class Prune:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
         rows = spans if isinstance(spans, tuple) else (spans,)
         self.check(graph, rows, steps=False)
-        return _dropped(self, self._prefill(graph, rows), rows)
+        return dropped_tokens(self, self.prefill(graph, rows), rows)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
 
-        found = self._prefill(graph, rows)
-        _dropped(self, found, rows)
+        found = self.prefill(graph, rows)
+        dropped_tokens(self, found, rows)
         length = rows[0]["all"].row[1]
         try:
             for _ in Iterations()[1:]:
-                prune_step(graph.layers, found, length, self.mode == "drop", graph.causal)
+                prune_step(graph.layers, found, length, self._way(graph))
         except OutOfOrderError:  # a trace has one step, and a generation ends
             pass
 
-    def _prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> list[Kept | None]:
-        stages = self.plan(graph, rows)
+    def prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> Pruned:
+        """Does it inside a trace of the prompt, and returns what each layer keeps."""
         return prune_prefill(
             graph.layers,
             graph.n_layers,
-            QueryKeyReader(graph).read,
-            sorted(stages, key=lambda stage: stage.layer),
+            QueryKeyReader(graph),
+            [self.plan(graph, spans) for spans in rows],
             [row_of(spans) for spans in rows],
-            self.mode == "drop",
-            graph.causal,
-            graph.attention(0)._module.scaling,
-            getattr(graph.text_config, "attn_logit_softcapping", None),
+            self._way(graph),
+            _towers(graph, rows) if self.reads_tower else [None] * len(rows),
         )
+
+    def _way(self, graph: Graph) -> Way:
+        cap = getattr(graph.text_config, "attn_logit_softcapping", None)
+        scale = graph.attention(0)._module.scaling
+        return Way(self.mode == "drop", self.positions == "renumbered", graph.causal, scale, cap)
 
 
 def row_of(spans: Spans) -> Row:
@@ -133,13 +156,28 @@ def row_of(spans: Spans) -> Row:
     return Row(spans["all"].row, image.positions, after, image.places())
 
 
+def _towers(graph: Graph, rows: tuple[Spans, ...]) -> list[TowerSeen | None]:
+    """What the tower made of each row's pictures, which lie one row after another."""
+    assert graph.tower_layer is not None
+    seen, first, found = read_tower(graph, graph.tower_layer), 0, []
+    for spans in rows:
+        count = 1 + max(place.image for place in spans["image"].places())
+        found.append(seen.of(first, count))
+        first += count
+    return list(found)
+
+
+def _rope(graph: Graph) -> dict | None:
+    return getattr(graph.text_config, "rope_parameters", None) or getattr(graph.text_config, "rope_scaling", None)
+
+
 def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
     layers = [stage.layer for stage in stages]
-    wrong = [layer for layer in layers if not 0 < layer < graph.n_layers]
+    wrong = [stage.layer for stage in stages if not (0 if stage.reads == "" else 1) <= stage.layer < graph.n_layers]
     if wrong:
         raise MMFlowError(
-            f"{pattern}: tokens can leave before layers 1 to {graph.n_layers - 1}, not before {wrong}: layer 0 must"
-            " see all of them, since positions and masks are counted by it; behind the last there is nothing to save."
+            f"{pattern}: tokens can leave before layers 1 to {graph.n_layers - 1}, not before {wrong}: before layer 0"
+            " there is no attention to rank by (what reads none may go there); behind the last nothing is saved."
         )
     if layers != sorted(set(layers)):
         raise MMFlowError(f"{pattern}: its stages lie before layers {layers}; they must rise.")
@@ -158,8 +196,13 @@ def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_token
         raise NoEffectError(f"{pattern} would change nothing: it keeps all {image_tokens} image tokens.")
 
 
-def _dropped(pattern: Prune, found: list[Kept | None], rows: tuple[Spans, ...]) -> int:
-    last = found[-1]
+def dropped_tokens(pattern: Prune, found: Pruned, rows: tuple[Spans, ...]) -> int:
+    """How many tokens have left by the last layer.
+
+    Raises:
+        NoEffectError: none.
+    """
+    last = found.kept[-1]
     assert last is not None
     real = sum(spans["all"].row[1] - spans["all"].row[0] for spans in rows)
     gone = real - int(last.alive.sum())

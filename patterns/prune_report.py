@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow.patterns.kept_tokens import image_tokens_per_layer
 from nnsight_mmflow.patterns.prune import Prune
-from nnsight_mmflow.patterns.prune_methods import Grid, Random
+from nnsight_mmflow.patterns.prune_controls import Grid, Random
 from nnsight_mmflow.patterns.prune_run import answer_with, measure_speed
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops, tokens_per_layer
+from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._results import Result, versions
@@ -206,8 +207,8 @@ def equal_budget(graph: Graph, method: Prune, prompt: Prompt) -> dict[str, Prune
 
     Named by what they do, so that methods of the same budget share them.
     """
-    stages, depth, count = method.plan(graph, prompt.rows()), graph.n_layers, len(prompt.spans["image"])
-    first, left = stages[0].layer, sum(tokens_per_layer(stages, count, depth))
+    tokens, depth, count = image_tokens_per_layer(graph, prompt, method), graph.n_layers, len(prompt.spans["image"])
+    first, left = next(layer for layer, number in enumerate(tokens) if number < count), sum(tokens)
     share = (left / count - first) / (depth - first)
     dropped = min(1.0, max(0.0, 1 - share))
     told = f"from layer {first}, {1 - dropped:.1%} left"
@@ -221,8 +222,7 @@ def _shares(graph: Graph, prompt: Prompt, pattern: Prune | None, size: DecoderSi
     """Tokens, operations and cache of one prompt, and their shares of the unpruned run's."""
     count = len(prompt.spans["image"])
     text = len(prompt) - count
-    stages = [] if pattern is None else pattern.plan(graph, prompt.rows())
-    tokens, whole = tokens_per_layer(stages, count, size.n_layers), [count] * size.n_layers
+    tokens, whole = image_tokens_per_layer(graph, prompt, pattern), [count] * size.n_layers
     positions, all_positions = [n + text for n in tokens], [n + text for n in whole]
     return {
         "image_tokens": sum(tokens) / size.n_layers,

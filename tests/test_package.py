@@ -83,13 +83,16 @@ SHIPPED = [  # what a trace reaches
     *(
         f"nnsight_mmflow/{name}.py"
         for name in (
-            "_errors _geometry _masks _pattern _prune _prune_layers _qk _readout _restore _row_spans _rows _saliency"
-            " _spans _views"
+            "_errors _geometry _masks _pattern _prune _prune_layers _prune_masks _qk _readout _restore _row_spans _rows"
+            " _saliency _spans _tower _views"
         ).split()
     ),
     *(
         f"patterns/{name}.py"
-        for name in "attribution edit_value knockout patch prune_methods sites skip values zeroed".split()
+        for name in (
+            "attribution edit_value knockout patch prune prune_controls prune_methods prune_rankings sites skip"
+            " sparse_vlm values vision_zip visi_pruner zeroed"
+        ).split()
     ),
 ]
 ON_A_SERVER = {"torch", "numpy", "transformers", "einops", "nnsight", "nnsight_mmflow", *sys.stdlib_module_names}

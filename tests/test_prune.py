@@ -16,10 +16,11 @@ METHODS = {
     "fastv": lambda graph: mmf.FastV(k=graph.n_layers - 2),
     "fastv_mean": lambda graph: mmf.FastV(k=graph.n_layers - 2, rank="mean"),
     "pyramid": lambda graph: mmf.PyramidDrop(layers=(first(graph), graph.n_layers - 1), keep=(0.5, 0.25)),
-    "sparse": lambda graph: mmf.SparseVLM(layers=(first(graph), graph.n_layers - 1), keep=(0.6, 0.3)),
+    "sparse": lambda graph: mmf.SparseVLM(layers=(first(graph), graph.n_layers - 1), keep=(0.6, 0.3), recycle=False),
     "keep": lambda graph: mmf.Keep(at="corner", from_layer=first(graph)),
     "random": lambda graph: mmf.Random(k=graph.n_layers - 2),
     "grid": lambda graph: mmf.Grid(k=graph.n_layers - 2, r=0.7),
+    "before": lambda graph: mmf.Random(k=graph.enters_after),
     "all": lambda graph: mmf.DropAll(from_layer=graph.n_layers - 2),
 }
 
@@ -69,7 +70,7 @@ def reference(eager, prompt, pattern, inputs=None):
     """(output, kept image positions after each stage): ranks come from the eager maps themselves."""
     image = list(prompt.spans["image"])
     after = [position for position in prompt.spans["all"] if position > image[-1]]
-    stages = pattern.plan(eager, prompt.rows())
+    stages = pattern.plan(eager, prompt.spans)
     left, closed, kept = image, {}, []
     for stage in stages:
         maps = with_closed(eager, prompt, closed, inputs, read=True).attentions
@@ -169,8 +170,9 @@ def test_rows_that_keep_different_numbers_of_tokens():
     graph, _ = graphs("qwen2_vl")
     prompts = [graph.prompt(picture(0, 96, 64), QUESTION), graph.prompt(picture(1, 64, 32), "is the circle red ?")]
     assert len(prompts[0].spans["image"]) != len(prompts[1].spans["image"])
-    for mode in ("drop", "mask"):
-        pattern = mmf.Prune(own=[mmf.Stage(layer=1, keep=0.5, rank=received)], mode=mode)
+    mine = mmf.Prune(own=[mmf.Stage(layer=1, keep=0.5, rank=received)])
+    for method, mode in ((method, mode) for method in (mine, mmf.HiMAP(k1=1, k2=2)) for mode in ("drop", "mask")):
+        pattern = replace(method, mode=mode)
         with torch.no_grad(), graph.trace(graph.batch(prompts), pattern, use_cache=False):
             together = graph.model.output.logits[:, -1].save()
         for row, prompt in enumerate(prompts):
@@ -191,7 +193,7 @@ def received(seen):
 def test_generation_equals_computing_every_token_anew(name, attention):
     graph, eager = graphs(name, attention)
     prompt = asked(graph)
-    for method in ("himap", "pyramid", "all"):
+    for method in ("himap", "pyramid", "all", "before"):
         pattern = METHODS[method](graph)
         _, _, closed = reference(eager, prompt, pattern)
         for mode in ("drop", "mask"):
@@ -263,9 +265,9 @@ def test_layers_before_the_first_stage_are_untouched_and_the_next_sees_fewer():
 
 def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
     from nnsight_mmflow.patterns.prune import row_of
-    from nnsight_mmflow.patterns.prune_methods import from_last
+    from nnsight_mmflow.patterns.prune_rankings import from_last
 
-    from nnsight_mmflow._prune import Stage
+    from nnsight_mmflow._prune import Stage, Way
     from nnsight_mmflow._prune_layers import prune_prefill
     from nnsight_mmflow._qk import QueryKeyReader
 
@@ -275,8 +277,9 @@ def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
         plain = graph.adapter.model(**prompt.inputs).logits
     hooks = sum(len(module._forward_pre_hooks) for module in graph.adapter.model.modules())
     layers, reader, row = graph.layers, QueryKeyReader(graph), row_of(prompt.spans)
+    way = Way(True, False, True, 0.25, None)
     with torch.no_grad(), graph.trace(prompt, use_cache=False):
-        prune_prefill(layers, 5, reader.read, [Stage(2, 1.0, from_last)], [row], True, True, 0.25, None)
+        prune_prefill(layers, 5, reader, [[Stage(2, 1.0, from_last)]], [row], way, [None])
         kept = graph.model.output.logits.save()
     assert torch.equal(kept, plain)
     pruned(graph, prompt, mmf.FastV(k=2))

@@ -12,6 +12,7 @@ from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow.patterns.prune import Prune
     from nnsight_mmflow.patterns.prune_report import PruneReport
 
@@ -24,7 +25,10 @@ def run(given: argparse.Namespace) -> None:
 
     graph, folder = load_graph(given), Path(given.out)
     prompts = make_prompts(graph, given)
-    methods = {name: pattern for wanted in given.methods for name, pattern in _methods(graph, wanted, given).items()}
+    patches = max(_tokens_per_picture(prompt) for prompt in prompts)
+    methods = {
+        name: pattern for wanted in given.methods for name, pattern in _methods(graph, wanted, given, patches).items()
+    }
     result = mmf.prune_report(
         graph, prompts, methods, max_new_tokens=given.max_new_tokens, timed=given.timed, folder=folder
     )
@@ -35,13 +39,22 @@ def run(given: argparse.Namespace) -> None:
     say(f"written to {folder}: report.md, prune_report.png, prune_report.csv")
 
 
-def _methods(graph: Graph, name: str, given: argparse.Namespace) -> dict[str, Prune]:
-    """A method at each share of tokens that stay after its last prune.
+def _tokens_per_picture(prompt: Prompt) -> int:
+    image = prompt.spans["image"]
+    return len(image) // (1 + max((place.image for place in image.places()), default=0))
+
+
+def _methods(graph: Graph, name: str, given: argparse.Namespace, patches: int) -> dict[str, Prune]:
+    """A method at each share of tokens that stay after its last prune; none for what the model's tower cannot do.
 
     Raises:
         MMFlowError: there is no such method.
     """
     import nnsight_mmflow as mmf
+
+    if name in BEFORE and graph.tower_layer is None:
+        say(f"{name} needs a tower with a class token and a patch per image token: left out for {graph.family}.")
+        return {}
 
     early = given.k1 if given.k1 is not None else max(2, graph.n_layers // 5)
     late = given.k2 if given.k2 is not None else max(early + 1, graph.n_layers // 2)
@@ -58,13 +71,22 @@ def _methods(graph: Graph, name: str, given: argparse.Namespace) -> dict[str, Pr
             pattern = mmf.PyramidDrop(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
         elif name == "sparsevlm":
             pattern = mmf.SparseVLM(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
+        elif name == "visionzip":
+            contextual = max(1, round(CONTEXTUAL * share * patches))
+            pattern = mmf.VisionZip(
+                dominant=max(2, round(share * patches) - contextual), contextual=contextual, mode=given.mode
+            )
+        elif name == "fastervlm":
+            pattern = mmf.FasterVLM(r=1 - share, mode=given.mode)
         else:
             raise MMFlowError(f"there is no method {name!r}; there are {', '.join(METHODS)}.")
         made[f"{type(pattern).__name__}, {share:.1%} left"] = pattern
     return made
 
 
-METHODS = ("fastv", "himap", "pyramiddrop", "sparsevlm")
+METHODS = ("fastv", "himap", "pyramiddrop", "sparsevlm", "visionzip", "fastervlm")
+BEFORE = METHODS[4:]  # before the language model, by the tower's class token
+CONTEXTUAL = 10 / 64  # of VisionZip's tokens are merged ones
 
 
 def report_text(result: PruneReport) -> str:

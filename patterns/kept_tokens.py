@@ -1,0 +1,93 @@
+"""Which image tokens a pruning method keeps, layer by layer, on a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._flops import tokens_per_layer
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.patterns.prune import Prune
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._prompt import Prompt
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """The image tokens that each layer still sees.
+
+    Attributes:
+        prompt: whose.
+        layers: for each layer their numbers in the prompt's image, counted from 0, in order.
+        counts: how many each layer sees.
+    """
+
+    prompt: Prompt = field(repr=False)
+    layers: list[list[int]] = field(repr=False)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many image tokens each layer sees."""
+        return [len(kept) for kept in self.layers]
+
+    def __repr__(self) -> str:
+        return f"KeptTokens(counts={self.counts})"
+
+    def on_image(self) -> ShownFigure:
+        """The picture, each patch as bright as the number of layers that see it."""
+        from nnsight_mmflow._shaded import shaded_picture
+
+        seen = [sum(number in kept for kept in self.layers) for number in range(len(self.prompt.spans["image"]))]
+        numbers = {position: float(count) for position, count in zip(self.prompt.spans["image"], seen, strict=True)}
+        return shaded_picture(self.prompt, numbers, f"layers of {len(self.layers)} that see each image token")
+
+
+def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
+    """Which image tokens each layer still sees, as `KeptTokens`.
+
+    One forward. In a trace with mode="drop" a layer's positions are the text's and these, in order: with them, what is
+    read there goes back to its place in the prompt, and `prompt.spans["image"].places()` tells where on the picture.
+
+    Args:
+        graph: the model.
+        prompt: one prompt with an image.
+        pattern: the method.
+
+    Raises:
+        NoEffectError: it keeps every token.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompt = mmf.nano.prompts(graph, 1)[0]
+        >>> mmf.kept_tokens(graph, prompt, mmf.HiMAP(k1=2, k2=4))
+        KeptTokens(counts=[64, 64, 32, 32, 8, 8, 8, 8, 8, 8])
+    """
+    import nnsight
+    import torch
+    from nnsight_mmflow.patterns.prune import dropped_tokens
+
+    rows = prompt.rows()
+    pattern.check(graph, rows, steps=False)
+    with torch.no_grad(), graph.trace(prompt, use_cache=False):
+        found = pattern.prefill(graph, rows)
+        left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in found.kept])
+        gone = nnsight.save(dropped_tokens(pattern, found, rows))
+    assert gone
+    numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
+    layers = [
+        list(numbers.values()) if kept is None else [numbers[position] for position in kept if position in numbers]
+        for kept in left
+    ]
+    return KeptTokens(prompt, layers)
+
+
+def image_tokens_per_layer(graph: Graph, prompt: Prompt, pattern: Prune | None) -> list[int]:
+    """How many image tokens each layer sees: as planned, or counted in a forward where that depends on what is seen."""
+    if pattern is not None and pattern.measured:
+        return kept_tokens(graph, prompt, pattern).counts
+    stages = [] if pattern is None else pattern.plan(graph, prompt.spans)
+    return tokens_per_layer(stages, len(prompt.spans["image"]), graph.n_layers)
