@@ -136,7 +136,7 @@ def _edit(command: argparse.ArgumentParser) -> None:
 
 
 def _prune(command: argparse.ArgumentParser) -> None:
-    known = ("fastv", "himap", "pyramiddrop", "sparsevlm")
+    known = ("fastv", "himap", "pyramiddrop", "sparsevlm", "visionzip", "fastervlm")
     command.add_argument(
         "--methods", nargs="+", default=list(known), metavar="NAME", help=f"of {', '.join(known)} (all of them)"
     )
