@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow import nano as nano
     from nnsight_mmflow._benchmarks import Benchmark as Benchmark
     from nnsight_mmflow._benchmarks import read_benchmark as read_benchmark
+    from nnsight_mmflow._bound import BoundBridge as BoundBridge
     from nnsight_mmflow._constraint_files import read_constraint_questions as read_constraint_questions
     from nnsight_mmflow._constraints import Constraint as Constraint
     from nnsight_mmflow._constraints import ConstraintQuestion as ConstraintQuestion
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow._questions import prompts_of as prompts_of
     from nnsight_mmflow._questions import read_questions as read_questions
     from nnsight_mmflow._row_spans import Spans as Spans
+    from nnsight_mmflow._span_cache import SpanCache as SpanCache
+    from nnsight_mmflow._span_cache import cache_by_span as cache_by_span
     from nnsight_mmflow._spans import Span as Span
     from nnsight_mmflow.checks import Report as Report
     from nnsight_mmflow.checks import check as check
@@ -73,6 +76,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.skip import Skip as Skip
     from nnsight_mmflow.patterns.skip_flow import SkipResult as SkipResult
     from nnsight_mmflow.patterns.skip_flow import skip_flow as skip_flow
+    from nnsight_mmflow.patterns.span_patching import attribution_by_span as attribution_by_span
+    from nnsight_mmflow.patterns.span_patching import patch_by_span as patch_by_span
     from nnsight_mmflow.patterns.sparse_vlm import SparseVLM as SparseVLM
     from nnsight_mmflow.patterns.trace_result import TraceResult as TraceResult
     from nnsight_mmflow.patterns.values import from_run as from_run
@@ -133,6 +138,11 @@ _WHERE = {
     "FasterVLM": "patterns.vision_zip",
     "VisiPruner": "patterns.visi_pruner",
     "kept_tokens": "patterns.kept_tokens",
+    "BoundBridge": "_bound",
+    "SpanCache": "_span_cache",
+    "cache_by_span": "_span_cache",
+    "patch_by_span": "patterns.span_patching",
+    "attribution_by_span": "patterns.span_patching",
     "KeptTokens": "patterns.kept_tokens",
     "prune_report": "patterns.prune_report",
     "PruneReport": "patterns.prune_report",

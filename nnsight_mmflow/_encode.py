@@ -8,10 +8,13 @@ from transformers import BatchFeature
 
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._geometry import ImageGeometry
+from nnsight_mmflow._prompt import Batch, Prompt
 from nnsight_mmflow._row_spans import Spans
 from nnsight_mmflow._spans import ImageTokens, Span
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from PIL.Image import Image as Picture
 
@@ -197,3 +200,34 @@ def spans_of(
     }
     after = text.rfind(placeholder)
     return Spans(named, tokens, offsets, text, question, after + len(placeholder) if after >= 0 else 0)
+
+
+def checked_inputs(adapter: Adapter, prompt: Prompt | Batch | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a prompt on the model's device.
+
+    Raises:
+        PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
+    """
+    inputs = dict(prompt.inputs if isinstance(prompt, Prompt | Batch) else prompt)
+    if "input_ids" not in inputs:
+        raise PromptError(f"the inputs hold {', '.join(inputs) or 'nothing'}; input_ids are missing.")
+    ids = inputs["input_ids"]
+    if not isinstance(prompt, Prompt):
+        pad = adapter.processor.tokenizer.pad_token_id
+        ends = (ids[:, 0] == pad) | (ids[:, -1] == pad) if pad is not None else ids[:, 0] < 0
+        if "attention_mask" not in inputs and len(ids) > 1 and bool(ends.any()):
+            padded = ends.nonzero().flatten().tolist()
+            raise PromptError(
+                f"row(s) {padded} start or end with padding, but there is no attention_mask: the model would"
+                " read the padding as text. Pass the attention_mask that the processor or graph.batch returned."
+            )
+        pixels = inputs.get("pixel_values")
+        features = [] if pixels is None else adapter.feature_counts(inputs)
+        check_counts(int((ids == adapter.image_token_id).sum()), features)
+    weights = adapter.model.get_input_embeddings().weight
+    if weights.is_meta:  # a remote run: the server places them
+        return inputs
+    return {
+        name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+    }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._encode import check_counts, encode
+from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
 from nnsight_mmflow._prompt import Batch, Prompt, join
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     import torch
     from nnsight import Envoy, TransformersModel
     from nnsight.intervention.tracer import InterleavingTracer
+    from transformer_lens.model_bridge import TransformerBridge
 
+    from nnsight_mmflow._bound import BoundBridge
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._pictures import Pictures
     from nnsight_mmflow.adapters._base import Adapter
@@ -251,35 +254,41 @@ class Graph:
             model = changed
         return model
 
+    def to_transformer_lens(self) -> TransformerBridge:
+        """A TransformerLens bridge over the same weights, processor and tokenizer attached; nothing is fetched.
+
+        Raises:
+            ModelError: TransformerLens is missing, or does not know this architecture.
+        """
+        from nnsight_mmflow._bridge import to_bridge
+
+        return to_bridge(self)
+
+    def bound(self, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
+        """The bridge bound to a prompt: it and TransformerLens' own tools run with the image."""
+        from nnsight_mmflow._bound import BoundBridge
+
+        return BoundBridge(bridge, prompt)
+
+    def hooks(
+        self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Pattern
+    ) -> AbstractContextManager[BoundBridge]:
+        """A context in which the patterns are at work on a bridge: `with graph.hooks(bridge, prompt, ...) as bound:`.
+
+        Raises:
+            NoEffectError: a pattern that would change nothing; when the context ends, one that did.
+        """
+        from nnsight_mmflow._bridge_hooks import hooked
+
+        return hooked(self, bridge, prompt, patterns)
+
     def checked(self, prompt: Prompt | Batch | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of a prompt on the model's device, checked before any forward.
 
         Raises:
             PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
         """
-        inputs = dict(prompt.inputs if isinstance(prompt, Prompt | Batch) else prompt)
-        if "input_ids" not in inputs:
-            raise PromptError(f"the inputs hold {', '.join(inputs) or 'nothing'}; input_ids are missing.")
-        ids = inputs["input_ids"]
-        if not isinstance(prompt, Prompt):
-            pad = self.processor.tokenizer.pad_token_id
-            ends = (ids[:, 0] == pad) | (ids[:, -1] == pad) if pad is not None else ids[:, 0] < 0
-            if "attention_mask" not in inputs and len(ids) > 1 and bool(ends.any()):
-                padded = ends.nonzero().flatten().tolist()
-                raise PromptError(
-                    f"row(s) {padded} start or end with padding, but there is no attention_mask: the model would"
-                    " read the padding as text. Pass the attention_mask that the processor or graph.batch returned."
-                )
-            pixels = inputs.get("pixel_values")
-            features = [] if pixels is None else self.adapter.feature_counts(inputs)
-            check_counts(int((ids == self.image_token_id).sum()), features)
-        weights = self.adapter.model.get_input_embeddings().weight
-        if weights.is_meta:  # a remote run: the server places them
-            return inputs
-        return {
-            name: tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
-            for name, tensor in inputs.items()
-        }
+        return checked_inputs(self.adapter, prompt)
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:

@@ -60,25 +60,33 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
 
 
 def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
-    """A graph of a model that is there already: an nnsight model, or a Hugging Face one.
+    """A graph of a model that is there already: an nnsight model, a Hugging Face one, or a TransformerLens bridge.
 
     Args:
-        model: an nnsight TransformersModel, or a Hugging Face model (it is wrapped, not copied or changed).
+        model: an nnsight TransformersModel, a Hugging Face model (it is wrapped, not copied or changed), or a
+            TransformerBridge (the graph shares its weights; `graph.hooks(bridge, ...)` then works on it).
         processor: its processor; needed unless the nnsight model holds one.
 
     Raises:
         ModelError: the processor is missing, or no adapter covers the model.
     """
     processor = processor or getattr(model, "processor", None)
+    bridged = hasattr(model, "original_model") and hasattr(model, "hook_dict")
     if processor is None:
         raise ModelError(
             "the processor is missing: mmf.adapt(model, processor=AutoProcessor.from_pretrained(...)) - spans come from"
             " the processor's own ids."
         )
+    if bridged:
+        from nnsight_mmflow._bridge import graph_for
+
+        return graph_for(model, processor)  # type: ignore[arg-type]
     if isinstance(model, PreTrainedModel):
         model = TransformersModel(model, task=TASK, processor=processor)
     if not isinstance(model, Envoy):
-        raise ModelError(f"adapt takes an nnsight or a Hugging Face model, not {type(model).__name__}.")
+        raise ModelError(
+            f"adapt takes an nnsight or a Hugging Face model or a TransformerLens bridge, not {type(model).__name__}."
+        )
     return _graph(model, processor)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._edits import Edit
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
     from nnsight_mmflow._spans import Span
 
@@ -26,6 +28,10 @@ class Pattern(Protocol):
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it, inside a trace or generation that was checked."""
+        ...
+
+    def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
+        """What it does on a TransformerLens bridge."""
         ...
 
 

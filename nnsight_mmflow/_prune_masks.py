@@ -68,14 +68,14 @@ def cut_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way:
     batch = torch.arange(len(kept.index), device=hidden.device)[:, None, None]
     cut = mask[batch, 0, kept.index[:, :, None], kept.index[:, None, :]][:, None].clone()
     cut.masked_fill_(~kept.alive[:, None, None], torch.finfo(cut.dtype).min)
-    return _finite(cut)
+    return finite(cut)
 
 
 def closed_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way: Way) -> torch.Tensor:
     """The layer's mask with the keys of dropped tokens closed; those that are dropped still read themselves."""
     mask = layer_mask(handed, hidden, 0, way.causal).expand(hidden.shape[0], -1, -1, -1).clone()
     mask.masked_fill_(gone(kept, hidden.shape[1])[:, None, None], torch.finfo(mask.dtype).min)
-    return _finite(mask)
+    return finite(mask)
 
 
 def gone(kept: Kept, length: int) -> torch.Tensor:
@@ -84,7 +84,7 @@ def gone(kept: Kept, length: int) -> torch.Tensor:
     return ~alive.scatter(1, kept.index, kept.alive)
 
 
-def _finite(mask: torch.Tensor) -> torch.Tensor:
+def finite(mask: torch.Tensor) -> torch.Tensor:
     """Queries without any open key (dead ones) read themselves: nothing reads them."""
     starved = (mask > torch.finfo(mask.dtype).min / 2).any(-1).logical_not()
     diagonal = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)[None, None]

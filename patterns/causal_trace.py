@@ -18,6 +18,7 @@ from nnsight_mmflow._plan import ROW_BUDGET
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._restore import ORDER, Cell
 from nnsight_mmflow._results import versions
+from nnsight_mmflow._site_names import site_named
 from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def causal_trace(
 
     prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)
     corruptions = [corrupt] if isinstance(corrupt, Corruption) else list(corrupt)
+    sites = [_site(site) for site in sites]
     size = _check(prompts, corruptions, sites, half_width, width, engine)
     alike = [same_answer] if isinstance(same_answer, Corruption) else list(same_answer or ())
     if alike:
@@ -166,6 +168,14 @@ def causal_trace(
     return result
 
 
+def _site(name: str) -> str:
+    """The site of a name, ours or TransformerLens'; every layer is traced, so it names none."""
+    site, layers = site_named(name, None, tuple(ORDER))
+    if layers is not None or site not in ORDER:
+        raise MMFlowError(f"{name!r} names one place; causal_trace restores every layer of {', '.join(ORDER)}.")
+    return site
+
+
 def _check(
     prompts: list[Prompt],
     corruptions: list[Corruption],
@@ -177,8 +187,7 @@ def _check(
     """The window's size in layers, if all arguments fit."""
     if not prompts or len(prompts) != len(corruptions):
         raise MMFlowError(f"{len(prompts)} prompt(s) and {len(corruptions)} corruption(s): one for each is needed.")
-    wrong = [site for site in sites if site not in ORDER]
-    if wrong or not sites:
+    if not sites:
         raise MMFlowError(f"sites are of {', '.join(ORDER)}, not {list(sites)}.")
     if half_width is not None and width is not None:
         raise MMFlowError("half_width and width are two ways to say the same: give one.")

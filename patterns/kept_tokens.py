@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._edits import MaskEdit
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._flops import tokens_per_layer
+from nnsight_mmflow._prompt import Batch
 
 if TYPE_CHECKING:
+    import torch
     from nnsight_mmflow.patterns.prune import Prune
 
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._row_spans import Spans
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,53 @@ def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
         for kept in left
     ]
     return KeptTokens(prompt, layers)
+
+
+def closed_keys(pattern: Prune, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
+    """For each layer of a TransformerLens bridge the keys that close: what the method drops on the nnsight side.
+
+    Raises:
+        MMFlowError: what a bridge cannot do: it computes every position in every layer, as it stands there.
+    """
+    if prompt is None:
+        raise MMFlowError(
+            "which tokens stay depends on the picture, so spans are not enough: use"
+            f" `with graph.hooks(bridge, prompt, {type(pattern).__name__}(mode='mask')):`."
+        )
+    if pattern.mode != "mask" or pattern.positions != "original" or pattern.merges:
+        raise MMFlowError(
+            f"{pattern}: TransformerLens computes every position in every layer, so tokens cannot leave, move"
+            " or merge there. Take mode='mask', positions='original' and a method that merges nothing, or"
+            " graph.trace."
+        )
+    gone: list[list[list[int]]] = []
+    for one, spans in zip(prompt if isinstance(prompt, Batch) else [prompt], rows, strict=True):
+        image = list(spans["image"])
+        layers = kept_tokens(graph, one, pattern).layers
+        gone.append([[image[i] for i in sorted(set(range(len(image))) - set(kept))] for kept in layers])
+    return [
+        MaskEdit(layer, closing_keys([row[layer] for row in gone]))
+        for layer in range(graph.n_layers)
+        if any(row[layer] for row in gone)
+    ]
+
+
+def closing_keys(gone: list[list[int]]) -> Callable[[torch.Tensor], tuple[torch.Tensor, int]]:
+    """Closes keys to every query that has others."""
+
+    def change(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+        import torch
+
+        from nnsight_mmflow._prune_masks import finite
+
+        closed, prefill = torch.finfo(mask.dtype).min, mask.shape[-1] == mask.shape[-2]
+        mask, changed = mask.expand(len(gone), -1, -1, -1).clone(), 0
+        for row, keys in enumerate(gone):
+            changed += int((mask[row][..., keys] > closed / 2).sum())
+            mask[row][..., keys] = closed
+        return (finite(mask) if prefill else mask), changed
+
+    return change
 
 
 def image_tokens_per_layer(graph: Graph, prompt: Prompt, pattern: Prune | None) -> list[int]:

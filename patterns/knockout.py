@@ -6,16 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._edits import MaskEdit, closing
+from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._masks import close, layer_mask
 from nnsight_mmflow._pattern import check_edge, layer_list, resolve
 
 if TYPE_CHECKING:
     import torch
     from nnsight import Envoy
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import Cache
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
     from nnsight_mmflow._spans import Span
 
@@ -119,6 +122,33 @@ class Knockout:
             self._close_now(graph, rows)
         else:
             self._close_each_step(graph, rows)
+
+    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
+        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`.
+
+        See `graph.hooks` for more than one forward, and for families whose attention TransformerLens does not compute.
+        """
+        from nnsight_mmflow._bridge_hooks import hooks_of
+
+        return hooks_of(self, bridge, spans)
+
+    def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
+        """What it does to each layer's mask, for a TransformerLens bridge."""
+        if self.when != "prefill" and graph.adapter.sliding_window() is not None:
+            raise ModelError(
+                f'{self}: on a bridge, when="{self.when}" cannot follow a sliding window, whose cache forgets: use'
+                " graph.generate."
+            )
+        edges, ends = self._edges(rows), [spans["all"].row[1] for spans in rows]
+        steps = [
+            ([0] if end - 1 in targets else [], sources) for end, (targets, sources) in zip(ends, edges, strict=True)
+        ]
+        first = edges if self.when in ("prefill", "all") else []
+        heads = None if self.heads is None else list(self.heads)
+        return [
+            closing(layer, first, None if self.when == "prefill" else steps, ends[0], heads, graph.n_heads)
+            for layer in layer_list(self.layers, graph.n_layers)
+        ]
 
     def _close_now(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         changed = self._close(graph, rows)

@@ -10,13 +10,17 @@ import torch
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
+from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
+from nnsight_mmflow._site_names import site_named
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.values import Value
+    from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
     from nnsight_mmflow._spans import Span
 
@@ -30,7 +34,8 @@ class Patch:
     Attributes:
         at: the span that is written, as a name, an expression such as "image.tile[0]", or a Span.
         site: "resid" (the residual stream after a layer), "attn" or "mlp" (what they add to it), or "embed" (the
-            merged embedding: what really enters the first layer, image features included).
+            merged embedding: what really enters the first layer, image features included); TransformerLens' names are
+            taken too: "hook_resid_post", "hook_mlp_out", or with its layer "blocks.3.hook_out".
         layers: one layer or several; "embed" has none.
         value: `mmf.from_run(prompt)`, `mmf.mean_of(prompts)`, `mmf.zeros()`, `mmf.noise(scale)`, or a tensor that
             broadcasts to (layers, rows, positions, width).
@@ -61,14 +66,19 @@ class Patch:
     ready: list[list[torch.Tensor]] | Zeros | Noise | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Keeps layers that come as an iterator, which could be read only once."""
+        """Keeps layers that come as an iterator, which could be read only once; takes TransformerLens' names."""
         if self.layers is not None and not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
+        if self.site not in AT:
+            layers = [self.layers] if isinstance(self.layers, int) else self.layers
+            site, found = site_named(self.site, None if layers is None else list(layers), AT)
+            if self.site.endswith("attn.hook_z") and self.heads is None:
+                raise MMFlowError(f"{self.site!r} is by head: give heads, such as heads=[3].")
+            object.__setattr__(self, "site", site)
+            object.__setattr__(self, "layers", found)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done."""
-        if self.site not in AT:
-            raise MMFlowError(f"site must be one of {', '.join(AT)}, not {self.site!r}.")
         if self.site == "embed" and self.layers is not None:
             raise MMFlowError("site='embed' is before the first layer: leave layers out.")
         if self.site != "embed" and self.layers is None:
@@ -107,6 +117,43 @@ class Patch:
         """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
         self._write(graph, rows)
 
+    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
+        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
+        from nnsight_mmflow._bridge_hooks import hooks_of
+
+        return hooks_of(self, bridge, spans)
+
+    def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
+        """What it writes at each hook point of a TransformerLens bridge."""
+        patch = self if self.ready is not None else self.prepared(graph, rows)
+        assert patch.ready is not None
+        return [self._edit(graph, rows, layer, number, patch.ready) for number, layer in enumerate(self._layers(graph))]
+
+    def _edit(
+        self,
+        graph: Graph,
+        rows: tuple[Spans, ...],
+        layer: int,
+        number: int,
+        values: list[list[torch.Tensor]] | Zeros | Noise,
+    ) -> HookEdit:
+        positions, length = [list(span) for span in resolve(self.at, rows, "at")], row_length(rows)
+
+        def change(tensor: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+            if tensor.shape[1] != length:  # a step of a generation
+                return None, 0
+            after, changed = written(tensor.flatten(2), positions, values, number, self._columns(graph))
+            return after.reshape(tensor.shape), changed
+
+        return HookEdit(HOOK_POINTS[self._site].format(layer), change)
+
+    def _columns(self, graph: Graph) -> list[int] | None:
+        """The columns of the chosen heads' results; None for the whole width."""
+        if self.heads is None:
+            return None
+        each = graph.head_width
+        return [head * each + i for head in self.heads for i in range(each)]
+
     @property
     def _site(self) -> str:
         return "heads" if self.heads is not None else self.site
@@ -122,14 +169,10 @@ class Patch:
             )
         patch = self if self.ready is not None else self.prepared(graph, rows)
         positions = [list(span) for span in resolve(self.at, rows, "at")]
-        width = None
-        if self.heads is not None:
-            each = graph.head_width
-            width = [head * each + i for head in self.heads for i in range(each)]
         layers = self._layers(graph)
         sites = [SITES[self._site](graph, layer) for layer in layers]
         assert patch.ready is not None
-        changed = write_all(sites, positions, patch.ready, width)
+        changed = write_all(sites, positions, patch.ready, self._columns(graph))
         if not changed:
             raise NoEffectError(
                 f"{self} would change nothing: what it writes stands there already in every one of its layers. Is it"
@@ -154,25 +197,45 @@ def write_all(
     """
     changed = 0
     for number, site in enumerate(sites):
-        before = read_site(site)
-        after = before.clone()
-        for row, at in enumerate(positions):
-            old = before[row, at]
-            if isinstance(values, Zeros):
-                new = torch.zeros_like(old)
-            elif isinstance(values, Noise):
-                generator = torch.Generator().manual_seed(values.seed + 1000003 * number + row)
-                drawn = torch.randn(old.shape, generator=generator).to(old)
-                new = old + drawn * (values.scale * old.float().std().to(old))
-            else:
-                new = values[number][row].to(old)
-            if columns is not None:
-                kept = old.clone()
-                kept[:, columns] = new[:, columns] if new.shape == old.shape else new
-                new = kept
-            if new.shape != old.shape:
-                raise MMFlowError(f"the value has width {new.shape[-1]}, the site {old.shape[-1]}.")
-            changed += int((new != old).sum())
-            after[row, at] = new
+        after, more = written(read_site(site), positions, values, number, columns)
+        changed += more
         write_site(site, after)
     return changed
+
+
+def written(
+    before: torch.Tensor,
+    positions: list[list[int]],
+    values: list[list[torch.Tensor]] | Zeros | Noise,
+    number: int,
+    columns: list[int] | None,
+) -> tuple[torch.Tensor, int]:
+    """(what stands at a site once the values are written, how many numbers changed).
+
+    Args:
+        before: (rows, positions, width) what stands there now.
+        positions: for each row those that are written.
+        values: as in `write_all`.
+        number: the site's, among those that are written.
+        columns: which columns of the width; None for all.
+    """
+    changed, after = 0, before.clone()
+    for row, at in enumerate(positions):
+        old = before[row, at]
+        if isinstance(values, Zeros):
+            new = torch.zeros_like(old)
+        elif isinstance(values, Noise):
+            generator = torch.Generator().manual_seed(values.seed + 1000003 * number + row)
+            drawn = torch.randn(old.shape, generator=generator).to(old)
+            new = old + drawn * (values.scale * old.float().std().to(old))
+        else:
+            new = values[number][row].to(old)
+        if columns is not None:
+            kept = old.clone()
+            kept[:, columns] = new[:, columns] if new.shape == old.shape else new
+            new = kept
+        if new.shape != old.shape:
+            raise MMFlowError(f"the value has width {new.shape[-1]}, the site {old.shape[-1]}.")
+        changed += int((new != old).sum())
+        after[row, at] = new
+    return after, changed

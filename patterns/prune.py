@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._prune import Row, Stage, Way
 from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
@@ -13,7 +14,10 @@ from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._tower import TowerSeen, read_tower
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
 
 MODES = ("drop", "mask")
@@ -56,6 +60,11 @@ class Prune:
 
     reads_tower: ClassVar[bool] = False  # whether its ranking looks at what the vision tower made
     measured: ClassVar[bool] = False  # whether how many tokens stay depends on what is seen
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens that stay hold something new. A method that merges overwrites this."""
+        return False
 
     def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
         """The stages for a prompt with so many image tokens. A method overwrites this."""
@@ -109,6 +118,18 @@ class Prune:
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Prune:
         """Itself: it needs nothing from other runs."""
         return self
+
+    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
+        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
+        from nnsight_mmflow._bridge_hooks import hooks_of
+
+        return hooks_of(self, bridge, spans)
+
+    def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
+        """The keys that it closes in each layer of a TransformerLens bridge, as it chooses them on the nnsight side."""
+        from nnsight_mmflow.patterns.kept_tokens import closed_keys
+
+        return closed_keys(self, graph, rows, prompt)
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""

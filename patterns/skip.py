@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
+from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
     from nnsight_mmflow._spans import Span
 
@@ -94,6 +98,38 @@ class Skip:
                 self._leave_out(graph)
         except OutOfOrderError:  # a trace has one step, and a generation ends
             pass
+
+    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
+        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
+        from nnsight_mmflow._bridge_hooks import hooks_of
+
+        return hooks_of(self, bridge, spans)
+
+    def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
+        """What passes each layer of a TransformerLens bridge unchanged; TransformerLens runs the layer all the same."""
+        return [edit for layer in layer_list(self.layers, graph.n_layers) for edit in self._edit(rows, layer)]
+
+    def _edit(self, rows: tuple[Spans, ...], layer: int) -> list[HookEdit]:
+        positions = None if self.at is None else [list(span) for span in resolve(self.at, rows, "at")]
+        length, entered = row_length(rows), {}
+
+        def enter(tensor: torch.Tensor) -> tuple[None, int]:
+            entered["here"] = tensor
+            return None, 0
+
+        def leave(tensor: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+            passing = entered["here"] if self.part == "layer" else torch.zeros_like(tensor)
+            if positions is None:
+                return passing, int((passing != tensor).sum())
+            if tensor.shape[1] != length:  # a step of a generation
+                return None, 0
+            after = tensor.clone()
+            for row, at in enumerate(positions):
+                after[row, at] = passing[row, at]
+            return after, int((after != tensor).sum())
+
+        out = HookEdit(HOOK_POINTS["resid" if self.part == "layer" else self.part].format(layer), leave)
+        return [HookEdit(f"blocks.{layer}.hook_in", enter), out] if self.part == "layer" else [out]
 
     def _once(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         if self.at is None:

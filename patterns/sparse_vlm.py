@@ -88,6 +88,11 @@ class SparseVLM(Prune):
     keep: tuple[float, ...] = (300 / 576, 200 / 576, 110 / 576)
     recycle: bool = True
 
+    @property
+    def merges(self) -> bool:
+        """Recycling merges tokens."""
+        return self.recycle
+
     def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
         """The stages."""
         layers = self.layers

@@ -111,6 +111,11 @@ class VisionZip(Prune):
     positions: str = "renumbered"
     reads_tower: ClassVar[bool] = True
 
+    @property
+    def merges(self) -> bool:
+        """The class token and the merged ones stand where patches stood."""
+        return True
+
     def plan(self, graph: Graph, spans: Spans) -> list[Stage]:
         """The stage: so many tokens for each picture.
 

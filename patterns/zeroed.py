@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._edits import HookEdit
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._masks import layer_mask
 from nnsight_mmflow._pattern import check_readable, layer_list, resolve
 from nnsight_mmflow._qk import QueryKeyReader, attention_weights
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
     from nnsight_mmflow._spans import Span
 
@@ -65,6 +69,27 @@ class Zeroed:
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Zeroed:
         """Itself: it needs nothing from other runs."""
         return self
+
+    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
+        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
+        from nnsight_mmflow._bridge_hooks import hooks_of
+
+        return hooks_of(self, bridge, spans)
+
+    def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
+        """What it does to each layer's weights on a TransformerLens bridge."""
+        targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
+        edges = [(list(target), list(source)) for target, source in zip(targets, sources, strict=True)]
+
+        def change(weights: torch.Tensor) -> tuple[torch.Tensor, int]:
+            after = weights.clone()
+            for row, (target, source) in enumerate(edges):
+                after[row, :, torch.tensor(target)[:, None], torch.tensor(source)] = 0
+            return after, int((after != weights).sum())
+
+        return [
+            HookEdit(f"blocks.{layer}.attn.hook_pattern", change) for layer in layer_list(self.layers, graph.n_layers)
+        ]
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.trace` makes."""
