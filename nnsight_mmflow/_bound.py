@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,7 @@ from nnsight_mmflow._bridge_checks import check_names, guarded
 from nnsight_mmflow._errors import MMFlowError, NoEffectError, PromptError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
     from transformer_lens import ActivationCache
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -42,9 +43,7 @@ class BoundBridge:
     def __getattr__(self, name: str) -> object:
         return getattr(self.bridge, name)
 
-    def __call__(
-        self, input: object = None, return_type: str | None = "logits", **kwargs: object
-    ) -> torch.Tensor | tuple | None:
+    def __call__(self, input: object = None, return_type: str | None = "logits", **kwargs: object) -> Any:
         """What bridge(...) returns, with the image.
 
         With return_type "loss" or "both" the loss leaves out image tokens and padding as targets, which
@@ -63,7 +62,12 @@ class BoundBridge:
 
     forward = __call__
 
-    def loss(self, logits: torch.Tensor, tokens: torch.Tensor | None = None, per_token: bool = False) -> torch.Tensor:
+    def loss(
+        self,
+        logits: Float[torch.Tensor, "batch positions vocabulary"],
+        tokens: Int[torch.Tensor, "batch positions"] | None = None,
+        per_token: bool = False,
+    ) -> torch.Tensor:
         """The next-token loss over targets that are text: the mean, or per token with 0 for those left out."""
         tokens = self.tokens if tokens is None else tokens
         targets = tokens[:, 1:].clone()

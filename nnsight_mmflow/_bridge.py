@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from nnsight_mmflow._bound import BoundBridge
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._prompt import Batch, Prompt
 
 WRAPPED = "._original_component"  # in the names of parameters behind a bridge
 _GRAPHS: WeakKeyDictionary[TransformerBridge, Graph] = WeakKeyDictionary()
@@ -71,6 +73,22 @@ def graph_of(bridge: TransformerBridge) -> Graph:
             " call mmf.adapt(bridge) first."
         )
     return graph
+
+
+def bound_to(graph: Graph, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
+    """The bridge bound to a prompt.
+
+    Raises:
+        ModelError: the bridge is of another graph, whose spans and weights may differ.
+    """
+    from nnsight_mmflow._bound import BoundBridge
+
+    if graph_of(bridge) is not graph:
+        raise ModelError(
+            f"this bridge belongs to another graph ({graph_of(bridge)}): take the graph that made it, or that"
+            " mmf.adapt(bridge) returned last."
+        )
+    return BoundBridge(bridge, prompt)
 
 
 def graph_for(bridge: TransformerBridge, processor: ProcessorMixin) -> Graph:

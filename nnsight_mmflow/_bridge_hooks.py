@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnsight_mmflow._bridge import graph_of
+from nnsight_mmflow._bridge import bound_to, graph_of
 from nnsight_mmflow._bridge_checks import computes_attention, why_inert
 from nnsight_mmflow._edits import HookEdit, MaskEdit
 from nnsight_mmflow._errors import ModelError, NoEffectError
@@ -65,9 +65,10 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
     graph, rows = graph_of(bridge), spans if isinstance(spans, tuple) else (spans,)
     pattern.check(graph, rows, steps=_steps(pattern))
     counted, made = Counted(pattern), []
-    for edit in pattern.prepared(graph, rows).edits(graph, rows, None):
+    edits = pattern.prepared(graph, rows).edits(graph, rows, None)
+    for edit in edits:
         if isinstance(edit, HookEdit):
-            made.append((edit.name, _hook(bridge, edit, counted)))
+            made.append((edit.name, _hook(bridge, edit, counted, edit is edits[-1])))
             continue
         if not computes_attention(bridge.blocks[edit.layer].attn):
             raise ModelError(
@@ -75,7 +76,7 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
                 f" do nothing. Use `with graph.hooks(bridge, prompt, {type(pattern).__name__}(...)):`, which closes"
                 " edges in the mask."
             )
-        made.append((f"blocks.{edit.layer}.attn.hook_attn_scores", _scores(edit, counted)))
+        made.append((f"blocks.{edit.layer}.attn.hook_attn_scores", _scores(edit, counted, edit is edits[-1])))
     return made
 
 
@@ -88,10 +89,9 @@ def hooked(
     Raises:
         NoEffectError: when it ends, for a pattern that changed nothing.
     """
-    from nnsight_mmflow._bound import BoundBridge
     from nnsight_mmflow._together import check_together
 
-    rows = prompt.rows()
+    bound, rows = bound_to(graph, bridge, prompt), prompt.rows()
     if len(patterns) > 1:
         check_together(graph, patterns, rows)
     counts = []
@@ -109,7 +109,7 @@ def hooked(
                     handle = block.register_forward_pre_hook(_mask(edit, counted, graph.causal), with_kwargs=True)
                     stack.callback(handle.remove)
         stack.enter_context(bridge.hooks(fwd_hooks=fwd))
-        yield BoundBridge(bridge, prompt)
+        yield bound
         for counted in counts:
             counted.check()
 
@@ -119,7 +119,9 @@ def _steps(pattern: Pattern) -> bool:
     return getattr(pattern, "when", "prefill") != "prefill"
 
 
-def _hook(bridge: TransformerBridge, edit: HookEdit, counted: Counted) -> Callable[..., torch.Tensor | None]:
+def _hook(
+    bridge: TransformerBridge, edit: HookEdit, counted: Counted, last: bool = False
+) -> Callable[..., torch.Tensor | None]:
     why, _ = why_inert(bridge, edit.name)
     if why:
         raise ModelError(f"{counted.pattern} would change nothing on this bridge. {why}")
@@ -127,15 +129,19 @@ def _hook(bridge: TransformerBridge, edit: HookEdit, counted: Counted) -> Callab
     def run(tensor: torch.Tensor, hook: object) -> torch.Tensor | None:
         new, changed = edit.change(tensor)
         counted.add(changed)
+        if last:  # of a list of hooks: layers are met in order, so what has changed nothing by now does nothing
+            counted.check()
         return new
 
     return run
 
 
-def _scores(edit: MaskEdit, counted: Counted) -> Callable[..., torch.Tensor | None]:
+def _scores(edit: MaskEdit, counted: Counted, last: bool) -> Callable[..., torch.Tensor | None]:
     def run(scores: torch.Tensor, hook: object) -> torch.Tensor | None:
         new, changed = edit.change(scores)
         counted.add(changed)
+        if last:  # of a list of hooks: layers are met in order, so what has changed nothing by now does nothing
+            counted.check()
         return new
 
     return run

@@ -266,9 +266,9 @@ class Graph:
 
     def bound(self, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
         """The bridge bound to a prompt: it and TransformerLens' own tools run with the image."""
-        from nnsight_mmflow._bound import BoundBridge
+        from nnsight_mmflow._bridge import bound_to
 
-        return BoundBridge(bridge, prompt)
+        return bound_to(self, bridge, prompt)
 
     def hooks(
         self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Pattern

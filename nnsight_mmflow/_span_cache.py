@@ -11,6 +11,7 @@ import torch
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from transformer_lens import ActivationCache
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -81,7 +82,9 @@ def cache_by_span(
     return SpanCache(names, held)
 
 
-def span_masks(rows: tuple[Spans, ...], spans: Sequence[str]) -> tuple[tuple[str, ...], torch.Tensor]:
+def span_masks(
+    rows: tuple[Spans, ...], spans: Sequence[str]
+) -> tuple[tuple[str, ...], Float[torch.Tensor, "batch span positions"]]:
     """(names, (batch, span, positions) weights that sum to 1 over a span's positions)."""
     names = tuple(spans) or tuple(name for name in PARTS if all(len(row[name]) for row in rows))
     masks = torch.zeros(len(rows), len(names), rows[0]["all"].row[1])
@@ -104,13 +107,15 @@ def has_positions(name: str, tensor: torch.Tensor, masks: torch.Tensor) -> bool:
     return tensor.ndim >= 2 and tensor.shape[:2] == (batch, positions)
 
 
-def reduced(name: str, tensor: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def reduced(
+    name: str, tensor: Float[torch.Tensor, "batch ..."], masks: Float[torch.Tensor, "batch span positions"]
+) -> Float[torch.Tensor, "batch ..."]:
     """The activation with its positions reduced to spans, in float32."""
     masks = masks.to(tensor.device)
     if name.endswith(WEIGHTS):
-        whole = (masks > 0).float()
-        return torch.einsum("bhqk,bsq,btk->bhst", tensor.float(), masks, whole)
-    return torch.einsum("bp...,bsp->bs...", tensor.float(), masks)
+        whole = (masks > 0).float().transpose(1, 2)[:, None]
+        return masks[:, None] @ tensor.float() @ whole
+    return (masks @ tensor.float().reshape(*tensor.shape[:2], -1)).reshape(len(masks), -1, *tensor.shape[2:])
 
 
 def run_reduced(
@@ -127,18 +132,19 @@ def run_reduced(
         chosen = [names_filter] if isinstance(names_filter, str) else list(names_filter)
         check_names(bound.bridge, chosen)
     held: dict[str, torch.Tensor] = {}
+    given, names_at = bound._given(None, {}), _by_point(bound.bridge, chosen)
 
-    def keep(name: str) -> Callable[..., None]:
+    def keep(own: list[str]) -> Callable[..., None]:
         def run(tensor: torch.Tensor, hook: object) -> None:
-            if isinstance(tensor, torch.Tensor) and has_positions(name, tensor, masks):
-                held[name] = reduced(name, tensor.detach(), masks)
+            if isinstance(tensor, torch.Tensor) and has_positions(own[0], tensor, masks):
+                held.update(dict.fromkeys(own, reduced(own[0], tensor.detach(), masks)))
 
         return run
 
-    given = bound._given(None, {})
-    # the merged embedding, as in BoundBridge.run_with_cache
-    points = [("blocks.0.hook_in" if name == "hook_embed" else name, keep(name)) for name in chosen]
-    logits = bound.bridge.run_with_hooks(bound.tokens, fwd_hooks=points, **given)
+    logits = bound.bridge.run_with_hooks(
+        bound.tokens, fwd_hooks=[(point, keep(own)) for point, own in names_at.items()], **given
+    )
+    held = {name: held[name] for name in chosen if name in held}
     if not held:
         raise NoEffectError(f"none of the {len(chosen)} chosen hook points has positions to reduce: {chosen[:3]}.")
     return logits, SpanCache(names, held)
@@ -155,3 +161,17 @@ def _is_on(bridge: TransformerBridge, name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _by_point(bridge: TransformerBridge, names: list[str]) -> dict[str, list[str]]:
+    """The names by the hook point that they stand for: many have an alias, which need not be reduced twice.
+
+    hook_embed is taken from what enters the first layer: the merged embedding, as in BoundBridge.run_with_cache.
+    """
+    first: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        real = "blocks.0.hook_in" if name == "hook_embed" else name
+        point = first.setdefault(id(bridge.hook_dict[real]), real)
+        found.setdefault(point, []).append(name)
+    return found

@@ -34,6 +34,12 @@ def traced(graph, prompt, *patterns):
     return logits
 
 
+def _enter(context):
+    if hasattr(context, "__enter__"):
+        with context:
+            pass
+
+
 # One set of weights.
 
 
@@ -88,6 +94,10 @@ def test_a_bridge_that_is_there_gets_spans_and_patterns():
         found = bound()
     assert (found - traced(graph, prompt, blocked)).abs().max() < 1e-4
     assert (found - traced(graph, prompt)).abs().max() > 1e-3
+    other = tiny_graph("llama")
+    for use in (other.bound, other.hooks):
+        with pytest.raises(mmf.ModelError, match="belongs to another graph"):
+            _enter(use(bridge, other.prompt(picture(0), QUESTION)))
     bridge.enable_compatibility_mode(no_processing=True)
     with pytest.raises(mmf.ModelError, match="compatibility mode"):
         mmf.adapt(bridge, tiny_processor())

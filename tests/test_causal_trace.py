@@ -185,7 +185,7 @@ def test_another_shape_of_picture_is_refused():
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"sites": ("query",)}, "sites are of attn, mlp, resid"),
+        ({"sites": ("query",)}, "site must be one of attn, mlp, resid, or a TransformerLens name"),
         ({"half_width": 1, "width": 3}, "two ways to say the same"),
         ({"width": 0}, "at least 1 layer"),
         ({"engine": "fast"}, "engine must be one of rows, forward"),

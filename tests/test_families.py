@@ -18,13 +18,20 @@ from nnsight_mmflow import adapters
 from nnsight_mmflow._geometry import ImageGeometry
 from nnsight_mmflow._rows import check_prefix
 from nnsight_mmflow._sweep import run_clean
-from nnsight_mmflow.checks import CHECKS, forwards, knockouts, patches, places
+from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
 
 # What a check says nothing about, and of whom; everything else must pass.
+BRIDGE = "TransformerLens gives the same, plain and under a knockout"
 NOT_APPLICABLE = {
-    "paligemma": {"a prompt without an image", "a knockout of nothing is an error"},
-    "paligemma2": {"a prompt without an image", "a knockout of nothing is an error", "eager equals sdpa"},
+    "llava_phi_siglip": {BRIDGE},
+    "llava_pixtral": {BRIDGE},
+    "qwen2_vl": {BRIDGE},
+    "smolvlm": {BRIDGE},
+    "internvl": {BRIDGE},
+    "internvl_qwen3": {BRIDGE},
+    "paligemma": {"a prompt without an image", "a knockout of nothing is an error", BRIDGE},
+    "paligemma2": {"a prompt without an image", "a knockout of nothing is an error", "eager equals sdpa", BRIDGE},
 }
 
 
@@ -101,6 +108,14 @@ def test_a_patch_at_the_wrong_place_is_seen(monkeypatch):
     monkeypatch.setattr(patch, "write_all", moved)
     with pytest.raises(Failed, match="embed: logits differ|logits differ by"):
         patches.another_run(Subject(graph))
+
+
+def test_a_bridge_that_closes_less_is_seen(monkeypatch):
+    graph = graph_of("llava_next")
+    real = knockout.Knockout.edits
+    monkeypatch.setattr(knockout.Knockout, "edits", lambda self, *given: real(self, *given)[1:])
+    with pytest.raises(Failed, match="logits differ by"):
+        bridge.parity(Subject(graph))
 
 
 def test_deepstack_left_out_of_the_rows_is_seen(monkeypatch):

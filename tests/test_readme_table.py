@@ -1,12 +1,9 @@
 """README's table of families is what this test measures: where it differs, the test rewrites it and fails."""
 
-import copy
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from families import EAGER_ONLY, FAMILIES, QUESTION, family
-from tiny import picture
+from families import EAGER_ONLY, FAMILIES, family
 
 import nnsight_mmflow as mmf
 
@@ -28,6 +25,7 @@ COLUMNS = {
     "pruning": ("dropping image tokens equals closing their keys",),
     "Skip": ("a layer left out equals its input handed on",),
     "saliency": ("weights set to zero give nothing",),
+    f"TransformerLens {version('transformer-lens')}": ("TransformerLens gives the same, plain and under a knockout",),
 }
 
 
@@ -43,7 +41,6 @@ def test_the_families_table_is_what_was_measured():
 
 def table():
     head = [f"transformers {version('transformers')}", "text, tower", *COLUMNS]
-    head.append(f"TransformerLens {version('transformer-lens')} bridge")
     rows = {}
     for name in FAMILIES:
         graph = family(name, "eager" if name in EAGER_ONLY else "sdpa")
@@ -52,7 +49,7 @@ def table():
         outcomes = {line.name: line.outcome for line in mmf.check(graph, progress=False).lines}
         cells = [short({outcomes[check] for check in checks}) for checks in COLUMNS.values()]
         key = type(graph.adapter.model).__name__.removesuffix("ForConditionalGeneration"), parts
-        rows.setdefault(key, [*cells, bridge(graph)])
+        rows.setdefault(key, cells)
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join([*key, *cells])} |" for key, cells in rows.items())])
 
@@ -61,23 +58,3 @@ def short(outcomes):
     if "fail" in outcomes:
         return "**no**"
     return "yes" if outcomes == {"pass"} else "-"
-
-
-def bridge(graph):
-    """Whether TransformerLens boots a bridge on a copy of the model, and gives the model's own logits."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    model = copy.deepcopy(graph.adapter.model)
-    model.set_attn_implementation("eager")
-    inputs = dict(graph.prompt(picture(0, 80, 48), QUESTION).inputs)
-    with torch.no_grad():
-        wanted = model(**inputs).logits
-        try:
-            made = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
-            found = made(inputs.pop("input_ids"), **inputs)
-        except ImportError:
-            return "needs torchvision"
-        except (ValueError, AttributeError):
-            return "no"
-    assert torch.allclose(found, wanted, atol=1e-4)
-    return "yes"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
-from nnsight_mmflow.checks import forwards, knockouts, patches, places, prompts, pruning
+from nnsight_mmflow.checks import bridge, forwards, knockouts, patches, places, prompts, pruning
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "dropping image tokens equals closing their keys": pruning.dropped,
     "a layer left out equals its input handed on": pruning.skipped,
     "weights set to zero give nothing": pruning.zeroed,
+    "TransformerLens gives the same, plain and under a knockout": bridge.parity,
 }
 
 
