@@ -139,7 +139,9 @@ def main() -> None:
             row_of=tuple(plan.row_of[i] for i in chosen),
         )
     run = len(set(limited.row_of))
-    forward_seconds, forwards = timed(lambda: run_by_forwards(graph, limited, prompt, clean), given.device)
+    forward_seconds, forwards = timed(
+        lambda: run_by_forwards(graph, limited, prompt, clean.numbers[0, 1].long()), given.device
+    )
     forward_seconds = forward_seconds / run * plan.n_rows + plain_seconds
     where = [plan.cells.index(cell) for cell in limited.cells]
     difference = float((rows[where][:, 0].exp() - forwards[:, 0].exp()).abs().max())

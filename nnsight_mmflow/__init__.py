@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import ModelError as ModelError
     from nnsight_mmflow._errors import NoEffectError as NoEffectError
     from nnsight_mmflow._errors import PromptError as PromptError
+    from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
     from nnsight_mmflow._graph import Graph as Graph
     from nnsight_mmflow._load import adapt as adapt
@@ -167,6 +168,7 @@ _WHERE = {
     "write_constraint_questions": "_constraints",
     "MMFlowError": "_errors",
     "NoEffectError": "_errors",
+    "RemoteFailure": "_errors",
     "SpanError": "_errors",
     "PromptError": "_errors",
     "ModelError": "_errors",

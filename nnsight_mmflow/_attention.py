@@ -55,6 +55,17 @@ def turned(
     return torch.cat([turned, rest], -1)
 
 
+def plain_values(found: Contributions) -> dict[str, object]:
+    """What a server can return of them: tensors without their gradients' history, and numbers."""
+    return {name: one.detach().cpu() if isinstance(one, torch.Tensor) else one for name, one in vars(found).items()}
+
+
+def answer_direction(unembed: Envoy, token: int) -> torch.Tensor:
+    """Inside a trace: the unit vector along which a token's logit grows."""
+    weight = unembed._module.weight[token].detach().float()
+    return weight / weight.norm()
+
+
 def read_contributions(
     layers: Envoy,
     attentions: list[Envoy],

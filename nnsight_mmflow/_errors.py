@@ -25,3 +25,7 @@ class ModelError(MMFlowError):
 
 class DataError(MMFlowError):
     """A question file, an image or a saved result that cannot be read."""
+
+
+class RemoteFailure(MMFlowError):
+    """A run on a server could not be made, or failed there."""

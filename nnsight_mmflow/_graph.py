@@ -54,6 +54,7 @@ class Graph:
         self.unembed: Envoy = found["unembed"]
         self.text_config = adapter.text_config
         self._text = adapter.text
+        self.remote: bool | str = False
         self.enters_after, self.causal = adapter.enters_after, adapter.causal
         self.tower_layer = adapter.tower_layer()
         self.n_layers = int(adapter.text_config.num_hidden_layers)
@@ -67,6 +68,24 @@ class Graph:
             f"Graph({self.name!r}, family={self.family!r}, n_layers={self.n_layers}, n_heads={self.n_heads},"
             f" d_model={self.d_model}, attention={self.backend!r})"
         )
+
+    def at(self, remote: bool | str | None) -> Graph:
+        """The same graph, whose traces run on NDIF: True, a host, or "local"; None: as this one's do."""
+        if remote is None or remote == self.remote:
+            return self
+        there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
+        vars(there).update(vars(self), remote=remote)
+        return there
+
+    @property
+    def remotely(self) -> dict[str, bool | str]:
+        """What nnsight's trace and session take beside the rest: where they run. Made ready when it is asked for."""
+        if not self.remote:
+            return {}
+        from nnsight_mmflow._remote import make_ready
+
+        make_ready(self.remote)
+        return {"remote": self.remote}
 
     @property
     def backend(self) -> str:
@@ -216,8 +235,9 @@ class Graph:
             NoEffectError: a pattern that would change nothing.
             PromptError: tensors that do not fit together.
         """
-        inputs = self.checked(prompt)
-        return self.edited(prompt, patterns).trace(**inputs, **kwargs)
+        here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
+        inputs = here.checked(prompt)
+        return here.edited(prompt, patterns).trace(**inputs, **here.remotely, **kwargs)
 
     def generate(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
@@ -227,9 +247,10 @@ class Graph:
         Patterns act on the prompt's forward (the prefill); those with `when="all"` act on every step.
         Keyword arguments go to the model's `generate`. Raises as `trace` does.
         """
-        inputs = self.checked(prompt)
-        model = self.edited(prompt, patterns, steps=True)
-        return model.trace(fn=model.generate, **inputs, **kwargs)
+        here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
+        inputs = here.checked(prompt)
+        model = here.edited(prompt, patterns, steps=True)
+        return model.trace(fn=model.generate, **inputs, **here.remotely, **kwargs)
 
     def edited(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False
@@ -238,21 +259,9 @@ class Graph:
 
         Each pattern is an edit of its own, so that two may touch the same layer.
         """
-        model = self.model
-        if patterns and not isinstance(prompt, Prompt | Batch):
-            raise PromptError("patterns need spans: pass what graph.prompt or graph.batch returned, not tensors.")
-        if len(patterns) > 1:
-            from nnsight_mmflow._together import check_together
+        from nnsight_mmflow._together import edited
 
-            check_together(self, patterns, prompt.rows())  # type: ignore[union-attr]
-        for pattern in patterns:
-            rows = prompt.rows()  # type: ignore[union-attr]
-            pattern.check(self, rows, steps)
-            pattern = pattern.prepared(self, rows)
-            with model.edit() as (_, changed):
-                pattern.run(self, rows)
-            model = changed
-        return model
+        return edited(self, prompt, patterns, steps)
 
     def to_transformer_lens(self) -> TransformerBridge:
         """A TransformerLens bridge over the same weights, processor and tokenizer attached; nothing is fetched.

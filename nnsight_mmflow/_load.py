@@ -16,12 +16,13 @@ from nnsight_mmflow.adapters import adapter_for
 TASK = "image-text-to-text"
 
 
-def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object) -> Graph:
+def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | str = False, **kwargs: object) -> Graph:
     """A graph of the model: "nano" (ships with the package), a Hugging Face id, or a folder written by save_pretrained.
 
     Args:
         name: what to load.
         processor: the processor to use; the model's own unless given.
+        remote: run everything on NDIF (True, or a host): spans are made here, no weights are loaded.
         kwargs: go to nnsight's TransformersModel and on to from_pretrained (dtype, device_map, attn_implementation,
             revision). The weights are loaded at once; dispatch=False leaves them out (for remote runs).
 
@@ -45,7 +46,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
             f"no processor can be loaded from {name!r}: {error}. Expected 'nano', a Hugging Face id, or a folder that"
             " holds both model.save_pretrained and processor.save_pretrained."
         ) from error
-    kwargs.setdefault("dispatch", True)
+    kwargs.setdefault("dispatch", not remote)
     shown = logging.is_progress_bar_enabled()
     if asked == "nano" and shown:  # loads at once: a bar would only flicker
         logging.disable_progress_bar()
@@ -56,7 +57,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, **kwargs: object
     finally:
         if shown:
             logging.enable_progress_bar()
-    return _graph(model, processor, asked)
+    return _graph(model, processor, asked).at(remote)
 
 
 def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:

@@ -9,18 +9,13 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._rows import (
     LayerInput,
-    Rows,
     answer_numbers,
     clean_inputs,
-    crop_cache,
-    edge_effects,
-    mask_of_layer,
-    prepared,
-    run_rows,
 )
+from nnsight_mmflow._sweep_there import rows_of
 from nnsight_mmflow.patterns.knockout import Knockout
 
 if TYPE_CHECKING:
@@ -84,41 +79,18 @@ def run_clean(
 
 def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     """(cells, 2): for each cell of the plan the log-probability of the clean answer's first token, and the top one."""
-    model, layers, device = graph.model, graph.layers, graph.device
+    model, layers = graph.model, graph.layers
     if clean.cache is None:
         raise MMFlowError("this clean run has served a sweep, which cut its cache up: make another with run_clean.")
     cache, clean.cache = clean.cache, None
-    token = clean.numbers[0, 1].long()
-    results: list[torch.Tensor] = []
-    # The cache shrinks from chunk to chunk: those with the longest prefix run first.
-    order = sorted(range(len(plan.chunks)), key=lambda number: -plan.chunks[number].start)
+    token, inputs, start = clean.numbers[0, 1].long(), clean.inputs, clean.start
     with torch.no_grad(), model.session():
-        for number in order:
-            rows = plan.chunks[number]
-            crop_cache(cache, rows.start)
-            inputs, closed, opened = prepared(clean.inputs, rows.start - clean.start, rows)
-            check_effect(plan, number, clean, closed)
-            first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
-            places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
-            ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
-            with model.trace(
-                inputs_embeds=first,
-                position_ids=places,
-                attention_mask=mask_of_layer(rows, 0, opened[0], closed),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=ends,
-            ):
-                run_rows(layers, rows, inputs, opened, closed)
-                numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
-            results.append(numbers)
-    by_chunk = dict(zip(order, results, strict=True))
-    return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
+        numbers = nnsight.save(rows_of(model, layers, plan, start, inputs, cache, token))
+    return numbers
 
 
-def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, clean: Clean) -> torch.Tensor:
-    """The same numbers, one full forward from the pixels for each different window."""
-    token = clean.numbers[0, 1].long()
+def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, token: torch.Tensor) -> torch.Tensor:
+    """The same numbers for a token, one full forward from the pixels for each different window."""
     seen: dict[tuple[int, int], torch.Tensor] = {}
     for cell, place in zip(plan.cells, plan.row_of, strict=True):
         if place in seen:
@@ -130,32 +102,6 @@ def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, clean: Clean) -> t
             numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
         seen[place] = numbers[0]
     return torch.stack([seen[place] for place in plan.row_of])
-
-
-def check_effect(plan: Plan, number: int, clean: Clean, closed: torch.Tensor) -> None:
-    """Refuses a chunk with a row that would change nothing, or leave a position nothing to read.
-
-    Raises:
-        NoEffectError: all keys that a row closes are closed already in all its layers (by a sliding window).
-        MMFlowError: a position would keep no key.
-    """
-    rows: Rows = plan.chunks[number]
-    masks = {id(was.mask): was.mask[rows.start - clean.start :] for was in clean.inputs}
-    effects = {name: edge_effects(rows, base, closed) for name, base in masks.items()}
-    for row, ((first, end), edge) in enumerate(zip(rows.windows, rows.edges, strict=True)):
-        met = [effects[id(was.mask)] for was in clean.inputs[first:end]]
-        if any(starved[edge] for _, starved in met) or not any(counts[edge] for counts, _ in met):
-            name = next(cell[0] for cell, place in zip(plan.cells, plan.row_of, strict=True) if place == (number, row))
-            layers = f"layer {first}" if end == first + 1 else f"layers {first} to {end - 1}"
-            if any(counts[edge] for counts, _ in met):
-                raise MMFlowError(
-                    f"{name!r} leaves a position nothing to read in {layers}, and softmax needs a key: a sliding window"
-                    " reaches no further back. Take a position out of the source, or choose other layers."
-                )
-            raise NoEffectError(
-                f"{name!r} would change nothing in {layers}: a sliding window has closed all of it already."
-                " Choose a window that holds a layer without one."
-            )
 
 
 def end_tokens(graph: Graph) -> set[int]:

@@ -1,16 +1,47 @@
-"""Patterns that do not go together in one trace."""
+"""Several patterns in one trace: each an edit of its own, and those that do not go together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._errors import MMFlowError, PromptError
 from nnsight_mmflow._pattern import layer_list
+from nnsight_mmflow._prompt import Batch, Prompt
 
 if TYPE_CHECKING:
+    import torch
+    from nnsight import TransformersModel
+
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._row_spans import Spans
+
+
+def edited(
+    graph: Graph, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool
+) -> TransformersModel:
+    """A copy of the nnsight model that replays the patterns; the original stays as it is.
+
+    Raises:
+        PromptError: tensors without spans.
+        NoEffectError, MMFlowError: a pattern that would change nothing, or cannot be done.
+    """
+    model = graph.model
+    if not patterns:
+        return model
+    if not isinstance(prompt, Prompt | Batch):
+        raise PromptError("patterns need spans: pass what graph.prompt or graph.batch returned, not tensors.")
+    rows = prompt.rows()
+    if len(patterns) > 1:
+        check_together(graph, patterns, rows)
+    for pattern in patterns:
+        pattern.check(graph, rows, steps)
+        pattern = pattern.prepared(graph, rows)
+        with model.edit() as (_, changed):
+            pattern.run(graph, rows)
+        model = changed
+    return model
 
 
 def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:

@@ -13,6 +13,7 @@ from nnsight_mmflow.patterns.patch import Patch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class AttributionResult(Result):
         return "\n".join(lines)
 
 
+@in_words
 def attribution(
     graph: Graph,
     clean: Prompt | Sequence[Prompt],
@@ -74,6 +76,7 @@ def attribution(
     *,
     exact: int = 24,
     seed: int = 0,
+    remote: bool | str | None = None,
     progress: bool = True,
 ) -> AttributionResult:
     """An AttributionResult: for each head and span, what patching it from the clean run would do to the answer.
@@ -90,6 +93,7 @@ def attribution(
         exact: in how many cells of each prompt the patch is really made: half of them those with the largest estimates,
             half drawn by chance; 0: none.
         seed: of the draw.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
 
     Raises:
@@ -106,6 +110,7 @@ def attribution(
         >>> len(result.to_frame()) == 2 * graph.n_layers * graph.n_heads
         True
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt

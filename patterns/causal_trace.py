@@ -16,6 +16,7 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._plan import ROW_BUDGET
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import in_words, runs_here
 from nnsight_mmflow._restore import ORDER, Cell
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._site_names import site_named
@@ -29,6 +30,7 @@ ENGINES = ("rows", "forward")
 Spans = Mapping[str, Sequence[int]]
 
 
+@in_words
 def causal_trace(
     graph: Graph,
     clean: Prompt | Sequence[Prompt],
@@ -47,6 +49,7 @@ def causal_trace(
     engine: str = "rows",
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> TraceResult:
@@ -76,6 +79,7 @@ def causal_trace(
         engine: "rows", or "forward" (one forward per cell: the slow reference).
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -96,6 +100,8 @@ def causal_trace(
         >>> bool(result.to_frame()["effect"].max() > 0.1)
         True
     """
+    graph = graph.at(remote)
+    runs_here(graph, "causal_trace")
     from nnsight_mmflow._prompt import Prompt as OnePrompt
 
     prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)

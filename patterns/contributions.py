@@ -11,10 +11,11 @@ import torch
 from nnsight_mmflow.patterns.contributions_result import ContributionsResult
 from transformers import DynamicCache
 
-from nnsight_mmflow._attention import Contributions, read_contributions
+from nnsight_mmflow._attention import Contributions, answer_direction, plain_values, read_contributions
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import check_readable
 from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._targets import with_target
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
 
 
+@in_words
 def contributions(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -33,6 +35,7 @@ def contributions(
     target: str = "last",
     *,
     heads: bool = False,
+    remote: bool | str | None = None,
     progress: bool = True,
 ) -> ContributionsResult:
     """A ContributionsResult: for each prompt, layer and source token, what the target takes from it.
@@ -51,6 +54,7 @@ def contributions(
         source: the span that is read.
         target: the span that reads.
         heads: also a row for each head (column `head`; -1 is the sum over heads).
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
 
     Raises:
@@ -67,6 +71,7 @@ def contributions(
         >>> result.header["largest_error"] < 1e-3
         True
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt
@@ -122,14 +127,14 @@ def read_prompt(
     """The answer, and each layer's contributions, checked against the attention's own output."""
     inputs, every = graph.checked(prompt), range(graph.n_layers)
     edited = graph.edited(prompt, patterns)
-    with torch.no_grad(), edited.trace(**inputs, use_cache=False, logits_to_keep=1):
-        logits = nnsight.save(graph.model.output.logits[0, -1].float())
+    remotely = graph.remotely
+    with torch.no_grad(), edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely):
+        logits = nnsight.save(graph.model.output.logits[0, -1].float().detach().cpu())
     token, right = logits.argmax(-1), None
     if prompt.answer is not None:
         right = with_target(graph, prompt, prompt.answer, first_token=True)[1][0] == int(token)
     answer = Answer(graph.processor.tokenizer.decode([int(token)]).strip(), float(logits.softmax(-1).max()), right)
-    direction = graph.unembed._module.weight[int(token)].detach().float()
-    direction = direction / direction.norm()
+    unembed, chosen = graph.unembed, int(token)
     attentions = [graph.attention(layer) for layer in every]
     outs = [graph.attention_out(layer) for layer in every]
     norms = [attention.q_norm if hasattr(attention._module, "q_norm") else None for attention in attentions]
@@ -137,11 +142,12 @@ def read_prompt(
     cap = getattr(graph.text_config, "attn_logit_softcapping", None)
     with (
         torch.no_grad(),
-        edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1),
+        edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1, **remotely),
     ):
-        found = nnsight.save(
-            read_contributions(layers, attentions, norms, outs, targets, sources, direction, cap, causal)
-        )
+        direction = answer_direction(unembed, chosen)
+        read = read_contributions(layers, attentions, norms, outs, targets, sources, direction, cap, causal)
+        plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
+    found = [Contributions(**one) for one in plain]
     allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)
     for layer, one in enumerate(found):
         if one.error > allowed * max(one.scale, 1e-3):

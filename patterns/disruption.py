@@ -14,6 +14,7 @@ from nnsight_mmflow.patterns.zeroed import Zeroed
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class DisruptionResult(Result):
         return "\n".join(lines)
 
 
+@in_words
 def disruption(
     graph: Graph,
     prompts: Sequence[Prompt],
@@ -96,6 +98,7 @@ def disruption(
     layers: Sequence[int] | None = None,
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> DisruptionResult:
@@ -111,6 +114,7 @@ def disruption(
         layers: which; None: every layer.
         seed: of the control's draw.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -127,6 +131,7 @@ def disruption(
         >>> len(result.to_frame())
         12
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     wrong = [way for way in ways if way not in WAYS]
@@ -199,5 +204,5 @@ def _edge(prompt: Prompt, way: str, seed: int) -> tuple[str | Span, str | Span]:
 def _distribution(graph: Graph, prompt: Prompt, patterns: tuple[Pattern, ...]) -> torch.Tensor:
     """The next token's probabilities."""
     with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False, logits_to_keep=1):
-        logits = nnsight.save(graph.model.output.logits[0, -1].float().cpu())
+        logits = nnsight.save(graph.model.output.logits[0, -1].float().detach().cpu())
     return logits.softmax(-1)

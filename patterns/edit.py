@@ -14,6 +14,7 @@ from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact, Fou
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import runs_here
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._targets import answer_scores
 from nnsight_mmflow._twin import twin_graph
@@ -66,6 +67,7 @@ def edit(
         >>> float(result.to_frame()["after"][0]) > 0.5
         True
     """
+    runs_here(graph, "edit")
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     chosen = layer_list(layers, graph.n_layers)
     if isinstance(settings, str) and settings not in SETTINGS:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
+import torch
 from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
 from nnsight_mmflow.patterns.flow_result import FlowResult, collect
 
@@ -14,8 +15,10 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._plan import ROW_BUDGET, Plan, make_plan, sizes_of
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
+from nnsight_mmflow._sweep_there import answer_of, run_there
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 ENGINES = ("rows", "forward")
 
 
+@in_words
 def flow(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -36,6 +40,7 @@ def flow(
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
     max_new_tokens: int = 16,
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> FlowResult:
@@ -58,6 +63,7 @@ def flow(
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -74,6 +80,7 @@ def flow(
         >>> sorted(result.to_frame().columns)[:3]
         ['answer', 'answer_changed', 'base_probability']
     """
+    graph = graph.at(remote)
     from nnsight_mmflow._prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
@@ -183,14 +190,42 @@ def _measure(
 ) -> dict:
     """What the journal keeps of one prompt."""
     start = min((chunk.start for chunk in plan.chunks), default=len(prompt) - 1)
-    clean = run_clean(graph, prompt, start, max_new_tokens)
-    base, token = clean.numbers[0].tolist()
-    correct = prompt.answer is not None and clean.text.lower() == prompt.answer.strip().lower()
-    entry = {"id": identity, "prediction": clean.text, "correct": correct, "base": base, "token": int(token)}
+    if graph.remote and engine == "rows":
+        return _measure_there(graph, prompt, plan, identity, start, only_correct, max_new_tokens)
+    if engine == "rows":
+        clean = run_clean(graph, prompt, start, max_new_tokens)
+        text, (base, token) = clean.text, clean.numbers[0].tolist()
+    else:
+        plain = answer_of(graph, prompt, max_new_tokens)
+        text, base, token = plain.text, plain.base, plain.token
+    correct = prompt.answer is not None and text.lower() == prompt.answer.strip().lower()
+    entry = {"id": identity, "prediction": text, "correct": correct, "base": base, "token": int(token)}
     if only_correct and not correct:
         return {**entry, "cells": [], "numbers": []}
     if engine == "rows":
         numbers = run_by_rows(graph, plan, clean)
     else:
-        numbers = run_by_forwards(graph, plan, replace(prompt, spans=spans), clean)
+        numbers = run_by_forwards(graph, plan, replace(prompt, spans=spans), torch.tensor(int(token)))
     return {**entry, "cells": [list(cell) for cell in plan.cells], "numbers": numbers.tolist()}
+
+
+def _measure_there(
+    graph: Graph, prompt: Prompt, plan: Plan, identity: str, start: int, only_correct: bool, max_new_tokens: int
+) -> dict:
+    """The same on a server, in one session: nothing large travels."""
+    tokenizer = graph.processor.tokenizer
+    accepted = None
+    if only_correct and prompt.answer is not None:
+        forms = {form(prompt.answer.strip()) for form in (str, str.lower, str.capitalize, str.upper)}
+        spelt = (tokenizer(text, add_special_tokens=False).input_ids for form in forms for text in (form, f" {form}"))
+        accepted = tuple({tuple(ids) for ids in spelt})
+    found = run_there(graph, plan, prompt, start, max_new_tokens, accepted)
+    text = tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    correct = prompt.answer is not None and text.lower() == prompt.answer.strip().lower()
+    if found["cells"] is None and (correct or not only_correct):  # right, in ids that were not foreseen
+        found = run_there(graph, plan, prompt, start, max_new_tokens, None)
+    base, token = found["numbers"][0]
+    entry = {"id": identity, "prediction": text, "correct": correct, "base": base, "token": int(token)}
+    if found["cells"] is None or (only_correct and not correct):
+        return {**entry, "cells": [], "numbers": []}
+    return {**entry, "cells": [list(cell) for cell in plan.cells], "numbers": found["cells"]}

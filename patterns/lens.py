@@ -12,8 +12,9 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._prompt import Prompt
 from nnsight_mmflow._readout import read_layers
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._sweep import run_clean
+from nnsight_mmflow._sweep_there import answer_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -48,6 +49,7 @@ class LensResult(Result):
         return "\n".join(lines)
 
 
+@in_words
 def lens(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -57,6 +59,7 @@ def lens(
     top: int = 10,
     only_correct: bool = True,
     max_new_tokens: int = 16,
+    remote: bool | str | None = None,
     progress: bool = True,
 ) -> LensResult:
     """A LensResult: the probability of the answer, lower case and capitalised, and the top words, in each layer.
@@ -70,6 +73,7 @@ def lens(
         top: how many of the most likely tokens to keep.
         only_correct: False counts every prompt, whatever it answers.
         max_new_tokens: how long an answer may get.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
 
     Raises:
@@ -85,6 +89,7 @@ def lens(
         >>> len(result.to_frame().query("site == 'resid'")) // result.header["n_counted"] == graph.n_layers + 1
         True
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
@@ -129,8 +134,7 @@ def first_token(graph: Graph, word: str | None) -> int | None:
 
 
 def _is_correct(graph: Graph, prompt: Prompt, max_new_tokens: int) -> bool:
-    clean = run_clean(graph, prompt, len(prompt) - 1, max_new_tokens)
-    return clean.text.lower() == str(prompt.answer).strip().lower()
+    return answer_of(graph, prompt, max_new_tokens).text.lower() == str(prompt.answer).strip().lower()
 
 
 def _read(graph: Graph, prompt: Prompt, number: int, positions: list[int], norm: bool, top: int) -> list[dict]:

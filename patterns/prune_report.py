@@ -15,6 +15,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class PruneReport(Result):
         return "\n".join(lines)
 
 
+@in_words
 def prune_report(
     graph: Graph,
     prompts: Sequence[Prompt],
@@ -102,6 +104,7 @@ def prune_report(
     timed: int = 3,
     judge: Callable[[Prompt, str], float] | None = None,
     folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> PruneReport:
@@ -121,6 +124,7 @@ def prune_report(
             None: the whole answer, whatever the case.
         timed: how often times are measured (the median is told); 0: not at all.
         folder: where finished methods are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -139,6 +143,7 @@ def prune_report(
         >>> len(result.scores())
         4
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     silent = [prompt.key or prompt.question for prompt in prompts if prompt.answer is None]

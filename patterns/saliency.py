@@ -10,6 +10,7 @@ import nnsight
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._qk import QueryKeyReader
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._saliency import Flows, read_flows
 from nnsight_mmflow._targets import with_target
@@ -84,12 +85,14 @@ class SaliencyResult(Result):
         )
 
 
+@in_words
 def saliency(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
     mode: str = "paper",
     *,
     heads_at_once: int = 4,
+    remote: bool | str | None = None,
     progress: bool = True,
 ) -> SaliencyResult:
     """A SaliencyResult: how much the answer's loss depends on each flow, |sum over heads of A * dL/dA|, by layer.
@@ -105,6 +108,7 @@ def saliency(
             divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone (spec
             1.4).
         heads_at_once: heads whose weights are held at a time.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
 
     Raises:
@@ -120,6 +124,7 @@ def saliency(
         >>> len(result.to_frame()) == 2 * graph.n_layers
         True
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt
@@ -173,10 +178,11 @@ def flows_of(graph: Graph, prompt: Prompt, token: int, released: bool, heads_at_
     scale = graph.attention(0)._module.scaling
     cap = getattr(graph.text_config, "attn_logit_softcapping", None)
     with graph.trace(prompt, use_cache=False, logits_to_keep=1):
-        found = nnsight.save(
-            read_flows(layers, n_layers, reader, model, token, spans, causal, scale, cap, released, heads_at_once)
+        loss, read = read_flows(
+            layers, n_layers, reader, model, token, spans, causal, scale, cap, released, heads_at_once
         )
-    return found
+        found = nnsight.save([loss, [vars(one) for one in read]])  # plain values: a server cannot return our classes
+    return found[0], [Flows(**one) for one in found[1]]
 
 
 def grouped(flows: Flows, sizes: Sequence[int], released: bool) -> dict[str, float]:

@@ -14,9 +14,10 @@ from nnsight_mmflow.patterns.skip import PARTS, Skip
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Band, Result, bootstrap_band, versions
 from nnsight_mmflow._rows import answer_numbers
-from nnsight_mmflow._sweep import run_clean
+from nnsight_mmflow._sweep_there import answer_of
 from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class SkipResult(Result):
         return "\n".join(lines)
 
 
+@in_words
 def skip_flow(
     graph: Graph,
     prompts: Sequence[Prompt],
@@ -84,6 +86,7 @@ def skip_flow(
     part: str = "layer",
     only_correct: bool = True,
     folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> SkipResult:
@@ -98,6 +101,7 @@ def skip_flow(
         part: "layer", "attn" or "mlp", as in Skip.
         only_correct: leave out prompts that the model answers otherwise (with `answer` set).
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -113,6 +117,7 @@ def skip_flow(
         >>> len(result.to_frame()) == 2 * graph.n_layers
         True
     """
+    graph = graph.at(remote)
     import pandas as pd
 
     if scope not in SCOPES or part not in PARTS:
@@ -161,8 +166,8 @@ def _measure(
     graph: Graph, prompt: Prompt, spans: Sequence[str], windows: Sequence[range], part: str, only_correct: bool
 ) -> dict:
     """One prompt's rows; none if it does not count."""
-    plain = run_clean(graph, prompt, len(prompt) - 1, 16)
-    base, token = plain.numbers[0].tolist()
+    plain = answer_of(graph, prompt, 16)
+    base, token = plain.base, plain.token
     correct = prompt.answer is None or plain.text.lower() == prompt.answer.strip().lower()
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():

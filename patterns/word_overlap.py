@@ -11,6 +11,7 @@ import torch
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._prompt import Prompt
+from nnsight_mmflow._remote import in_words, runs_here
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._rows import (
     LayerInput,
@@ -55,6 +56,7 @@ class WordOverlapResult(Result):
         return "\n".join(lines)
 
 
+@in_words
 def word_overlap(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -62,6 +64,7 @@ def word_overlap(
     window: int = 9,
     *,
     top: int = 10,
+    remote: bool | str | None = None,
     progress: bool = True,
 ) -> WordOverlapResult:
     """A WordOverlapResult: the overlap of the top words before and after a module is silenced over a window of layers.
@@ -76,6 +79,7 @@ def word_overlap(
         at: the span that is silenced and read.
         window: how many consecutive layers, truncated at both ends.
         top: how many words to compare.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
 
     Raises:
@@ -91,6 +95,8 @@ def word_overlap(
         >>> bool(result.to_frame()["jaccard"].between(0, 1).all())
         True
     """
+    graph = graph.at(remote)
+    runs_here(graph, "word_overlap")
     import pandas as pd
 
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)

@@ -56,7 +56,7 @@ def both(graph, prompt, edges, windows=WINDOWS, row_budget=ROW_BUDGET):
     """(plan, clean, by rows, by forwards)"""
     plan = planned(graph, prompt, edges, windows, row_budget)
     clean = clean_of(graph, prompt, plan)
-    forwards = run_by_forwards(graph, plan, prompt, clean)
+    forwards = run_by_forwards(graph, plan, prompt, clean.numbers[0, 1].long())
     return plan, clean, run_by_rows(graph, plan, clean), forwards
 
 
@@ -255,7 +255,7 @@ def test_sweeps_of_two_prompts_do_not_mix(graph):
 def test_length_of_the_answer_does_not_matter_to_the_sweep(graph, max_new_tokens):
     prompt = made(graph)
     plan = planned(graph, prompt, PAPER, (3,))
-    expected = run_by_forwards(graph, plan, prompt, clean_of(graph, prompt, plan))
+    expected = run_by_forwards(graph, plan, prompt, clean_of(graph, prompt, plan).numbers[0, 1].long())
     clean = clean_of(graph, prompt, plan, max_new_tokens)
     agree(run_by_rows(graph, plan, clean), expected)
 

@@ -85,7 +85,7 @@ def _by_rows(subject: Subject, edges: tuple[str, ...], window: int, centres: set
     clean = run_clean(graph, prompt, min(chunk.start for chunk in plan.chunks), 2)
     by_rows = run_by_rows(graph, plan, clean)[chosen]
     few = replace(plan, cells=tuple(plan.cells[i] for i in chosen), row_of=tuple(plan.row_of[i] for i in chosen))
-    by_forwards = run_by_forwards(graph, few, prompt, clean)
+    by_forwards = run_by_forwards(graph, few, prompt, clean.numbers[0, 1].long())
     effect = float((by_forwards[:, 0] - clean.numbers[0, 0]).abs().max())
     if effect < 1e-6:
         raise Failed("no window of any edge changes the answer's log-probability")

@@ -1,0 +1,136 @@
+"""Runs on NDIF: what is made ready before one, and its errors in words that a person can act on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import version
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from nnsight_mmflow import _errors
+from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DOTALL)
+PACKAGE = "nnsight_mmflow"
+_READY: set[str] = set()
+
+
+def make_ready(remote: bool | str) -> None:
+    """Before a remote run: registers the package, so that it travels by value, unless the server has it at our version.
+
+    Args:
+        remote: True (NDIF, or the host in NDIF_HOST), a host, or "local" (nnsight's own imitation).
+
+    Raises:
+        RemoteFailure: no server there, no API key, or a server whose nnsight is another version.
+    """
+    import httpx
+    import nnsight
+    from nnsight.schema.config import CONFIG
+
+    host = remote if isinstance(remote, str) and remote != "local" else CONFIG.API.HOST
+    if remote == "local":
+        nnsight.register(PACKAGE)
+        return
+    if host in _READY:
+        return
+    if not CONFIG.API.APIKEY:
+        raise RemoteFailure(
+            "there is no API key for a remote run: get one at https://login.ndif.us, then `nnsight login`, or set"
+            " NDIF_API_KEY in the environment."
+        )
+    try:
+        answer = httpx.get(f"{host}/env", timeout=httpx.Timeout(10, read=60))
+        answer.raise_for_status()
+        packages = answer.json().get("packages", {})
+    except (httpx.HTTPError, ValueError) as error:
+        raise RemoteFailure(
+            f"no NDIF server answers at {host} ({error}). Is the address right (NDIF_HOST), and is there a connection?"
+        ) from error
+    there, here = packages.get("nnsight"), version("nnsight")
+    if there is not None and there.split(".")[:2] != here.split(".")[:2]:
+        raise RemoteFailure(
+            f"the server at {host} runs nnsight {there}, here is {here}: what is sent would not be understood."
+            f" pip install 'nnsight=={there}'."
+        )
+    if packages.get("nnsight-mmflow", packages.get(PACKAGE)) != version("nnsight-mmflow"):
+        nnsight.register(PACKAGE)
+    _READY.add(host)
+
+
+def told(graph: Graph, text: str) -> MMFlowError:
+    """What a server's error means here."""
+    ours = OURS.search(text)
+    if ours:  # a pattern's own refusal, raised on the server
+        kind = getattr(_errors, ours["name"], MMFlowError)
+        return kind(ours["told"].strip())
+    if "API key" in text or "Unauthorized" in text:
+        return RemoteFailure("the server refuses the API key: `nnsight login`, or set NDIF_API_KEY.")
+    if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
+        return RemoteFailure(f"{graph.name} is not deployed on the server.{_near(graph)}")
+    if "out of memory" in text.lower():
+        return RemoteFailure(
+            f"the server ran out of memory: make row_budget or batch_size smaller. It says: {text.splitlines()[-1]}"
+        )
+    return RemoteFailure(f"the job failed on the server. It says:\n{text}")
+
+
+def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
+    """An experiment whose remote errors are told in words; what is finished stays in its folder."""
+
+    @wraps(run)
+    def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        from nnsight.intervention.backends.remote import RemoteError
+
+        try:
+            return run(*args, **kwargs)
+        except RemoteError as error:
+            graph = args[0] if args else kwargs["graph"]
+            raise told(graph, str(error)) from error  # type: ignore[arg-type]
+        except (ConnectionError, OSError) as error:
+            if type(error).__module__.startswith(("websocket", "httpx", "builtins")) and _is_connection(error):
+                raise RemoteFailure(
+                    f"the connection to the server broke ({error or type(error).__name__}). Run it again: with folder="
+                    " it goes on where it was."
+                ) from error
+            raise
+
+    return wrapped
+
+
+def runs_here(graph: Graph, what: str) -> None:
+    """Refuses what runs only where the weights are, for now.
+
+    Raises:
+        ModelError: the graph's traces run on a server.
+    """
+    if graph.remote:
+        raise ModelError(
+            f"{what} keeps what it computes with (a cache, weights) on this side, so it does not run on a server yet:"
+            " load the model without remote=. flow, lens, skip_flow, saliency, disruption, contributions, attribution"
+            " and prune_report do run there."
+        )
+
+
+def _is_connection(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError) or "onnection" in str(error) or "refused" in str(error)
+
+
+def _near(graph: Graph) -> str:
+    """The deployed models, those with a like name first."""
+    from difflib import SequenceMatcher
+
+    try:
+        import nnsight
+
+        names = list(nnsight.ndif.status().deployments)
+    except Exception:  # the list only helps: where it cannot be had, the error stands without it
+        return ""
+    names.sort(key=lambda name: -SequenceMatcher(None, name, graph.name).ratio())
+    return f" Deployed are: {', '.join(names[:5])}." if names else " Nothing is deployed there now."

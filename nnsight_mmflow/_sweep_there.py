@@ -1,0 +1,164 @@
+"""A prompt's whole sweep as one session on a server: clean run, answer, rows; numbers come back. Ships by value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import nnsight
+import torch
+from transformers import DynamicCache
+
+from nnsight_mmflow._rows import answer_numbers, clean_inputs, crop_cache, mask_of_layer, prepared, run_rows
+from nnsight_mmflow._sweep_checks import check_effect
+
+if TYPE_CHECKING:
+    from nnsight import Envoy, TransformersModel
+
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._plan import Plan
+    from nnsight_mmflow._prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the session needs beside the model, in plain values.
+
+    Attributes:
+        inputs: the prompt's tensors.
+        start: the first position that any row needs.
+        n_layers, enters_after, causal: of the model.
+        ends: ids at which the answer ends.
+        max_new_tokens: how long it may get.
+        accepted: the rows run only if the answer is one of these ids; None: in any case.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    start: int
+    n_layers: int
+    enters_after: int
+    causal: bool
+    ends: tuple[int, ...]
+    max_new_tokens: int
+    accepted: tuple[tuple[int, ...], ...] | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model answers, greedily.
+
+    Attributes:
+        text: decoded and stripped.
+        base: log-probability of the first token.
+        token: its id.
+    """
+
+    text: str
+    base: float
+    token: int
+
+
+def answer_of(graph: Graph, prompt: Prompt, max_new_tokens: int) -> Answered:
+    """The model's greedy answer, in one session, wherever the graph runs."""
+    found = run_there(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
+    base, token = found["numbers"][0]
+    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    return Answered(text, base, int(token))
+
+
+def run_there(
+    graph: Graph,
+    plan: Plan | None,
+    prompt: Prompt,
+    start: int,
+    max_new_tokens: int,
+    only: tuple[tuple[int, ...], ...] | None,
+) -> dict:
+    """What `clean_and_rows` found on the server, in one session."""
+    from nnsight_mmflow._sweep import end_tokens
+
+    model, layers, remotely = graph.model, graph.layers, graph.remotely
+    ends = tuple(sorted(end_tokens(graph)))
+    ask = Ask(
+        graph.checked(prompt), start, graph.n_layers, graph.enters_after, graph.causal, ends, max_new_tokens, only
+    )
+    with torch.no_grad(), model.session(**remotely):
+        found = nnsight.save(clean_and_rows(model, layers, plan, ask))
+    return found
+
+
+def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, ask: Ask) -> dict:
+    """Inside a session: {"tokens": the greedy answer, "numbers": of its first token, "cells": (cells, 2) or None}.
+
+    Args:
+        model: the model.
+        layers: its decoder layers.
+        plan: what is swept, if anything.
+        ask: the prompt and the settings.
+    """
+    with torch.no_grad():  # the caller's does not travel
+        whole = {"past_key_values": DynamicCache(), "use_cache": True, "logits_to_keep": 1}
+        with model.trace(**ask.inputs, **whole):
+            inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
+            logits = nnsight.save(model.output.logits[:, -1])
+            cache = nnsight.save(model.output.past_key_values)
+        token = logits.argmax(-1)[0]
+        tokens, numbers = [int(token)], answer_numbers(logits, token)
+        while tokens[-1] not in ask.ends and len(tokens) < ask.max_new_tokens:
+            step = torch.tensor([[tokens[-1]]], device=logits.device)
+            with model.trace(input_ids=step, past_key_values=cache, use_cache=True):
+                following = nnsight.save(model.output.logits[0, -1].argmax(-1))
+            tokens.append(int(following))
+        if tokens[-1] in ask.ends:
+            tokens = tokens[:-1] or tokens
+        found: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
+        if plan is not None and (ask.accepted is None or tuple(tokens) in ask.accepted):
+            found["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
+        return found
+
+
+def rows_of(
+    model: TransformersModel,
+    layers: Envoy,
+    plan: Plan,
+    start: int,
+    clean: list,
+    cache: DynamicCache,
+    token: torch.Tensor,
+) -> torch.Tensor:
+    """Inside a session: (cells, 2): for each cell the log-probability of the token, and the most likely one.
+
+    Args:
+        model: the model.
+        layers: its decoder layers.
+        plan: what is swept.
+        start: where the clean inputs start.
+        clean: what each layer was handed in the clean run.
+        cache: of the clean run; it is cut up.
+        token: the answer's first token.
+    """
+    results: list[torch.Tensor] = []
+    # The cache shrinks from chunk to chunk: those with the longest prefix run first.
+    order = sorted(range(len(plan.chunks)), key=lambda number: -plan.chunks[number].start)
+    for number in order:
+        rows = plan.chunks[number]
+        crop_cache(cache, rows.start)
+        inputs, closed, opened = prepared(clean, rows.start - start, rows)
+        check_effect(plan, number, clean, start, closed)
+        device = inputs[0].hidden.device
+        first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
+        places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
+        ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
+        with model.trace(
+            inputs_embeds=first,
+            position_ids=places,
+            attention_mask=mask_of_layer(rows, 0, opened[0], closed),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ends,
+        ):
+            run_rows(layers, rows, inputs, opened, closed)
+            numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
+        results.append(numbers)
+    by_chunk = dict(zip(order, results, strict=True))
+    return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
