@@ -81,6 +81,13 @@ def told(graph: Graph, text: str) -> MMFlowError:
     return RemoteFailure(f"the job failed on the server. It says:\n{text}")
 
 
+def changed_nothing(error: Exception) -> bool:
+    """Whether a trace ended because a pattern would have changed nothing, here or on a server."""
+    return isinstance(error, _errors.NoEffectError) or (
+        type(error).__name__ == "RemoteError" and "nnsight_mmflow._errors.NoEffectError: " in str(error)
+    )
+
+
 def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
     """An experiment whose remote errors are told in words; what is finished stays in its folder."""
 
@@ -113,8 +120,8 @@ def runs_here(graph: Graph, what: str) -> None:
     if graph.remote:
         raise ModelError(
             f"{what} keeps what it computes with (a cache, weights) on this side, so it does not run on a server yet:"
-            " load the model without remote=. flow, lens, skip_flow, saliency, disruption, contributions, attribution"
-            " and prune_report do run there."
+            " load the model without remote=. flow, lens, causal_trace, skip_flow, saliency, disruption, contributions,"
+            " attribution and prune_report do run there."
         )
 
 

@@ -26,7 +26,8 @@ from nnsight_mmflow._rows import (
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
 
 if TYPE_CHECKING:
-    from nnsight import Envoy
+    from nnsight import Envoy, TransformersModel
+    from transformers import Cache
 
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._sweep import Clean
@@ -101,43 +102,77 @@ def run_cells(
     if corrupt.cache is None:
         raise MMFlowError("this run has served already, and its cache is cut up: make another with run_clean.")
     cache, corrupt.cache = corrupt.cache, None
-    model, layers, device = graph.model, graph.layers, graph.device
-    length = corrupt.start + corrupt.inputs[0].hidden.shape[1]
-    found: dict[Cell, torch.Tensor] = {}
+    model, layers, inputs, start = graph.model, graph.layers, corrupt.inputs, corrupt.start
+    sites, chunks = sites_of(graph), chunks_of(cells, start + inputs[0].hidden.shape[1], budget, blocks)
     with torch.no_grad(), model.session():
-        for start, chunk in chunks_of(cells, length, budget, blocks):
-            rows = Rows(
-                start,
-                length - start,
-                tuple((cell.first, cell.end) for cell in chunk),
-                (0,) * len(chunk),
-                ((),),
-                ((),),
-            )
-            crop_cache(cache, start)
-            inputs, closed, opened = prepared(corrupt.inputs, start - corrupt.start, rows)
-            # a layer's sites are found out here: a trace runs what follows as it stands
-            sites = [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(len(inputs))]
-            restored = [
-                (cell.site, [p - start for p in cell.positions], [places[p] for p in cell.positions]) for cell in chunk
-            ]
-            count = rows.joined(0)
-            first = inputs[0].hidden.repeat(1, count, 1)
-            spots = torch.arange(start, length, device=device)[None].repeat(1, count)
-            ends = torch.arange(1, len(chunk) + 1, device=device) * rows.tail - 1
-            mask = opened[0][: count * rows.tail, : start + count * rows.tail][None, None]
-            with model.trace(
-                inputs_embeds=first,
-                position_ids=spots,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=ends,
-            ):
-                run_restored(layers, rows, inputs, opened, closed, sites, restored, values)
-                numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
-            found.update(zip(chunk, numbers, strict=True))
-    return found
+        numbers = nnsight.save(cells_of(model, layers, sites, chunks, start, inputs, cache, values, places, token))
+    return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))
+
+
+def sites_of(graph: Graph) -> list[dict[str, Site]]:
+    """For each layer where its sites are."""
+    return [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(graph.n_layers)]
+
+
+def cells_of(
+    model: TransformersModel,
+    layers: Envoy,
+    sites: list[dict[str, Site]],
+    chunks: list[tuple[int, list[Cell]]],
+    first_start: int,
+    corrupt: list[LayerInput],
+    cache: Cache,
+    values: dict[str, list[torch.Tensor]],
+    places: dict[int, int],
+    token: torch.Tensor,
+) -> torch.Tensor:
+    """Inside a session: (cells, 2), chunk by chunk, as `run_cells` gives them.
+
+    Args:
+        model: the model.
+        layers: its decoder layers.
+        sites: for each layer where its sites are.
+        chunks: from `chunks_of`.
+        first_start: where `corrupt` starts.
+        corrupt: what each layer was handed in the corrupt run.
+        cache: of the corrupt run; it is cut up.
+        values: as in `run_cells`.
+        places: as there.
+        token: as there.
+    """
+    length = first_start + corrupt[0].hidden.shape[1]
+    found: list[torch.Tensor] = []
+    for start, chunk in chunks:
+        rows = Rows(
+            start,
+            length - start,
+            tuple((cell.first, cell.end) for cell in chunk),
+            (0,) * len(chunk),
+            ((),),
+            ((),),
+        )
+        crop_cache(cache, start)
+        inputs, closed, opened = prepared(corrupt, start - first_start, rows)
+        restored = [
+            (cell.site, [p - start for p in cell.positions], [places[p] for p in cell.positions]) for cell in chunk
+        ]
+        count, device = rows.joined(0), inputs[0].hidden.device
+        first = inputs[0].hidden.repeat(1, count, 1)
+        spots = torch.arange(start, length, device=device)[None].repeat(1, count)
+        ends = torch.arange(1, len(chunk) + 1, device=device) * rows.tail - 1
+        mask = opened[0][: count * rows.tail, : start + count * rows.tail][None, None]
+        with model.trace(
+            inputs_embeds=first,
+            position_ids=spots,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ends,
+        ):
+            run_restored(layers, rows, inputs, opened, closed, sites, restored, values)
+            numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
+        found.append(numbers)
+    return torch.cat(found)
 
 
 def run_restored(

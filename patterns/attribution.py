@@ -11,9 +11,9 @@ import torch
 from nnsight_mmflow.patterns.causal_trace import trace_spans
 from nnsight_mmflow.patterns.patch import Patch
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
-from nnsight_mmflow._remote import in_words
+from nnsight_mmflow._remote import changed_nothing, in_words
 from nnsight_mmflow._results import Result, versions
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ def _cells(
         graph.head_width,
     )
     with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
-        clean = nnsight.save([out.inputs[0][0][0].clone() for out in outs])
-        log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1))
+        clean = nnsight.save([out.inputs[0][0][0].detach().clone() for out in outs])
+        log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1).detach())
     token = int(log.argmax())
     with graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
         found = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
@@ -195,10 +195,12 @@ def _cells(
                 torch.no_grad(),
                 graph.trace(corruption.prompt, *corruption.patterns, patch, use_cache=False, logits_to_keep=1),
             ):
-                logits = nnsight.save(graph.model.output.logits[0, -1].float())
+                logits = nnsight.save(graph.model.output.logits[0, -1].float().detach())
             row["exact"] = float(logits.log_softmax(-1)[token]) - low
-        except NoEffectError:  # the head gives there what it gave
-            row["exact"] = 0.0
+        except Exception as error:
+            if not changed_nothing(error):
+                raise
+            row["exact"] = 0.0  # the head gives there what it gave
     return rows
 
 

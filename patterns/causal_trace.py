@@ -16,7 +16,7 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._plan import ROW_BUDGET
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words, runs_here
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._restore import ORDER, Cell
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._site_names import site_named
@@ -101,7 +101,6 @@ def causal_trace(
         True
     """
     graph = graph.at(remote)
-    runs_here(graph, "causal_trace")
     from nnsight_mmflow._prompt import Prompt as OnePrompt
 
     prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 from nnsight_mmflow.patterns.patch import Patch
-from nnsight_mmflow.patterns.sites import SITES
 
-from nnsight_mmflow._errors import NoEffectError
 from nnsight_mmflow._plan import sizes_of
-from nnsight_mmflow._restore import ORDER, Cell, chunks_of, read_clean, run_cells
+from nnsight_mmflow._remote import changed_nothing
+from nnsight_mmflow._restore import Cell, chunks_of, read_clean, run_cells, sites_of
+from nnsight_mmflow._restore_there import cells_there
 from nnsight_mmflow._rows import answer_numbers, tail_start
 from nnsight_mmflow._sweep import run_clean
+from nnsight_mmflow._sweep_there import answer_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.corruption import Corruption
@@ -56,19 +57,22 @@ def measure(
 ) -> dict:
     """What the journal keeps of one prompt: its base numbers, why it is left out, or each cell's numbers."""
     only_correct, min_clean, max_corrupt = limits
-    plain = run_clean(graph, prompt, len(prompt) - 1, 16)
-    base, token = plain.numbers[0].tolist()
+    plain = answer_of(graph, prompt, 16)
+    base, token, answer = plain.base, plain.token, torch.tensor(plain.token)
     blocks = graph.adapter.bidirectional(prompt.spans)
     start = min(tail_start(cell.positions[0], blocks) for cell in cells)
-    broken = run_clean(graph, corruption.prompt, start, 1, corruption.patterns)
-    low = float(broken.distribution[0, int(token)])
+    broken = None if graph.remote else run_clean(graph, corruption.prompt, start, 1, corruption.patterns)
+    if broken is None:
+        low, corrupt_token = corrupt_numbers(graph, corruption, answer)
+    else:
+        low, corrupt_token = float(broken.distribution[0, token]), int(broken.numbers[0, 1])
     p_clean, p_corrupt = float(torch.tensor(base).exp()), float(torch.tensor(low).exp())
     entry = {
         "prediction": plain.text,
-        "token": int(token),
+        "token": token,
         "clean": base,
         "corrupt": low,
-        "corrupt_token": int(broken.numbers[0, 1]),
+        "corrupt_token": corrupt_token,
         "left_out": "",
         "cells": [],
     }
@@ -78,23 +82,33 @@ def measure(
         return {**entry, "left_out": f"P_clean below {min_clean}"}
     if p_corrupt > max_corrupt * p_clean:
         return {**entry, "left_out": f"P_corrupt above {max_corrupt} of P_clean"}
-    positions = sorted({position for cell in cells for position in cell.positions})
-    names = list(dict.fromkeys(cell.site for cell in cells))
-    values = clean_values(graph, prompt, names, positions)
-    places = {position: row for row, position in enumerate(positions)}
-    answer = torch.tensor(int(token))
-    if engine == "rows":
-        numbers = run_cells(graph, cells, broken, values, places, answer, budget, blocks)
+    if engine == "rows" and broken is None:
+        numbers = cells_there(graph, prompt, corruption, cells, start, answer, budget, blocks)
     else:
-        numbers = {cell: one_forward(graph, corruption, cell, values, places, answer) for cell in cells}
+        positions = sorted({position for cell in cells for position in cell.positions})
+        names = list(dict.fromkeys(cell.site for cell in cells))
+        values = clean_values(graph, prompt, names, positions)
+        places = {position: row for row, position in enumerate(positions)}
+        if engine == "rows":
+            assert broken is not None
+            numbers = run_cells(graph, cells, broken, values, places, answer, budget, blocks)
+        else:
+            numbers = {cell: one_forward(graph, corruption, cell, values, places, answer) for cell in cells}
     kept = [[cell.span, cell.site, cell.first, cell.end, *numbers[cell].tolist()] for cell in cells]
     return {**entry, "cells": kept}
 
 
+def corrupt_numbers(graph: Graph, corruption: Corruption, token: torch.Tensor) -> tuple[float, int]:
+    """Of the corrupt run: the log-probability of the token, and the most likely one."""
+    with torch.no_grad(), graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
+        numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token).detach())
+    low, best = numbers[0].tolist()
+    return low, int(best)
+
+
 def clean_values(graph: Graph, prompt: Prompt, names: list[str], positions: list[int]) -> dict[str, list[torch.Tensor]]:
     """For each site the clean activations at the positions, per layer (positions, width)."""
-    n_layers = graph.n_layers
-    sites = [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(n_layers)]
+    n_layers, sites = graph.n_layers, sites_of(graph)
     with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
         read = nnsight.save(read_clean(n_layers, sites, names, positions))
     return read
@@ -118,8 +132,9 @@ def one_forward(
     patterns = (*corruption.patterns, patch)
     try:
         with torch.no_grad(), graph.trace(corruption.prompt, *patterns, use_cache=False, logits_to_keep=1):
-            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
-    except NoEffectError:  # by causality, or by chance: then the cell is the corrupt run
-        with torch.no_grad(), graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
-            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
+            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token).detach())
+    except Exception as error:
+        if not changed_nothing(error):
+            raise
+        return torch.tensor(corrupt_numbers(graph, corruption, token), dtype=torch.double)  # by causality, or chance
     return numbers[0]

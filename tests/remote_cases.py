@@ -197,6 +197,28 @@ def test_attribution_on_the_server_equals_it_here(here, there):
     assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
 
 
+@pytest.mark.parametrize("way", ["flag", "phrase", "noise"])
+@pytest.mark.parametrize("engine", ["rows", "forward"])
+def test_causal_tracing_on_the_server_equals_it_here(here, there, way, engine):
+    prompts, corrupt = mmf.nano.trace_pairs(here, 1, "flag" if way == "noise" else way)
+    if way == "noise":
+        corrupt = [mmf.corruption.noisy_image(prompts[0], scale=3.0, seed=1)]
+    spans = ["question", "last"]
+    kwargs = {
+        "sites": ("mlp", "resid"),
+        "engine": engine,
+        "half_width": 1,
+        "max_corrupt": 1.0,
+        "control": False,
+        **QUIET,
+    }
+    one, other = (mmf.causal_trace(graph, prompts, corrupt, spans, **kwargs).to_frame() for graph in (here, there))
+    numbers = one.select_dtypes("number").columns
+    assert len(one)
+    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+    assert no_weights(there)
+
+
 @pytest.mark.parametrize("by_url", [0, 1])
 def test_a_sweep_is_one_request_and_numbers_come_back(here, there, server, by_url):
     """All six edges over all layers: one upload per prompt, and well under 100 kB down; inline and by URL."""
@@ -306,10 +328,7 @@ def breaks(seen):
 
 
 def test_what_does_not_run_there_yet_says_so(here, there):
-    prompts, corrupt = mmf.nano.trace_pairs(here, 1, "flag")
-    with pytest.raises(mmf.ModelError, match="causal_trace keeps what it computes with"):
-        mmf.causal_trace(there, prompts, corrupt, **QUIET)
     with pytest.raises(mmf.ModelError, match="word_overlap keeps"):
-        mmf.word_overlap(there, prompts, progress=False)
+        mmf.word_overlap(there, mmf.nano.prompts(here, 1), progress=False)
     with pytest.raises(mmf.ModelError, match="edit keeps"):
         mmf.edit(there, mmf.nano.edits(here, 1), 4, **QUIET)
