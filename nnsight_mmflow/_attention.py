@@ -1,8 +1,8 @@
 """Attention contributions of single queries, recomputed from keys and values. Ships to servers by value.
 
 What position i takes from position j in a layer is the sum over heads of weight(i, j) * value(j) through the output
-projection. Weights are recomputed for the queries asked for alone, from the layer's own query projection, rotary
-embedding, mask and cached keys, so that the attention implementation need not be changed and no full map is made.
+projection. Weights are recomputed for the queries asked for alone, from the layer's own projections, rotary embedding
+and mask, so that the attention implementation need not be changed and no full map is made.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._qk import attention_weights
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Float
     from nnsight import Envoy
+
+    from nnsight_mmflow._qk import QueryKeyReader
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,6 @@ class Contributions:
     scale: float
 
 
-def turned(
-    query: Float[torch.Tensor, "queries heads width"],
-    cosine: Float[torch.Tensor, "queries rotary"],
-    sine: Float[torch.Tensor, "queries rotary"],
-) -> Float[torch.Tensor, "queries heads width"]:
-    """The queries with their rotary embedding; what lies behind its width passes."""
-    rotary = cosine.shape[-1]
-    part, rest = query[..., :rotary], query[..., rotary:]
-    one, two = part.chunk(2, -1)
-    turned = part * cosine[:, None] + torch.cat([-two, one], -1) * sine[:, None]
-    return torch.cat([turned, rest], -1)
-
-
 def plain_values(found: Contributions) -> dict[str, object]:
     """What a server can return of them: tensors without their gradients' history, and numbers."""
     return {name: one.detach().cpu() if isinstance(one, torch.Tensor) else one for name, one in vars(found).items()}
@@ -68,8 +58,8 @@ def answer_direction(unembed: Envoy, token: int) -> torch.Tensor:
 
 def read_contributions(
     layers: Envoy,
+    reader: QueryKeyReader,
     attentions: list[Envoy],
-    norms: list[Envoy | None],
     outs: list[Envoy],
     queries: list[int],
     sources: list[int],
@@ -77,12 +67,12 @@ def read_contributions(
     cap: float | None,
     causal: bool,
 ) -> list[Contributions]:
-    """Inside a trace with a cache: the contributions of every layer.
+    """Inside a trace without a cache: the contributions of every layer.
 
     Args:
         layers: the decoder layers.
+        reader: of queries, keys and values.
         attentions: each layer's attention.
-        norms: each layer's norm of the queries, where the family has one.
         outs: each layer's output projection.
         queries: positions that read.
         sources: positions that are read.
@@ -93,25 +83,13 @@ def read_contributions(
     found = []
     for layer, attention in enumerate(attentions):
         arguments, named = layers[layer].inputs
-        hidden, cache = arguments[0], named["past_key_values"]
-        cosine, sine = named["position_embeddings"]
+        hidden, rotary = arguments[0], named["position_embeddings"]
         mask = layer_mask(named.get("attention_mask"), hidden, 0, causal)[0, 0, queries]
-        module = attention._module
-        asked = attention.q_proj.output[0, queries].view(len(queries), -1, module.head_dim)
-        norm = norms[layer]
-        if norm is not None:
-            asked = norm(asked)
-        real = attention.output[0][0, queries]
-        weights = outs[layer]._module
-        keys, values = cache.layers[layer].keys[0], cache.layers[layer].values[0]
-        repeats = asked.shape[1] // keys.shape[0]
-        keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
-        asked = turned(asked, cosine[0, queries], sine[0, queries])
-        scores = torch.einsum("qhd,hkd->hqk", asked, keys) * module.scaling
-        if cap is not None:
-            scores = torch.tanh(scores / cap) * cap
-        weight = (scores + mask).float().softmax(-1).to(values)
-        found.append(_reduced(weight, values, weights.weight, weights.bias, real, sources, direction))
+        query, key = reader.read(layer, "previous", hidden, rotary)
+        values = reader.value(layer)[0]
+        weight = attention_weights(query[0][:, queries], key[0], mask, attention._module.scaling, cap).to(values)
+        real, out = attention.output[0][0, queries], outs[layer]._module
+        found.append(_reduced(weight, values, out.weight, out.bias, real, sources, direction))
     return found
 
 

@@ -55,6 +55,7 @@ class Graph:
         self.text_config = adapter.text_config
         self._text = adapter.text
         self.remote: bool | str = False
+        self.trusted = False
         self.enters_after, self.causal = adapter.enters_after, adapter.causal
         self.tower_layer = adapter.tower_layer()
         self.n_layers = int(adapter.text_config.num_hidden_layers)
@@ -69,12 +70,14 @@ class Graph:
             f" d_model={self.d_model}, attention={self.backend!r})"
         )
 
-    def at(self, remote: bool | str | None) -> Graph:
-        """The same graph, whose traces run on NDIF: True, a host, or "local"; None: as this one's do."""
-        if remote is None or remote == self.remote:
+    def at(self, remote: bool | str | None, trusted: bool | None = None) -> Graph:
+        """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""
+        remote = self.remote if remote is None else remote
+        trusted = self.trusted if trusted is None else trusted
+        if (remote, trusted) == (self.remote, self.trusted):
             return self
         there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
-        vars(there).update(vars(self), remote=remote)
+        vars(there).update(vars(self), remote=remote, trusted=trusted)
         return there
 
     @property
@@ -264,11 +267,7 @@ class Graph:
         return edited(self, prompt, patterns, steps)
 
     def to_transformer_lens(self) -> TransformerBridge:
-        """A TransformerLens bridge over the same weights, processor and tokenizer attached; nothing is fetched.
-
-        Raises:
-            ModelError: TransformerLens is missing, or does not know this architecture.
-        """
+        """A TransformerLens bridge over the same weights; a ModelError where TransformerLens knows no such model."""
         from nnsight_mmflow._bridge import to_bridge
 
         return to_bridge(self)
@@ -282,11 +281,7 @@ class Graph:
     def hooks(
         self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Pattern
     ) -> AbstractContextManager[BoundBridge]:
-        """A context in which the patterns are at work on a bridge: `with graph.hooks(bridge, prompt, ...) as bound:`.
-
-        Raises:
-            NoEffectError: a pattern that would change nothing; when the context ends, one that did.
-        """
+        """The patterns at work on a bridge: `with graph.hooks(...) as bound:`; one that changes nothing is an error."""
         from nnsight_mmflow._bridge_hooks import hooked
 
         return hooked(self, bridge, prompt, patterns)

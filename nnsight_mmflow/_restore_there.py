@@ -83,8 +83,10 @@ def restored_there(
     """
     n_layers = len(sites)
     with torch.no_grad():  # the caller's does not travel
-        with corrupted.trace(**ask["corrupt"], past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+        # as in clean_and_rows, inputs are read without a cache, and the cache where it comes out
+        with corrupted.trace(**ask["corrupt"], use_cache=False, logits_to_keep=1):
             inputs = nnsight.save(clean_inputs(layers, n_layers, ask["start"], ask["enters_after"], ask["causal"]))
+        with corrupted.trace(**ask["corrupt"], past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
             cache = nnsight.save(model.output.past_key_values)
         with model.trace(**ask["clean"], use_cache=False, logits_to_keep=1):
             values = nnsight.save(read_clean(n_layers, sites, ask["names"], ask["positions"]))

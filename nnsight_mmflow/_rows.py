@@ -221,7 +221,8 @@ def prepared(
 def crop_cache(cache: Cache, length: int) -> None:
     """Cuts every layer of the cache back to its first `length` positions."""
     for layer in cache.layers:
-        layer.crop(-(layer.get_seq_length() - length))
+        if layer.get_seq_length() > length:
+            layer.crop(-(layer.get_seq_length() - length))
 
 
 def clean_inputs(layers: Envoy, n_layers: int, start: int, enters_after: int, causal: bool) -> list[LayerInput]:

@@ -97,9 +97,13 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         ask: the prompt and the settings.
     """
     with torch.no_grad():  # the caller's does not travel
-        whole = {"past_key_values": DynamicCache(), "use_cache": True, "logits_to_keep": 1}
-        with model.trace(**ask.inputs, **whole):
-            inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
+        # NDIF runs ordinary keys' blocks in a process of their own: a layer whose inputs are read there is handed a
+        # copy of its cache. So inputs are read in a forward without one, and the cache where it comes out.
+        inputs = []
+        if plan is not None:
+            with model.trace(**ask.inputs, use_cache=False, logits_to_keep=1):
+                inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
+        with model.trace(**ask.inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
             logits = nnsight.save(model.output.logits[:, -1])
             cache = nnsight.save(model.output.past_key_values)
         token = logits.argmax(-1)[0]
@@ -108,6 +112,7 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
             step = torch.tensor([[tokens[-1]]], device=logits.device)
             with model.trace(input_ids=step, past_key_values=cache, use_cache=True):
                 following = nnsight.save(model.output.logits[0, -1].argmax(-1))
+                cache = nnsight.save(model.output.past_key_values)
             tokens.append(int(following))
         if tokens[-1] in ask.ends:
             tokens = tokens[:-1] or tokens

@@ -37,11 +37,33 @@ def edited(
         check_together(graph, patterns, rows)
     for pattern in patterns:
         pattern.check(graph, rows, steps)
+        if steps:
+            check_crossing(graph, pattern)
         pattern = pattern.prepared(graph, rows)
         with model.edit() as (_, changed):
             pattern.run(graph, rows)
         model = changed
     return model
+
+
+def check_crossing(graph: Graph, pattern: Pattern) -> None:
+    """Refuses, in a generation on a server, a pattern that would give layers a copy of their cache.
+
+    NDIF runs ordinary keys' blocks in a process beside the model's: what is read there is a copy, and is written back.
+    A layer whose inputs are read so fills a copy of its cache, and later tokens do not see it, without a sign.
+
+    Raises:
+        ModelError: it would.
+    """
+    from nnsight_mmflow._errors import ModelError
+
+    if graph.remote in (False, "local") or graph.trusted or not getattr(pattern, "hands_inputs", False):
+        return
+    raise ModelError(
+        f"{pattern} changes what layers are handed, their cache with it. In a generation on NDIF ordinary keys get a"
+        " copy of that cache, and the tokens after the first would be wrong without a sign. Use graph.trace (one"
+        " forward is right there), or, with a key that NDIF trusts, graph.at(True, trusted=True)."
+    )
 
 
 def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:

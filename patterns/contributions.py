@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 from nnsight_mmflow.patterns.contributions_result import ContributionsResult
-from transformers import DynamicCache
 
 from nnsight_mmflow._attention import Contributions, answer_direction, plain_values, read_contributions
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import check_readable
 from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._targets import with_target
@@ -137,15 +137,14 @@ def read_prompt(
     unembed, chosen = graph.unembed, int(token)
     attentions = [graph.attention(layer) for layer in every]
     outs = [graph.attention_out(layer) for layer in every]
-    norms = [attention.q_norm if hasattr(attention._module, "q_norm") else None for attention in attentions]
-    layers, causal = graph.layers, graph.causal
+    layers, causal, reader = graph.layers, graph.causal, QueryKeyReader(graph)
     cap = getattr(graph.text_config, "attn_logit_softcapping", None)
     with (
         torch.no_grad(),
-        edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1, **remotely),
+        edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely),
     ):
         direction = answer_direction(unembed, chosen)
-        read = read_contributions(layers, attentions, norms, outs, targets, sources, direction, cap, causal)
+        read = read_contributions(layers, reader, attentions, outs, targets, sources, direction, cap, causal)
         plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
     found = [Contributions(**one) for one in plain]
     allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)

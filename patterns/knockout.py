@@ -69,6 +69,11 @@ class Knockout:
         if not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
 
+    @property
+    def hands_inputs(self) -> bool:
+        """Whether it changes what layers are handed."""
+        return True
+
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
 

@@ -66,6 +66,11 @@ class Prune:
         """Whether tokens that stay hold something new. A method that merges overwrites this."""
         return False
 
+    @property
+    def hands_inputs(self) -> bool:
+        """Whether it changes what layers are handed."""
+        return True
+
     def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
         """The stages for a prompt with so many image tokens. A method overwrites this."""
         return list(self.own)

@@ -59,6 +59,11 @@ class Skip:
         if not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
 
+    @property
+    def hands_inputs(self) -> bool:
+        """Whether it changes what layers are handed."""
+        return self.at is not None and self.part == "layer"
+
     def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layers = layer_list(self.layers, graph.n_layers)

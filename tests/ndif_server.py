@@ -31,6 +31,7 @@ import asyncio  # noqa: E402
 import io  # noqa: E402
 import linecache  # noqa: E402
 import os  # noqa: E402
+import pickle  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
 import uuid  # noqa: E402
@@ -42,6 +43,7 @@ import zstandard  # noqa: E402
 from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile, WebSocket  # noqa: E402
 from fastapi.responses import PlainTextResponse  # noqa: E402
 from nnsight import TransformersModel  # noqa: E402
+from nnsight.intervention.interleaver import Mediator  # noqa: E402
 from nnsight.schema.request import RequestModel  # noqa: E402
 from nnsight.schema.response import ResponseModel, Status  # noqa: E402
 from nnsight.tracing.tracer import _saves, dec, inc  # noqa: E402
@@ -52,8 +54,24 @@ PORT, FOLDERS = int(sys.argv[1]), sys.argv[2:]
 app = FastAPI()
 models, sessions, stored, results = {}, {}, {}, {}
 one_at_a_time = threading.Lock()
-seen = {"requests": 0, "bytes_up": 0, "bytes_down": 0, "die_before": None, "by_url": False}
+seen = {"split": False, "requests": 0, "bytes_up": 0, "bytes_down": 0, "die_before": None, "by_url": False}
 torch.set_num_threads(1)
+
+
+def across(value):
+    """A value as it comes out of another process."""
+    return pickle.loads(pickle.dumps(value))
+
+
+def split_handle(self, provider, value, whole=Mediator.handle):
+    """As NDIF runs ordinary users' blocks, in a runner apart from the model: what is read is a copy, written back."""
+    pending = self.pending
+    if not seen["split"] or pending is None or pending.provider != provider:
+        return whole(self, provider, value)
+    return across(whole(self, provider, across(value)))
+
+
+Mediator.handle = split_handle
 
 
 def model_of(folder):

@@ -81,7 +81,15 @@ def here():
 
 @pytest.fixture(scope="module")
 def there():
-    return mmf.load(str(FOLDER), remote=True)
+    return mmf.load(str(FOLDER), remote=True).at(True, trusted=True)
+
+
+@pytest.fixture
+def beside(server):
+    """The graph of an ordinary key: its blocks run in a process beside the model's, here emulated by copies."""
+    server.set("split", 1)
+    yield mmf.load(str(FOLDER), remote=True)
+    server.set("split", 0)
 
 
 def no_weights(graph):
@@ -261,6 +269,75 @@ def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeyp
     finally:
         own.stop()
     assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
+
+
+# Ordinary keys: what is read is a copy, and is written back.
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_beside_the_model_equals_it_here(here, beside, name):
+    prompts = mmf.nano.prompts(here, 2)
+    patterns, found = PATTERNS[name](prompts), []
+    for graph in (here, beside):
+        with torch.no_grad(), graph.trace(prompts[0], *patterns, use_cache=False):
+            logits = graph.unembed.output[0, -1].save()
+        found.append(logits.detach())
+    assert (found[0] - found[1]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["none", "patch", "skip"])
+def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
+    prompts, found = mmf.nano.prompts(here, 2), []
+    kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    for graph in (here, beside):
+        with graph.generate(prompts[0], *PATTERNS[name](prompts), **kwargs) as tracer:
+            ids = tracer.result.save()
+        found.append(ids.tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["knockout", "embed", "skip_image", "himap", "mask", "zip", "together"])
+def test_a_generation_that_would_be_wrong_beside_the_model_is_refused(here, beside, server, name):
+    """And it would be wrong: the planted run, as a trusted key's on the server that copies, gives other tokens."""
+    prompts = mmf.nano.prompts(here, 2)
+    patterns = PATTERNS[name](prompts)
+    with pytest.raises(mmf.ModelError, match="would be wrong without a sign"):
+        beside.generate(prompts[0], *patterns, max_new_tokens=4)
+    if name != "himap":
+        return
+    kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    kwargs |= {"output_logits": True, "return_dict_in_generate": True}
+    found = []
+    for graph in (here, beside.at(True, trusted=True)):
+        with torch.no_grad(), graph.generate(prompts[0], *patterns, **kwargs) as tracer:
+            logits = torch.stack(tracer.result.logits).save()
+        found.append(logits.detach())
+    assert (found[0][0] - found[1][0]).abs().max() <= 1e-5
+    assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
+
+
+@pytest.mark.parametrize("name", ["flow", "lens", "skip_flow", "disruption", "contributions"])
+def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
+    prompts = mmf.nano.prompts(here, 1)
+    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
+    numbers = one.select_dtypes("number").columns
+    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+
+
+def test_causal_tracing_beside_the_model(here, beside):
+    prompts, corrupt = mmf.nano.trace_pairs(here, 1, "flag")
+    kwargs = {"sites": ("mlp", "resid"), "control": False, **QUIET}
+    one, other = (mmf.causal_trace(g, prompts, corrupt, ["question"], **kwargs).to_frame() for g in (here, beside))
+    numbers = one.select_dtypes("number").columns
+    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+    noisy = [mmf.corruption.noisy_image(prompts[0])]
+    with pytest.raises(mmf.ModelError, match="would be wrong without a sign"):
+        mmf.causal_trace(beside, prompts, noisy, ["question"], max_corrupt=1.0, **kwargs)
+
+
+def test_gradients_do_not_cross(here, beside):
+    with pytest.raises(mmf.RemoteFailure, match="failed on the server"):
+        mmf.saliency(beside, mmf.nano.prompts(here, 1), progress=False)
 
 
 # Errors that a person can act on.
