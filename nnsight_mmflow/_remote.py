@@ -64,6 +64,13 @@ def make_ready(remote: bool | str) -> None:
     _READY.add(host)
 
 
+def has_key() -> bool:
+    """Whether there is an API key for NDIF."""
+    from nnsight.schema.config import CONFIG
+
+    return bool(CONFIG.API.APIKEY)
+
+
 def told(graph: Graph, text: str) -> MMFlowError:
     """What a server's error means here."""
     ours = OURS.search(text)

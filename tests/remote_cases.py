@@ -340,6 +340,53 @@ def test_gradients_do_not_cross(here, beside):
         mmf.saliency(beside, mmf.nano.prompts(here, 1), progress=False)
 
 
+# The command that runs against the real service.
+
+
+def test_mmflow_check_remote(server, capsys, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    from nnsight_mmflow.command_line import main
+
+    assert main(["check", str(FOLDER), "--remote"]) == 0
+    shown = capsys.readouterr().out
+    assert "all that applies passed" in shown
+    assert "in the model's process" in shown
+    server.set("split", 1)
+    assert main(["check", str(FOLDER), "--remote", server.host]) == 0
+    server.set("split", 0)
+    assert "beside" in capsys.readouterr().out
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    assert main(["check", str(FOLDER), "--remote"]) == 0
+    assert capsys.readouterr().out.startswith("skipped: there is no API key")
+
+
+def test_a_check_on_the_server_can_fail(there, monkeypatch):
+    """Planted: a knockout that does nothing, a mask that closes less, a ranking that is not noticed."""
+    from nnsight_mmflow.checks import remote
+    from nnsight_mmflow.checks.subject import Failed, Subject
+
+    subject, real = Subject(there), remote.logits_of
+    monkeypatch.setattr(remote, "logits_of", lambda graph, prompt, *patterns: real(graph, prompt))
+    for check, told in (
+        (remote.knocked, "makes no difference"),
+        (remote.patched, "logits differ by"),
+        (remote.no_op, "it ran through"),
+    ):
+        with pytest.raises(Failed, match=told):
+            check(subject)
+
+
+def test_mmflow_flow_remote(server, tmp_path, capsys):
+    from nnsight_mmflow.command_line import main
+
+    given = ["--image", str(tmp_path / "picture.png"), "--question", "what color is the circle ?"]
+    mmf.nano.samples(2)[1].image.save(tmp_path / "picture.png")
+    out = tmp_path / "out"
+    main(["flow", "--model", str(FOLDER), "--remote", *given, "--window", "3", "--out", str(out)])
+    assert (out / "flow.png").stat().st_size > 10_000
+
+
 # Errors that a person can act on.
 
 

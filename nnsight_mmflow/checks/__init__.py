@@ -82,7 +82,7 @@ def check(graph: Graph, *, progress: bool = True) -> Report:
     """A Report of the conformance suite on one model: each line pass, fail with the numbers, or why it does not apply.
 
     Args:
-        graph: the model; it is left as it was.
+        graph: the model; it is left as it was. One that runs on a server has its own checks, without weights here.
         progress: show a progress bar.
 
     Example:
@@ -90,9 +90,11 @@ def check(graph: Graph, *, progress: bool = True) -> Report:
         >>> mmf.check(mmf.load("nano"), progress=False).ok
         True
     """
-    subject = Subject(graph)
+    subject, checks = Subject(graph), CHECKS
     lines = []
-    for name, run in progress_bar(list(CHECKS.items()), "check", shown=progress, unit="check"):
+    if graph.remote:
+        from nnsight_mmflow.checks.remote import REMOTE_CHECKS as checks
+    for name, run in progress_bar(list(checks.items()), "check", shown=progress, unit="check"):
         try:
             lines.append(Line(name, "pass", run(subject)))
         except NotApplicable as reason:

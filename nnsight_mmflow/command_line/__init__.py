@@ -77,6 +77,9 @@ def _how_to_load(group: argparse._ActionsContainer) -> None:
     group.add_argument("--attention", choices=("sdpa", "eager"), help="attention implementation (the model's own)")
     group.add_argument("--dtype", help="such as float16 (the model's own)")
     group.add_argument("--device", help="such as cuda (cpu)")
+    told = "run on NDIF (or on HOST), with the key of `nnsight login` or NDIF_API_KEY"
+    group.add_argument("--remote", nargs="?", const=True, default=False, metavar="HOST", help=told)
+    group.add_argument("--trusted", action="store_true", help="the key's blocks run in the model's process there")
 
 
 def _how_to_ask(group: argparse._ActionsContainer) -> None:

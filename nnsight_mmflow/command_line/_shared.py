@@ -23,7 +23,8 @@ def load_graph(given: argparse.Namespace) -> Graph:
 
     logging.disable_progress_bar()
     options = {"attn_implementation": given.attention, "dtype": given.dtype, "device_map": given.device}
-    return mmf.load(given.model, **{name: value for name, value in options.items() if value})
+    graph = mmf.load(given.model, remote=given.remote, **{name: value for name, value in options.items() if value})
+    return graph.at(None, trusted=given.trusted)
 
 
 def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:

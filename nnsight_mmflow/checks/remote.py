@@ -1,0 +1,133 @@
+"""The checks of a model on a server: what must hold there, whatever the weights, without having them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow._remote import changed_nothing
+from nnsight_mmflow.checks.subject import QUESTION, Failed, NotApplicable, Subject
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow._prompt import Batch, Prompt
+
+
+def logits_of(graph: Graph, prompt: Prompt | Batch, *patterns: Pattern) -> torch.Tensor:
+    """(rows, vocabulary): after each row's last position, in one request."""
+    with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False, logits_to_keep=1):
+        logits = graph.model.output.logits[:, -1].float().detach().cpu().save()
+    return logits
+
+
+def answers(subject: Subject) -> str:
+    """The server runs the model, and another picture gives other logits."""
+    one, other = (logits_of(subject.graph, subject.graph.prompt(subject.picture(seed), QUESTION)) for seed in (0, 1))
+    difference = float((one - other).abs().max())
+    if not difference > 0 or not one.isfinite().all():
+        raise Failed(f"two pictures give logits that differ by {difference}")
+    return f"two pictures give logits that differ by up to {difference:.2g}"
+
+
+def knocked(subject: Subject) -> str:
+    """A knockout in a padded batch equals it alone."""
+    from nnsight_mmflow.patterns.knockout import Knockout
+
+    graph, prompts = subject.graph, [subject.prompt, subject.other]
+    blocked = Knockout(source="image", target="last", layers=range(graph.n_layers))
+    together = logits_of(graph, graph.batch(prompts), blocked)
+    alone = torch.cat([logits_of(graph, prompt, blocked) for prompt in prompts])
+    if float((alone[0] - logits_of(graph, prompts[0])[0]).abs().max()) < 1e-6:
+        raise Failed("the knockout makes no difference")
+    return subject.agree("logits", together, alone)
+
+
+def patched(subject: Subject) -> str:
+    """The merged embedding of another run gives that run."""
+    from nnsight_mmflow.patterns.patch import Patch
+    from nnsight_mmflow.patterns.values import from_run
+
+    graph = subject.graph
+    one, other = (graph.prompt(subject.picture(seed), QUESTION) for seed in (0, 1))
+    found = logits_of(graph, one, Patch(at="image", site="embed", value=from_run(other)))
+    return subject.agree("logits", found, logits_of(graph, other))
+
+
+def dropped(subject: Subject) -> str:
+    """Dropping image tokens equals closing their keys."""
+    from nnsight_mmflow.patterns.prune_methods import FastV
+
+    method = FastV(k=max(1, subject.graph.enters_after))
+    found = [logits_of(subject.graph, subject.prompt, one) for one in (method, replace(method, mode="mask"))]
+    return subject.agree("logits", *found)
+
+
+def swept(subject: Subject) -> str:
+    """A sweep by rows, in one request, equals one forward per window."""
+    from nnsight_mmflow.patterns.flow import flow
+
+    graph, quiet = subject.graph, {"progress": False, "report": str}
+    settings = {"edges": ["image->last"], "window": graph.n_layers // 2 * 2 - 1, "only_correct": False}
+    found = [
+        flow(graph, subject.prompt, engine=engine, **settings, **quiet).to_frame()["log_probability_change"]  # type: ignore[arg-type]
+        for engine in ("rows", "forward")
+    ]
+    return subject.agree("log-probabilities", *(torch.tensor(one.to_numpy()) for one in found))
+
+
+def no_op(subject: Subject) -> str:
+    """A ranking that keeps all is an error: only the server's forward can know."""
+    from nnsight_mmflow._prune import Stage
+    from nnsight_mmflow.patterns.prune import Prune
+
+    keeps = Prune(own=[Stage(layer=max(1, subject.graph.enters_after), keep=0, rank=keep_all, reads="", exact=True)])
+    try:
+        logits_of(subject.graph, subject.prompt, keeps)
+    except Exception as error:
+        if not changed_nothing(error):
+            raise
+        return NoEffectError.__name__
+    raise Failed("it ran through")
+
+
+def keep_all(seen: object) -> torch.Tensor:
+    """Ranks that keep every token."""
+    return torch.ones(len(seen.image))  # type: ignore[attr-defined]
+
+
+def beside(subject: Subject) -> str:
+    """In which process this key's blocks run: told by a generation that only the model's own process gets right."""
+    from nnsight_mmflow.patterns.prune_methods import FastV
+
+    graph, prompt = subject.graph, subject.prompt
+    if graph.n_layers < 3:
+        raise NotApplicable("the model is too small to tell")
+    method, trusted = FastV(k=max(1, graph.enters_after)), graph.at(None, trusted=True)
+    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    found = []
+    for pattern in (method, replace(method, mode="mask")):
+        try:
+            with torch.no_grad(), trusted.generate(prompt, pattern, **settings) as tracer:
+                logits = torch.stack(tracer.result.logits).float().detach().cpu().save()
+        except Exception as error:
+            return f"beside the model ({type(error).__name__} in a step): generations with such patterns are refused"
+        found.append(logits)
+    where = "in the model's process: graph.at(True, trusted=True)" if torch.allclose(*found, atol=0.05) else "beside it"
+    return where
+
+
+REMOTE_CHECKS: dict[str, Callable[[Subject], str]] = {
+    "the server answers, and looks at the picture": answers,
+    "a knockout in a padded batch equals it alone": knocked,
+    "the merged embedding of another run gives that run": patched,
+    "dropping image tokens equals closing their keys": dropped,
+    "a sweep in one request equals one forward per window": swept,
+    "a pattern that changes nothing is an error": no_op,
+    "where this key's blocks run": beside,
+}
