@@ -18,6 +18,9 @@ Given = ParamSpec("Given")
 Found = TypeVar("Found")
 OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DOTALL)
 PACKAGE = "nnsight_mmflow"
+NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
+NOT_SENT = "Failed to send request: "  # how nnsight's client begins
+BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
 _READY: set[str] = set()
 
 
@@ -71,12 +74,19 @@ def has_key() -> bool:
     return bool(CONFIG.API.APIKEY)
 
 
+def broken(why: str) -> str:
+    """What a broken connection means."""
+    return f"the connection to the server broke ({why}). Run it again: with folder= it goes on where it was."
+
+
 def told(graph: Graph, text: str) -> MMFlowError:
     """What a server's error means here."""
     ours = OURS.search(text)
     if ours:  # a pattern's own refusal, raised on the server
         kind = getattr(_errors, ours["name"], MMFlowError)
         return kind(ours["told"].strip())
+    if text.startswith(NOT_SENT) and any(sign in text for sign in BROKEN):
+        return RemoteFailure(broken(text.removeprefix(NOT_SENT)))
     if "API key" in text or "Unauthorized" in text:
         return RemoteFailure("the server refuses the API key: `nnsight login`, or set NDIF_API_KEY.")
     if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
@@ -107,12 +117,9 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
         except RemoteError as error:
             graph = args[0] if args else kwargs["graph"]
             raise told(graph, str(error)) from error  # type: ignore[arg-type]
-        except (ConnectionError, OSError) as error:
-            if type(error).__module__.startswith(("websocket", "httpx", "builtins")) and _is_connection(error):
-                raise RemoteFailure(
-                    f"the connection to the server broke ({error or type(error).__name__}). Run it again: with folder="
-                    " it goes on where it was."
-                ) from error
+        except Exception as error:
+            if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK:
+                raise RemoteFailure(broken(str(error) or type(error).__name__)) from error
             raise
 
     return wrapped
@@ -130,10 +137,6 @@ def runs_here(graph: Graph, what: str) -> None:
             " load the model without remote=. flow, lens, causal_trace, skip_flow, saliency, disruption, contributions,"
             " attribution and prune_report do run there."
         )
-
-
-def _is_connection(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError) or "onnection" in str(error) or "refused" in str(error)
 
 
 def _near(graph: Graph) -> str:

@@ -259,7 +259,9 @@ def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeyp
     monkeypatch.setattr(CONFIG.API, "HOST", own.host)
     prompts, folder = mmf.nano.prompts(here, 3), tmp_path_factory.mktemp("results")
     own.set("die_before", 2)
-    with pytest.raises(mmf.RemoteFailure, match="with folder= it goes on where it was|failed on the server"):
+    with pytest.raises(
+        mmf.RemoteFailure, match="connection to the server broke .* with folder= it goes on where it was"
+    ):
         mmf.flow(there, prompts, window=3, folder=folder, **QUIET)
     own.process.wait()
     own.start()
