@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.edit_value import EditSettings as EditSettings
     from nnsight_mmflow.patterns.edit_value import Fact as Fact
     from nnsight_mmflow.patterns.flow import flow as flow
+    from nnsight_mmflow.patterns.flow_job import FlowJob as FlowJob
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.kept_tokens import KeptTokens as KeptTokens
     from nnsight_mmflow.patterns.kept_tokens import kept_tokens as kept_tokens
@@ -110,6 +111,7 @@ _WHERE = {
     "noise": "patterns.values",
     "flow": "patterns.flow",
     "FlowResult": "patterns.flow_result",
+    "FlowJob": "patterns.flow_job",
     "causal_trace": "patterns.causal_trace",
     "TraceResult": "patterns.trace_result",
     "attribution": "patterns.attribution",

@@ -66,6 +66,32 @@ def answer_of(graph: Graph, prompt: Prompt, max_new_tokens: int) -> Answered:
     return Answered(text, base, int(token))
 
 
+def submit_there(
+    graph: Graph,
+    plan: Plan,
+    prompt: Prompt,
+    start: int,
+    max_new_tokens: int,
+    only: tuple[tuple[int, ...], ...] | None,
+) -> str:
+    """Sends what `run_there` runs, and returns the job's id at once."""
+    model, layers, remotely = graph.model, graph.layers, graph.remotely
+    ask = ask_of(graph, prompt, start, max_new_tokens, only)
+    with torch.no_grad(), model.session(**remotely, blocking=False) as session:
+        found = nnsight.save(clean_and_rows(model, layers, plan, ask))  # noqa: F841, comes back under this name
+    return session.backend.job_id
+
+
+def fetch_there(graph: Graph, job: str) -> tuple[str, dict | None]:
+    """(where a job stands, what it found if it is done)."""
+    from nnsight.intervention.backends.remote import RemoteBackend
+
+    host = graph.remote if isinstance(graph.remote, str) else None
+    backend = RemoteBackend(graph.model.to_model_key(), host=host, blocking=False, job_id=job)
+    found = backend.poll()
+    return "RECEIVED" if backend.status is None else backend.status.value, None if found is None else found["found"]
+
+
 def run_there(
     graph: Graph,
     plan: Plan | None,
@@ -75,16 +101,22 @@ def run_there(
     only: tuple[tuple[int, ...], ...] | None,
 ) -> dict:
     """What `clean_and_rows` found on the server, in one session."""
-    from nnsight_mmflow._sweep import end_tokens
-
     model, layers, remotely = graph.model, graph.layers, graph.remotely
-    ends = tuple(sorted(end_tokens(graph)))
-    ask = Ask(
-        graph.checked(prompt), start, graph.n_layers, graph.enters_after, graph.causal, ends, max_new_tokens, only
-    )
+    ask = ask_of(graph, prompt, start, max_new_tokens, only)
     with torch.no_grad(), model.session(**remotely):
         found = nnsight.save(clean_and_rows(model, layers, plan, ask))
     return found
+
+
+def ask_of(
+    graph: Graph, prompt: Prompt, start: int, max_new_tokens: int, only: tuple[tuple[int, ...], ...] | None
+) -> Ask:
+    """What the session needs, in plain values."""
+    from nnsight_mmflow._sweep import end_tokens
+
+    ends = tuple(sorted(end_tokens(graph)))
+    inputs = graph.checked(prompt)
+    return Ask(inputs, start, graph.n_layers, graph.enters_after, graph.causal, ends, max_new_tokens, only)
 
 
 def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, ask: Ask) -> dict:

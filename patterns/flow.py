@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
+from nnsight_mmflow.patterns.flow_job import FlowJob, submit
 from nnsight_mmflow.patterns.flow_result import FlowResult, collect
+from nnsight_mmflow.patterns.flow_there import measure_there
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
@@ -18,7 +20,7 @@ from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
-from nnsight_mmflow._sweep_there import answer_of, run_there
+from nnsight_mmflow._sweep_there import answer_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -28,7 +30,31 @@ if TYPE_CHECKING:
 ENGINES = ("rows", "forward")
 
 
-@in_words
+@overload
+def flow(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    edges: Sequence[str] | None = None,
+    window: int | Sequence[int] = 9,
+    *,
+    blocking: Literal[False],
+    **settings: Any,
+) -> FlowJob: ...
+
+
+@overload
+def flow(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    edges: Sequence[str] | None = None,
+    window: int | Sequence[int] = 9,
+    *,
+    blocking: Literal[True] = True,
+    **settings: Any,
+) -> FlowResult: ...
+
+
+@in_words  # type: ignore[misc]  # the short forms above leave its settings out
 def flow(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -41,9 +67,11 @@ def flow(
     row_budget: int = ROW_BUDGET,
     max_new_tokens: int = 16,
     remote: bool | str | None = None,
+    blocking: bool = True,
+    sent: dict[str, str] | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> FlowResult:
+) -> FlowResult | FlowJob:
     """A FlowResult: for each prompt, edge and centre layer, how the answer's probability changes under knockout.
 
     The answer is the first token that the model itself generates; every window of layers around a centre is blocked
@@ -64,6 +92,8 @@ def flow(
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        blocking: False sends everything and returns a FlowJob at once, for remote runs with a folder.
+        sent: for blocking=False the jobs that were sent before (FlowJob.load gives them).
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -104,6 +134,11 @@ def flow(
     journal = Journal(folder, settings)
     ids = _identities(prompts)
     report(_cost(plans, [identity in journal.done for identity in ids], engine))
+    if not blocking:
+        given = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
+        given["max_new_tokens"] = max_new_tokens
+        work = list(zip(prompts, plans, ids, strict=True))
+        return submit(graph, work, given, folder, journal, engine, sent)
     for prompt, plan, (spans, _), identity in progress_bar(
         list(zip(prompts, plans, named, ids, strict=True)), "flow", shown=progress
     ):
@@ -191,7 +226,7 @@ def _measure(
     """What the journal keeps of one prompt."""
     start = min((chunk.start for chunk in plan.chunks), default=len(prompt) - 1)
     if graph.remote and engine == "rows":
-        return _measure_there(graph, prompt, plan, identity, start, only_correct, max_new_tokens)
+        return measure_there(graph, prompt, plan, identity, start, only_correct, max_new_tokens)
     if engine == "rows":
         clean = run_clean(graph, prompt, start, max_new_tokens)
         text, (base, token) = clean.text, clean.numbers[0].tolist()
@@ -207,25 +242,3 @@ def _measure(
     else:
         numbers = run_by_forwards(graph, plan, replace(prompt, spans=spans), torch.tensor(int(token)))
     return {**entry, "cells": [list(cell) for cell in plan.cells], "numbers": numbers.tolist()}
-
-
-def _measure_there(
-    graph: Graph, prompt: Prompt, plan: Plan, identity: str, start: int, only_correct: bool, max_new_tokens: int
-) -> dict:
-    """The same on a server, in one session: nothing large travels."""
-    tokenizer = graph.processor.tokenizer
-    accepted = None
-    if only_correct and prompt.answer is not None:
-        forms = {form(prompt.answer.strip()) for form in (str, str.lower, str.capitalize, str.upper)}
-        spelt = (tokenizer(text, add_special_tokens=False).input_ids for form in forms for text in (form, f" {form}"))
-        accepted = tuple({tuple(ids) for ids in spelt})
-    found = run_there(graph, plan, prompt, start, max_new_tokens, accepted)
-    text = tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
-    correct = prompt.answer is not None and text.lower() == prompt.answer.strip().lower()
-    if found["cells"] is None and (correct or not only_correct):  # right, in ids that were not foreseen
-        found = run_there(graph, plan, prompt, start, max_new_tokens, None)
-    base, token = found["numbers"][0]
-    entry = {"id": identity, "prediction": text, "correct": correct, "base": base, "token": int(token)}
-    if found["cells"] is None or (only_correct and not correct):
-        return {**entry, "cells": [], "numbers": []}
-    return {**entry, "cells": [list(cell) for cell in plan.cells], "numbers": found["cells"]}

@@ -389,6 +389,43 @@ def test_mmflow_flow_remote(server, tmp_path, capsys):
     assert (out / "flow.png").stat().st_size > 10_000
 
 
+# Sent now, fetched later.
+
+
+def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_path):
+    prompts = mmf.nano.prompts(here, 3)
+    job = mmf.flow(there, prompts, window=3, folder=tmp_path / "run", blocking=False, report=str)
+    assert len(job.jobs) == 3
+    status = job.status
+    assert sum(status.values()) == 3
+    assert set(status) <= {"FETCHED", "RECEIVED", "RUNNING"}
+    job.save(tmp_path / "later.json")
+    assert KEY not in (tmp_path / "later.json").read_text()
+    before = server.seen()["requests"]
+    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts)
+    result = again.result(every=0.1, timeout=60)
+    assert server.seen()["requests"] == before  # nothing was sent twice
+    assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
+    assert job.result(every=0.1, timeout=60).to_frame().equals(result.to_frame())
+
+
+def test_jobs_that_cannot_be_made_or_found(here, there, tmp_path):
+    prompts = mmf.nano.prompts(here, 2)
+    with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):
+        mmf.flow(here, prompts, window=3, folder=tmp_path / "a", blocking=False, report=str)
+    with pytest.raises(mmf.MMFlowError, match="needs folder="):
+        mmf.flow(there, prompts, window=3, blocking=False, report=str)
+    job = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
+    with pytest.raises(mmf.DataError, match="is of other prompts"):
+        mmf.FlowJob.load(tmp_path / "b" / "job.json", there, mmf.nano.prompts(here, 4)[2:])
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(mmf.DataError, match="holds no job"):
+        mmf.FlowJob.load(tmp_path / "no.json", there, prompts)
+    job.jobs[next(iter(job.jobs))] = "no-such-job"
+    with pytest.raises(mmf.RemoteFailure, match="call result"):
+        job.result(every=0.05, timeout=0.3)
+
+
 # Errors that a person can act on.
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -71,10 +71,11 @@ def swept(subject: Subject) -> str:
     """A sweep by rows, in one request, equals one forward per window."""
     from nnsight_mmflow.patterns.flow import flow
 
-    graph, quiet = subject.graph, {"progress": False, "report": str}
-    settings = {"edges": ["image->last"], "window": graph.n_layers // 2 * 2 - 1, "only_correct": False}
+    graph = subject.graph
+    quiet: dict[str, Any] = {"progress": False, "report": str}
+    settings: dict[str, Any] = {"edges": ["image->last"], "window": graph.n_layers // 2 * 2 - 1, "only_correct": False}
     found = [
-        flow(graph, subject.prompt, engine=engine, **settings, **quiet).to_frame()["log_probability_change"]  # type: ignore[arg-type]
+        flow(graph, subject.prompt, engine=engine, **settings, **quiet).to_frame()["log_probability_change"]
         for engine in ("rows", "forward")
     ]
     return subject.agree("log-probabilities", *(torch.tensor(one.to_numpy()) for one in found))
