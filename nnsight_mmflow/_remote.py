@@ -134,8 +134,8 @@ def runs_here(graph: Graph, what: str) -> None:
     if graph.remote:
         raise ModelError(
             f"{what} keeps what it computes with (a cache, weights) on this side, so it does not run on a server yet:"
-            " load the model without remote=. flow, lens, causal_trace, skip_flow, saliency, disruption, contributions,"
-            " attribution and prune_report do run there."
+            " load the model without remote=. flow, lens, word_overlap, causal_trace, skip_flow, saliency, disruption,"
+            " contributions, attribution and prune_report do run there."
         )
 
 

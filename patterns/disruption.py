@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
-import nnsight
 import torch
 from nnsight_mmflow.patterns.knockout import Knockout
 from nnsight_mmflow.patterns.zeroed import Zeroed
 
+from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
@@ -90,7 +91,7 @@ class DisruptionResult(Result):
 @in_words
 def disruption(
     graph: Graph,
-    prompts: Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt],
     ways: Sequence[str] = WAYS,
     *,
     scope: str = "layer",
@@ -106,7 +107,7 @@ def disruption(
 
     Args:
         graph: the model.
-        prompts: one image and question each.
+        prompts: one or several, with one image each.
         ways: "img2txt", "img2img", "img2rnd" (the control).
         scope: "layer" (that layer alone), or "from_layer" (that layer and all behind it: what the released code does).
         stage: "pre" (closed before the softmax: the other weights grow, as in the released code), or "post" (zeroed
@@ -134,6 +135,9 @@ def disruption(
     graph = graph.at(remote)
     import pandas as pd
 
+    from nnsight_mmflow._prompt import Prompt as OnePrompt
+
+    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     wrong = [way for way in ways if way not in WAYS]
     if wrong or not ways:
         raise MMFlowError(f"ways are of {', '.join(WAYS)}, not {list(ways)}.")
@@ -162,25 +166,27 @@ def disruption(
     ):
         if identity in journal.done:
             continue
-        before = _distribution(graph, prompt, ())
-        answer, top = int(before.argmax()), set(before.topk(TOP).indices.tolist())
+        before = next_under(graph, prompt, [()], top=TOP)[0]
+        answer, top = before.top[0], set(before.top)
         rows = []
         for way in ways:
             source, target = _edge(prompt, way, seed * 1009 + number)
-            for layer in chosen:
-                where = [layer] if scope == "layer" else range(layer, graph.n_layers)
-                after = _distribution(graph, prompt, (STAGES[stage](source=source, target=target, layers=where),))
-                now = set(after.topk(TOP).indices.tolist())
+            where = [[layer] if scope == "layer" else range(layer, graph.n_layers) for layer in chosen]
+            cut: list[tuple[Pattern, ...]] = [
+                (STAGES[stage](source=source, target=target, layers=one),) for one in where
+            ]
+            for layer, after in zip(chosen, next_under(graph, prompt, cut, answer, TOP), strict=True):
+                now = set(after.top)
                 rows.append(
                     {
                         "prompt": prompt.key or str(number),
                         "kind": prompt.kind,
                         "way": way,
                         "layer": layer,
-                        "label_kept": int(after.argmax()) == answer,
+                        "label_kept": after.top[0] == answer,
                         "score_consistency": len(top & now) / len(top | now),
-                        "probability": float(after[answer]),
-                        "probability_before": float(before[answer]),
+                        "probability": math.exp(after.log),
+                        "probability_before": math.exp(before.log),
                     }
                 )
         journal.add({"id": identity, "rows": rows})
@@ -199,10 +205,3 @@ def _edge(prompt: Prompt, way: str, seed: int) -> tuple[str | Span, str | Span]:
     order = torch.randperm(len(reading), generator=torch.Generator().manual_seed(seed))[: len(text)]
     drawn = sorted(reading[i] for i in order.tolist())
     return "image", prompt.spans["all"].part(drawn, f"{len(text)} random queries")
-
-
-def _distribution(graph: Graph, prompt: Prompt, patterns: tuple[Pattern, ...]) -> torch.Tensor:
-    """The next token's probabilities."""
-    with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False, logits_to_keep=1):
-        logits = nnsight.save(graph.model.output.logits[0, -1].float().detach().cpu())
-    return logits.softmax(-1)

@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
-import nnsight
-import torch
 from nnsight_mmflow.patterns.skip import PARTS, Skip
 
+from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Band, Result, bootstrap_band, versions
-from nnsight_mmflow._rows import answer_numbers
 from nnsight_mmflow._sweep_there import answer_of
 from nnsight_mmflow._windows import window_layers
 
@@ -78,7 +76,7 @@ class SkipResult(Result):
 @in_words
 def skip_flow(
     graph: Graph,
-    prompts: Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt],
     spans: Sequence[str] = ("image", "question", ALL),
     *,
     window: int = 1,
@@ -120,6 +118,9 @@ def skip_flow(
     graph = graph.at(remote)
     import pandas as pd
 
+    from nnsight_mmflow._prompt import Prompt as OnePrompt
+
+    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
     depth = graph.n_layers
@@ -171,11 +172,8 @@ def _measure(
     correct = prompt.answer is None or plain.text.lower() == prompt.answer.strip().lower()
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():
-        for layer, window in enumerate(windows):
-            pattern = Skip(layers=window, at=None if span == ALL else span, part=part)
-            with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False, logits_to_keep=1):
-                numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], torch.tensor(int(token))))
-            log, top = numbers[0].tolist()
+        skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]
+        for layer, (log, top) in enumerate(next_under(graph, prompt, [(one,) for one in skips], token)):
             rows.append(
                 {
                     "span": span,
@@ -186,7 +184,7 @@ def _measure(
                     "probability": math.exp(log),
                     "change_percent": math.expm1(log - base) * 100,
                     "log_probability_change": log - base,
-                    "answer_changed": int(top) != int(token),
+                    "answer_changed": top[0] != token,
                 }
             )
     return {"rows": rows}

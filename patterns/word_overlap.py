@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 import torch
+from nnsight_mmflow.patterns.patch import Patch
+from nnsight_mmflow.patterns.values import zeros
 
+from nnsight_mmflow._each_there import words_under
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._remote import in_words, runs_here
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._rows import (
     LayerInput,
@@ -96,7 +99,6 @@ def word_overlap(
         True
     """
     graph = graph.at(remote)
-    runs_here(graph, "word_overlap")
     import pandas as pd
 
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
@@ -108,13 +110,13 @@ def word_overlap(
         positions = list(prompt.spans[at])
         if not positions:
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
-        start = tail_start(positions[0], graph.adapter.bidirectional(prompt.spans))
-        clean = run_clean(graph, prompt, start, 1)
-        before = _words(graph, clean, positions, None, (), top)
+        windows = [tuple(window_layers(layer, window, graph.n_layers)) for layer in range(graph.n_layers)]
+        cells = [(site, layers) for site in SITES for layers in windows]
+        words = (_there if graph.remote else _here)(graph, prompt, positions, cells, top)
+        before, silenced = words[0], iter(words[1:])
         for site in SITES:
             for layer in range(graph.n_layers):
-                layers = tuple(window_layers(layer, window, graph.n_layers))
-                after = _words(graph, clean, positions, site, layers, top)
+                after = next(silenced)
                 shared = [len(a & b) / len(a | b) for a, b in zip(before, after, strict=True)]
                 rows.append(
                     {
@@ -170,6 +172,26 @@ def run_silenced(
             module, is_tuple = silenced[layer]
             largest = max(largest, silence(module, positions, is_tuple))
     return largest
+
+
+def _here(
+    graph: Graph, prompt: Prompt, positions: list[int], cells: list[tuple[str, tuple[int, ...]]], top: int
+) -> list[list[set[int]]]:
+    """The top words at each position, plain and with each cell silenced: over the clean run's cache."""
+    start = tail_start(positions[0], graph.adapter.bidirectional(prompt.spans))
+    clean = run_clean(graph, prompt, start, 1)
+    silenced = [_words(graph, clean, positions, site, layers, top) for site, layers in cells]
+    return [_words(graph, clean, positions, None, (), top), *silenced]
+
+
+def _there(
+    graph: Graph, prompt: Prompt, positions: list[int], cells: list[tuple[str, tuple[int, ...]]], top: int
+) -> list[list[set[int]]]:
+    """The same on a server, in one session: a forward per cell, since nothing large is to travel."""
+    at = prompt.spans["all"].part(positions, "silenced")
+    patches = [Patch(at=at, site=site, layers=layers, value=zeros()) for site, layers in cells]
+    found = words_under(graph, prompt, [(), *((patch,) for patch in patches)], positions, top)
+    return [[set(ids) for ids in words] for words in found]
 
 
 def _words(

@@ -181,6 +181,7 @@ EXPERIMENTS = {
     "contributions": lambda graph, prompts: mmf.contributions(
         graph, prompts, source="image", target="last", progress=False
     ),
+    "word_overlap": lambda graph, prompts: mmf.word_overlap(graph, prompts[:1], at="text('color')", progress=False),
     "prune_report": lambda graph, prompts: mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **QUIET),
 }
 
@@ -239,6 +240,14 @@ def test_a_sweep_is_one_request_and_numbers_come_back(here, there, server, by_ur
     assert after["requests"] - before["requests"] == 1
     assert after["bytes_down"] - before["bytes_down"] < 100_000
     assert after["bytes_up"] - before["bytes_up"] < 200_000
+
+
+def test_cells_share_a_request(here, there, server):
+    prompt, before = mmf.nano.prompts(here, 1)[0], server.seen()["requests"]
+    mmf.skip_flow(there, prompt, ["image"], **QUIET)
+    assert server.seen()["requests"] - before == 2  # the answer, and all layers
+    mmf.disruption(there, prompt, **QUIET)
+    assert server.seen()["requests"] - before == 2 + 4  # the plain model, and each of three ways
 
 
 def test_a_wrong_answer_is_told_apart(here, there):
@@ -491,7 +500,5 @@ def breaks(seen):
 
 
 def test_what_does_not_run_there_yet_says_so(here, there):
-    with pytest.raises(mmf.ModelError, match="word_overlap keeps"):
-        mmf.word_overlap(there, mmf.nano.prompts(here, 1), progress=False)
     with pytest.raises(mmf.ModelError, match="edit keeps"):
         mmf.edit(there, mmf.nano.edits(here, 1), 4, **QUIET)
