@@ -80,8 +80,18 @@ class Prune:
         return self.stages(graph, len(spans["image"]))
 
     def budget(self, graph: Graph, image_tokens: int) -> float:
-        """Mean image tokens per layer: the unit in which methods are compared."""
+        """Mean image tokens per layer: the unit in which methods are compared.
+
+        Raises:
+            MMFlowError: it depends on the prompt (`mmf.kept_tokens` counts it).
+        """
         from nnsight_mmflow._flops import tokens_per_layer
+
+        if self.measured:
+            raise MMFlowError(
+                f"how many tokens {type(self).__name__} keeps depends on the prompt:"
+                " mmf.kept_tokens(graph, prompt, method).counts."
+            )
 
         return sum(tokens_per_layer(self.stages(graph, image_tokens), image_tokens, graph.n_layers)) / graph.n_layers
 

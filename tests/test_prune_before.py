@@ -362,6 +362,9 @@ def test_what_cannot_be_done_is_refused():
     ):
         with pytest.raises(mmf.MMFlowError, match=told):
             graph.trace(prompt, pattern)
+    with pytest.raises(mmf.MMFlowError, match="depends on the prompt"):
+        mmf.VisiPruner().budget(graph, 64)
+    assert mmf.VisionZip(dominant=12, contextual=4).budget(graph, 64) == 16
     for pattern in (mmf.VisionZip(dominant=12, contextual=4), mmf.FasterVLM()):
         with pytest.raises(mmf.ModelError, match="class token of the vision tower"):
             siglip.trace(asked(siglip), pattern)
