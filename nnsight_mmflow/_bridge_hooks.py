@@ -76,7 +76,7 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
                 f" do nothing. Use `with graph.hooks(bridge, prompt, {type(pattern).__name__}(...)):`, which closes"
                 " edges in the mask."
             )
-        made.append((f"blocks.{edit.layer}.attn.hook_attn_scores", _scores(edit, counted, edit is edits[-1])))
+        made.append((f"blocks.{edit.layer}.attn.hook_attn_scores", _counting(edit, counted, edit is edits[-1])))
     return made
 
 
@@ -126,21 +126,16 @@ def _hook(
     if why:
         raise ModelError(f"{counted.pattern} would change nothing on this bridge. {why}")
 
+    return _counting(edit, counted, last)
+
+
+def _counting(edit: HookEdit | MaskEdit, counted: Counted, last: bool) -> Callable[..., torch.Tensor | None]:
+    """The edit as a hook function; the last of a list says whether all of it changed anything."""
+
     def run(tensor: torch.Tensor, hook: object) -> torch.Tensor | None:
         new, changed = edit.change(tensor)
         counted.add(changed)
-        if last:  # of a list of hooks: layers are met in order, so what has changed nothing by now does nothing
-            counted.check()
-        return new
-
-    return run
-
-
-def _scores(edit: MaskEdit, counted: Counted, last: bool) -> Callable[..., torch.Tensor | None]:
-    def run(scores: torch.Tensor, hook: object) -> torch.Tensor | None:
-        new, changed = edit.change(scores)
-        counted.add(changed)
-        if last:  # of a list of hooks: layers are met in order, so what has changed nothing by now does nothing
+        if last:  # layers are met in order, so what has changed nothing by now does nothing
             counted.check()
         return new
 

@@ -1,6 +1,7 @@
 """Runs on a server: a process of its own over a real socket, that cannot import nnsight_mmflow; equal to runs here."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -259,6 +260,35 @@ def test_a_wrong_answer_is_told_apart(here, there):
     one, other = (mmf.flow(graph, prompts, window=3, **QUIET) for graph in (here, there))
     assert one.to_frame().equals(other.to_frame())
     assert one.header["n_correct"] == other.header["n_correct"] if "n_correct" in one.header else True
+
+
+CLIENT = """
+import sys
+import nnsight_mmflow as mmf
+from nnsight.modeling import huggingface
+folder, kind = sys.argv[1:]
+huggingface._ID_CACHE[folder] = folder
+graph = mmf.load(folder, remote=True)
+if __name__ == "__main__":
+    result = mmf.flow(graph, mmf.nano.prompts(graph, 3, kind), window=3, progress=False, report=str)
+    print(result.to_frame()["log_probability_change"].sum())
+"""
+
+
+def test_two_clients_at_once(here, server, tmp_path):
+    (tmp_path / "client.py").write_text(CLIENT)
+    environment = {**os.environ, "NDIF_HOST": server.host, "NDIF_API_KEY": KEY}
+    kinds = ("QueryAttr", "ChooseRel")
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "client.py"), str(FOLDER), kind], stdout=subprocess.PIPE, env=environment
+        )
+        for kind in kinds
+    ]
+    shown = [one.communicate(timeout=120)[0].decode() for one in running]
+    for kind, text in zip(kinds, shown, strict=True):
+        wanted = mmf.flow(here, mmf.nano.prompts(here, 3, kind), window=3, **QUIET).to_frame()
+        assert abs(float(text.split()[-1]) - wanted["log_probability_change"].sum()) < 1e-6
 
 
 def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeypatch):
