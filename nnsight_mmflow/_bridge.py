@@ -37,10 +37,7 @@ def to_bridge(graph: Graph) -> TransformerBridge:
     try:
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     except ImportError as error:
-        raise ModelError(
-            "TransformerLens 4 is missing: pip install 'transformer-lens>=4.3,<5' (pip install"
-            " 'nnsight_mmflow[transformer-lens]')."
-        ) from error
+        raise ModelError("TransformerLens 4 is missing: pip install 'transformer-lens>=4.3,<5'.") from error
     model = graph.adapter.model
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError("the weights are not loaded (dispatch=False), so there is nothing to share: load them first.")
