@@ -27,6 +27,13 @@ class Next(NamedTuple):
     top: list[int]
 
 
+def next_or_none(
+    graph: Graph, prompt: Prompt, patterns: list[tuple[Pattern, ...]], token: int | None = None, top: int = 1
+) -> list[Next | None]:
+    """As `next_under`, with None for patterns that change nothing."""
+    return _next(graph, prompt, patterns, token, top, lenient=True)
+
+
 def next_under(
     graph: Graph, prompt: Prompt, patterns: list[tuple[Pattern, ...]], token: int | None = None, top: int = 1
 ) -> list[Next]:
@@ -42,11 +49,17 @@ def next_under(
     Raises:
         NoEffectError: patterns that would change nothing.
     """
+    return [one for one in _next(graph, prompt, patterns, token, top, lenient=False) if one is not None]
+
+
+def _next(
+    graph: Graph, prompt: Prompt, patterns: list[tuple[Pattern, ...]], token: int | None, top: int, lenient: bool
+) -> list[Next | None]:
     inputs, model, remotely = graph.checked(prompt), graph.model, graph.remotely
     edited = [graph.edited(prompt, chosen) for chosen in patterns]
     with torch.no_grad(), model.session(**remotely):
-        found = nnsight.save(next_of_each(model, edited, inputs, token, top))
-    return [Next(log, ids) for log, ids in found]
+        found = nnsight.save(next_of_each(model, edited, inputs, token, top, lenient))
+    return [None if one is None else Next(*one) for one in found]
 
 
 def next_of_each(
@@ -55,7 +68,8 @@ def next_of_each(
     inputs: dict[str, torch.Tensor],
     token: int | None,
     top: int,
-) -> list[tuple[float, list[int]]]:
+    lenient: bool,
+) -> list[tuple[float, list[int]] | None]:
     """Inside a session: the numbers of `next_under`.
 
     Args:
@@ -64,12 +78,19 @@ def next_of_each(
         inputs: the prompt's tensors.
         token: as in `next_under`.
         top: as there.
+        lenient: patterns that change nothing give None, and are no error.
     """
-    found = []
+    found: list[tuple[float, list[int]] | None] = []
     with torch.no_grad():  # the caller's does not travel
         for one in edited:
-            with one.trace(**inputs, use_cache=False, logits_to_keep=1):
-                logits = nnsight.save(model.output.logits[0, -1])
+            try:
+                with one.trace(**inputs, use_cache=False, logits_to_keep=1):
+                    logits = nnsight.save(model.output.logits[0, -1])
+            except Exception as error:
+                if not lenient or type(error).__name__ != "NoEffectError":
+                    raise
+                found.append(None)
+                continue
             logs = logits.float().cpu().double().log_softmax(-1)  # some devices have no double precision
             best = logs.topk(top).indices.tolist()
             found.append((float(logs[best[0] if token is None else token]), best))

@@ -11,9 +11,10 @@ import torch
 from nnsight_mmflow.patterns.causal_trace import trace_spans
 from nnsight_mmflow.patterns.patch import Patch
 
+from nnsight_mmflow._each_there import next_or_none
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
-from nnsight_mmflow._remote import changed_nothing, in_words
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.corruption import Corruption
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
 
@@ -185,22 +187,16 @@ def _cells(
     order = sorted(range(len(rows)), key=lambda i: -abs(rows[i]["estimate"]))
     drawn = [i for i in torch.randperm(len(rows), generator=generator).tolist() if i not in order[: exact // 2]]
     everything = corruption.prompt.spans["all"]
-    for i in [*order[: exact // 2], *drawn[: exact - exact // 2]]:
+    chosen = [*order[: exact // 2], *drawn[: exact - exact // 2]]
+    patches: list[tuple[Pattern, ...]] = []
+    for i in chosen:
         row = rows[i]
         span = everything.part(places[row["span"]], row["span"])
         value = clean[row["layer"]][places[row["span"]]][None, None]
         patch = Patch(at=span, site="attn", layers=row["layer"], heads=(row["head"],), value=value)
-        try:
-            with (
-                torch.no_grad(),
-                graph.trace(corruption.prompt, *corruption.patterns, patch, use_cache=False, logits_to_keep=1),
-            ):
-                logits = nnsight.save(graph.model.output.logits[0, -1].float().detach())
-            row["exact"] = float(logits.log_softmax(-1)[token]) - low
-        except Exception as error:
-            if not changed_nothing(error):
-                raise
-            row["exact"] = 0.0  # the head gives there what it gave
+        patches.append((*corruption.patterns, patch))
+    for i, measured in zip(chosen, next_or_none(graph, corruption.prompt, patches, token), strict=True):
+        rows[i]["exact"] = 0.0 if measured is None else measured.log - low  # None: the head gives there what it gave
     return rows
 
 

@@ -115,3 +115,24 @@ def test_on_nano_estimates_go_with_what_is_measured():
     graph = mmf.load("nano")
     result = mmf.attribution(graph, *mmf.nano.trace_pairs(graph, 4, "flag"), progress=False)
     assert result.correlation > 0.5
+
+
+def test_cells_that_change_nothing_are_told_apart():
+    """Planted in the middle of a session: a patch that writes what stands there already."""
+    from nnsight_mmflow._each_there import next_or_none, next_under
+
+    graph = tiny_graph("llama")
+    prompt = graph.prompt(picture(0), "what color is the circle ?")
+    itself = mmf.Patch(at="image", layers=[1], value=mmf.from_run(prompt))
+    silenced = mmf.Patch(at="image", layers=[1], value=mmf.zeros())
+    choices = [(silenced,), (itself,), (), (silenced,)]
+    found = next_or_none(graph, prompt, choices, token=7, top=3)
+    assert found[1] is None
+    assert found[0] == found[3]
+    with torch.no_grad():
+        plain = graph.adapter.model(**prompt.inputs).logits[0, -1].double().log_softmax(-1)
+    assert abs(found[2].log - float(plain[7])) < 1e-5
+    assert found[2].top == plain.topk(3).indices.tolist()
+    assert abs(found[0].log - found[2].log) > 1e-3
+    with pytest.raises(mmf.NoEffectError, match="stands there already"):
+        next_under(graph, prompt, choices)
