@@ -96,14 +96,11 @@ class BoundBridge:
         """
         check_names(self.bridge, [name for name, _ in (*fwd_hooks, *bwd_hooks) if isinstance(name, str)])
         fired: dict[int, int] = {}
-        watched = [
-            (name, guarded(self.bridge, name, hook, fired, number) if isinstance(name, str) else hook)
-            for number, (name, hook) in enumerate(fwd_hooks)
-        ]
+        watched = [(name, guarded(self.bridge, hook, fired, number)) for number, (name, hook) in enumerate(fwd_hooks)]
         result = self.bridge.run_with_hooks(
             self._tokens(input), fwd_hooks=watched, bwd_hooks=list(bwd_hooks), **self._given(input, kwargs)
         )
-        silent = [name for number, (name, _) in enumerate(fwd_hooks) if isinstance(name, str) and number not in fired]
+        silent = [str(name) for number, (name, _) in enumerate(fwd_hooks) if number not in fired]
         if silent:
             raise NoEffectError(
                 f"hooks at {', '.join(silent[:5])} never fired in this run, so they changed nothing. Some hook points"

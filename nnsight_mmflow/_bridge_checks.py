@@ -12,6 +12,7 @@ from nnsight_mmflow._bridge import graph_of
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
+    from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import TransformerBridge
 
 NEVER_FIRE = ("vision_encoder.hook_patch_embed", "vision_encoder.hook_pos_embed", "vision_projector.hook_projected")
@@ -88,26 +89,25 @@ def check_names(bridge: TransformerBridge, names: list[str]) -> None:
             )
 
 
-def guarded(bridge: TransformerBridge, name: str, hook: Edit, fired: dict[int, int], number: int) -> Edit:
-    """The hook, counted, and refused where its edit would be lost.
+def guarded(bridge: TransformerBridge, user: Edit, fired: dict[int, int], number: int) -> Edit:
+    """The hook, counted, and refused where its edit would be lost; wherever it fires, by name or by a filter.
 
     Args:
         bridge: the bridge.
-        name: where it stands.
-        hook: the user's function.
+        user: the user's function.
         fired: by number, how often each ran.
         number: this one's.
     """
-    why, in_place = why_inert(bridge, name)
 
-    def run(tensor: torch.Tensor, hook: object, user: Edit = hook) -> torch.Tensor | None:
+    def run(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:
         fired[number] = fired.get(number, 0) + 1
+        why, in_place = why_inert(bridge, str(hook.name))
         before = tensor.detach().clone() if why else None
         new = user(tensor, hook=hook)
         if before is not None:
             lost = new is not None and not torch.equal(new, before) and (new is not tensor or not in_place)
             if lost or (not in_place and not torch.equal(tensor, before)):
-                raise NoEffectError(f"the hook at {name} would change nothing. {why}")
+                raise NoEffectError(f"the hook at {hook.name} would change nothing. {why}")
         return new
 
     return run

@@ -109,6 +109,12 @@ def run_cells(
     return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))
 
 
+def needs_of(cells: list[Cell]) -> tuple[list[str], list[int]]:
+    """(the sites, the positions) whose clean activations some cell restores."""
+    positions = {position for cell in cells for position in cell.positions}
+    return list(dict.fromkeys(cell.site for cell in cells)), sorted(positions)
+
+
 def sites_of(graph: Graph) -> list[dict[str, Site]]:
     """For each layer where its sites are."""
     return [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(graph.n_layers)]

@@ -8,7 +8,7 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from nnsight_mmflow._restore import Cell, cells_of, chunks_of, read_clean, sites_of
+from nnsight_mmflow._restore import Cell, cells_of, chunks_of, needs_of, read_clean, sites_of
 from nnsight_mmflow._rows import clean_inputs
 from nnsight_mmflow.patterns.sites import Site
 
@@ -45,8 +45,7 @@ def cells_there(
     model, layers, sites, remotely = graph.model, graph.layers, sites_of(graph), graph.remotely
     corrupted = graph.edited(corruption.prompt, corruption.patterns)
     chunks = chunks_of(cells, len(prompt), budget, blocks)
-    positions = sorted({position for cell in cells for position in cell.positions})
-    names = [name for name in dict.fromkeys(cell.site for cell in cells)]
+    names, positions = needs_of(cells)
     ask = {
         "clean": graph.checked(prompt),
         "corrupt": graph.checked(corruption.prompt),

@@ -15,7 +15,7 @@ from nnsight_mmflow._rows import (
     answer_numbers,
     clean_inputs,
 )
-from nnsight_mmflow._sweep_there import rows_of
+from nnsight_mmflow._sweep_there import greedy, rows_of
 from nnsight_mmflow.patterns.knockout import Knockout
 
 if TYPE_CHECKING:
@@ -57,20 +57,16 @@ def run_clean(
     model, layers, n_layers = graph.model, graph.layers, graph.n_layers
     enters_after, causal = graph.enters_after, graph.causal
     inputs = graph.checked(prompt)
-    ends = end_tokens(graph)
     # A plain cache keeps every position; the model's own may keep only as many as a sliding window reaches.
     edited = graph.edited(prompt, patterns)
     with torch.no_grad(), edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(layers, n_layers, start, enters_after, causal))
         logits = nnsight.save(model.output.logits[:, -1])
         cache = nnsight.save(model.output.past_key_values)
-    tokens = [int(logits.argmax(-1))]
-    numbers = answer_numbers(logits, logits.argmax(-1)[0])
-    while tokens[-1] not in ends and len(tokens) < max_new_tokens:
-        step = torch.tensor([[tokens[-1]]], device=graph.device)
-        with torch.no_grad(), model.trace(input_ids=step, past_key_values=cache, use_cache=True):
-            token = nnsight.save(model.output.logits[0, -1].argmax(-1))
-        tokens.append(int(token))
+    token = logits.argmax(-1)[0]
+    numbers = answer_numbers(logits, token)
+    ends = end_tokens(graph)
+    tokens, cache = greedy(model, token.to(graph.device), cache, ends, max_new_tokens)
     answer = tokens[:-1] if tokens[-1] in ends else tokens
     text = graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
     distribution = logits.float().cpu().double().log_softmax(-1)

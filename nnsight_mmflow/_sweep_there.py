@@ -13,7 +13,10 @@ from nnsight_mmflow._rows import answer_numbers, clean_inputs, crop_cache, mask_
 from nnsight_mmflow._sweep_checks import check_effect
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from nnsight import Envoy, TransformersModel
+    from transformers import Cache
 
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._plan import Plan
@@ -139,13 +142,8 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
             logits = nnsight.save(model.output.logits[:, -1])
             cache = nnsight.save(model.output.past_key_values)
         token = logits.argmax(-1)[0]
-        tokens, numbers = [int(token)], answer_numbers(logits, token)
-        while tokens[-1] not in ask.ends and len(tokens) < ask.max_new_tokens:
-            step = torch.tensor([[tokens[-1]]], device=logits.device)
-            with model.trace(input_ids=step, past_key_values=cache, use_cache=True):
-                following = nnsight.save(model.output.logits[0, -1].argmax(-1))
-                cache = nnsight.save(model.output.past_key_values)
-            tokens.append(int(following))
+        numbers = answer_numbers(logits, token)
+        tokens, cache = greedy(model, token, cache, ask.ends, ask.max_new_tokens)
         if tokens[-1] in ask.ends:
             tokens = tokens[:-1] or tokens
         found: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
@@ -154,13 +152,36 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         return found
 
 
+def greedy(
+    model: TransformersModel, token: torch.Tensor, cache: Cache, ends: Collection[int], max_new_tokens: int
+) -> tuple[list[int], Cache]:
+    """(the tokens from a first one on, with the end token where they reach one; the cache behind them).
+
+    Args:
+        model: the model.
+        token: the first one.
+        cache: of the prompt.
+        ends: ids at which the answer ends.
+        max_new_tokens: how long it may get.
+    """
+    tokens = [int(token)]
+    while tokens[-1] not in ends and len(tokens) < max_new_tokens:
+        step = torch.tensor([[tokens[-1]]], device=token.device)
+        with torch.no_grad(), model.trace(input_ids=step, past_key_values=cache, use_cache=True):
+            following = nnsight.save(model.output.logits[0, -1].argmax(-1))
+            # Where the model runs in another process, the cache that was handed in stays as short as it was.
+            cache = nnsight.save(model.output.past_key_values)
+        tokens.append(int(following))
+    return tokens, cache
+
+
 def rows_of(
     model: TransformersModel,
     layers: Envoy,
     plan: Plan,
     start: int,
     clean: list,
-    cache: DynamicCache,
+    cache: Cache,
     token: torch.Tensor,
 ) -> torch.Tensor:
     """Inside a session: (cells, 2): for each cell the log-probability of the token, and the most likely one.

@@ -11,7 +11,7 @@ import torch
 from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
 from nnsight_mmflow.patterns.flow_job import FlowJob, submit
 from nnsight_mmflow.patterns.flow_result import FlowResult, collect
-from nnsight_mmflow.patterns.flow_there import measure_there
+from nnsight_mmflow.patterns.flow_there import first_position, measure_there
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
@@ -68,7 +68,6 @@ def flow(
     max_new_tokens: int = 16,
     remote: bool | str | None = None,
     blocking: bool = True,
-    sent: dict[str, str] | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> FlowResult | FlowJob:
@@ -93,7 +92,6 @@ def flow(
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         blocking: False sends everything and returns a FlowJob at once, for remote runs with a folder.
-        sent: for blocking=False the jobs that were sent before (FlowJob.load gives them).
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -132,13 +130,13 @@ def flow(
         "versions": versions(),
     }
     journal = Journal(folder, settings)
-    ids = _identities(prompts)
+    ids = identities(prompts)
     report(_cost(plans, [identity in journal.done for identity in ids], engine))
     if not blocking:
         given = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
         given["max_new_tokens"] = max_new_tokens
         work = list(zip(prompts, plans, ids, strict=True))
-        return submit(graph, work, given, folder, journal, engine, sent)
+        return submit(graph, work, given, folder, journal, engine)
     for prompt, plan, (spans, _), identity in progress_bar(
         list(zip(prompts, plans, named, ids, strict=True)), "flow", shown=progress
     ):
@@ -189,7 +187,7 @@ def _plan(
     return make_plan(sizes_of(graph, prompt), spans, tuple(kept), windows, budget, blocks)
 
 
-def _identities(prompts: list[Prompt]) -> list[str]:
+def identities(prompts: list[Prompt]) -> list[str]:
     """A name for each prompt that is the same in every run: its key and fingerprint, numbered where it repeats."""
     seen: dict[str, int] = {}
     names = []
@@ -224,11 +222,10 @@ def _measure(
     max_new_tokens: int,
 ) -> dict:
     """What the journal keeps of one prompt."""
-    start = min((chunk.start for chunk in plan.chunks), default=len(prompt) - 1)
     if graph.remote and engine == "rows":
-        return measure_there(graph, prompt, plan, identity, start, only_correct, max_new_tokens)
+        return measure_there(graph, prompt, plan, identity, only_correct, max_new_tokens)
     if engine == "rows":
-        clean = run_clean(graph, prompt, start, max_new_tokens)
+        clean = run_clean(graph, prompt, first_position(plan, prompt), max_new_tokens)
         text, (base, token) = clean.text, clean.numbers[0].tolist()
     else:
         plain = answer_of(graph, prompt, max_new_tokens)

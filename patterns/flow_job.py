@@ -35,42 +35,25 @@ class FlowJob:
         folder: where finished prompts and the result are kept.
         jobs: by prompt the server's id of its job, those that are not fetched yet. An id is a secret: who has it can
             read the result.
+        work: the prompts, with their plans and names.
+        given: the settings of the sweep.
+        journal: what is fetched.
     """
 
     def __init__(
         self, graph: Graph, work: Work, given: dict, journal: Journal, folder: Path, jobs: dict[str, str]
     ) -> None:
         self.graph, self.folder, self.jobs = graph, folder, jobs
-        self._work, self._given, self._journal = work, given, journal
+        self.work, self.given, self.journal = work, given, journal
 
     def __repr__(self) -> str:
-        return f"FlowJob({len(self._work) - len(self.jobs)} of {len(self._work)} prompts fetched, folder={self.folder})"
+        fetched = sum(identity not in self.jobs for _, _, identity in self.work)
+        return f"FlowJob({fetched} of {len(self.work)} prompts fetched, folder={self.folder})"
 
     @property
     def status(self) -> dict[str, int]:
         """How many prompts are FETCHED, and how many jobs stand where (QUEUED, RUNNING, ...); fetches what is done."""
-        return self._fetch()
-
-    @in_words
-    def _fetch(self) -> dict[str, int]:
-        found: Counter[str] = Counter()
-        for prompt, plan, identity in self._work:
-            job = self.jobs.get(identity)
-            if job is None:
-                found["FETCHED"] += 1
-                continue
-            status, numbers = fetch_there(self.graph, job)
-            if numbers is None:
-                found[status] += 1
-                continue
-            only_correct, longest = self._given["only_correct"], self._given["max_new_tokens"]
-            start = first_position(plan, prompt)
-            entry = entry_of(self.graph, prompt, plan, identity, start, only_correct, longest, numbers)
-            self._journal.add(entry)
-            del self.jobs[identity]
-            found["FETCHED"] += 1
-        self.save(self.folder / FILE)
-        return dict(found)
+        return fetch(self.graph, self)
 
     def result(self, every: float = 1.0, timeout: float | None = None) -> FlowResult:
         """Waits until all is done, and returns the FlowResult.
@@ -85,16 +68,16 @@ class FlowJob:
         from nnsight_mmflow.patterns.flow import flow
 
         ends = None if timeout is None else time.monotonic() + timeout
-        while set(now := self._fetch()) != {"FETCHED"}:
+        while set(now := self.status) != {"FETCHED"}:
             if ends is not None and time.monotonic() > ends:
                 raise RemoteFailure(f"after {timeout} seconds the jobs stand at {now}: call result() again later.")
             time.sleep(every)
-        prompts = [prompt for prompt, _, _ in self._work]
-        return flow(self.graph, prompts, folder=self.folder, progress=False, report=str, **self._given)
+        prompts = [prompt for prompt, _, _ in self.work]
+        return flow(self.graph, prompts, folder=self.folder, progress=False, report=str, **self.given)
 
     def save(self, file: str | PathLike[str]) -> None:
         """Writes what another process needs to pick the job up (`FlowJob.load`); no key, no prompt."""
-        kept = {"folder": str(self.folder), "given": self._given, "jobs": self.jobs}
+        kept = {"folder": str(self.folder), "given": self.given, "jobs": self.jobs}
         Path(file).write_text(json.dumps(kept, indent=2) + "\n")
 
     @classmethod
@@ -104,20 +87,45 @@ class FlowJob:
         Raises:
             DataError: the file is none of a job, or the prompts are others.
         """
-        from nnsight_mmflow.patterns.flow import flow
+        from nnsight_mmflow.patterns.flow import flow, identities
 
+        from nnsight_mmflow._prompt import Prompt as OnePrompt
+
+        prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
         try:
             kept = json.loads(Path(file).read_text())
             folder, given, jobs = Path(kept["folder"]), kept["given"], kept["jobs"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} holds no job that FlowJob.save wrote: {error}.") from error
-        made = flow(graph, prompts, folder=folder, blocking=False, report=str, sent=jobs, **given)
-        unknown = set(jobs) - {identity for _, _, identity in made._work}
-        if unknown:
+        unknown = set(jobs) - set(identities(prompts))
+        if unknown:  # before anything is sent
             raise DataError(
                 f"{file} is of other prompts: {len(unknown)} of its {len(jobs)} jobs belong to none of these."
             )
-        return made
+        if not (folder / FILE).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / FILE).write_text(json.dumps(kept, indent=2) + "\n")
+        return flow(graph, prompts, folder=folder, blocking=False, report=str, **given)
+
+
+@in_words
+def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
+    """Fetches what is done, and says how many prompts stand where."""
+    found: Counter[str] = Counter()
+    for prompt, plan, identity in job.work:
+        if identity not in job.jobs:
+            found["FETCHED"] += 1
+            continue
+        status, numbers = fetch_there(graph, job.jobs[identity])
+        if numbers is None:
+            found[status] += 1
+            continue
+        only_correct, longest = job.given["only_correct"], job.given["max_new_tokens"]
+        job.journal.add(entry_of(graph, prompt, plan, identity, only_correct, longest, numbers))
+        del job.jobs[identity]
+        found["FETCHED"] += 1
+    job.save(job.folder / FILE)
+    return dict(found)
 
 
 def submit(
@@ -127,9 +135,8 @@ def submit(
     folder: str | PathLike[str] | None,
     journal: Journal,
     engine: str,
-    sent: dict[str, str] | None = None,
 ) -> FlowJob:
-    """Sends what is not finished, one job per prompt, and returns at once.
+    """Sends what is neither finished nor sent before (the folder tells), one job per prompt, and returns at once.
 
     Args:
         graph: the model, on a server.
@@ -138,7 +145,6 @@ def submit(
         folder: where finished prompts are kept.
         journal: those that are finished.
         engine: how it is run.
-        sent: jobs that were sent before, by prompt.
 
     Raises:
         MMFlowError: the graph runs here, there is no folder, or another engine was asked for.
@@ -149,12 +155,15 @@ def submit(
         )
     if folder is None or engine != "rows":
         raise MMFlowError("blocking=False needs folder=, where finished prompts are kept, and engine='rows'.")
-    jobs = {identity: job for identity, job in (sent or {}).items() if identity not in journal.done}
+    file = Path(folder) / FILE
+    sent = json.loads(file.read_text())["jobs"] if file.exists() else {}
+    jobs = {identity: job for identity, job in sent.items() if identity not in journal.done}
+    made = FlowJob(graph, work, given, journal, Path(folder), jobs)
     for prompt, plan, identity in work:
         if identity not in journal.done and identity not in jobs:
             accepted = accepted_ids(graph, prompt, given["only_correct"])
             start = first_position(plan, prompt)
             jobs[identity] = submit_there(graph, plan, prompt, start, given["max_new_tokens"], accepted)
-    made = FlowJob(graph, work, given, journal, Path(folder), jobs)
-    made.save(Path(folder) / FILE)
+            made.save(file)  # at once: a connection that breaks loses no job
+    made.save(file)
     return made

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def measure_there(
-    graph: Graph, prompt: Prompt, plan: Plan, identity: str, start: int, only_correct: bool, max_new_tokens: int
+    graph: Graph, prompt: Prompt, plan: Plan, identity: str, only_correct: bool, max_new_tokens: int
 ) -> dict:
     """What the journal keeps of one prompt, found on a server in one session: nothing large travels."""
-    found = run_there(graph, plan, prompt, start, max_new_tokens, accepted_ids(graph, prompt, only_correct))
-    return entry_of(graph, prompt, plan, identity, start, only_correct, max_new_tokens, found)
+    start, accepted = first_position(plan, prompt), accepted_ids(graph, prompt, only_correct)
+    found = run_there(graph, plan, prompt, start, max_new_tokens, accepted)
+    return entry_of(graph, prompt, plan, identity, only_correct, max_new_tokens, found)
 
 
 def first_position(plan: Plan, prompt: Prompt) -> int:
@@ -40,7 +41,6 @@ def entry_of(
     prompt: Prompt,
     plan: Plan,
     identity: str,
-    start: int,
     only_correct: bool,
     max_new_tokens: int,
     found: dict,
@@ -49,7 +49,7 @@ def entry_of(
     text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
     correct = prompt.answer is not None and text.lower() == prompt.answer.strip().lower()
     if found["cells"] is None and (correct or not only_correct):
-        found = run_there(graph, plan, prompt, start, max_new_tokens, None)
+        found = run_there(graph, plan, prompt, first_position(plan, prompt), max_new_tokens, None)
     base, token = found["numbers"][0]
     entry = {"id": identity, "prediction": text, "correct": correct, "base": base, "token": int(token)}
     if found["cells"] is None or (only_correct and not correct):

@@ -10,7 +10,7 @@ from nnsight_mmflow.patterns.patch import Patch
 
 from nnsight_mmflow._plan import sizes_of
 from nnsight_mmflow._remote import changed_nothing
-from nnsight_mmflow._restore import Cell, chunks_of, read_clean, run_cells, sites_of
+from nnsight_mmflow._restore import Cell, chunks_of, needs_of, read_clean, run_cells, sites_of
 from nnsight_mmflow._restore_there import cells_there
 from nnsight_mmflow._rows import answer_numbers, tail_start
 from nnsight_mmflow._sweep import run_clean
@@ -88,8 +88,7 @@ def measure(
             check_crossing(graph, pattern)
         numbers = cells_there(graph, prompt, corruption, cells, start, answer, budget, blocks)
     else:
-        positions = sorted({position for cell in cells for position in cell.positions})
-        names = list(dict.fromkeys(cell.site for cell in cells))
+        names, positions = needs_of(cells)
         values = clean_values(graph, prompt, names, positions)
         places = {position: row for row, position in enumerate(positions)}
         if engine == "rows":

@@ -448,15 +448,19 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
     assert job.result(every=0.1, timeout=60).to_frame().equals(result.to_frame())
 
 
-def test_jobs_that_cannot_be_made_or_found(here, there, tmp_path):
+def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
     with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):
         mmf.flow(here, prompts, window=3, folder=tmp_path / "a", blocking=False, report=str)
     with pytest.raises(mmf.MMFlowError, match="needs folder="):
         mmf.flow(there, prompts, window=3, blocking=False, report=str)
     job = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
+    sent = server.seen()["requests"]
     with pytest.raises(mmf.DataError, match="is of other prompts"):
         mmf.FlowJob.load(tmp_path / "b" / "job.json", there, mmf.nano.prompts(here, 4)[2:])
+    again = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
+    assert again.jobs == job.jobs
+    assert server.seen()["requests"] == sent  # neither for other prompts nor twice
     (tmp_path / "no.json").write_text("{}")
     with pytest.raises(mmf.DataError, match="holds no job"):
         mmf.FlowJob.load(tmp_path / "no.json", there, prompts)

@@ -357,6 +357,20 @@ def test_a_hook_that_the_run_does_not_reach_is_refused(both):
         bound.run_with_hooks(fwd_hooks=[("blocks.3.hook_out", zeroed)], stop_at_layer=2)
 
 
+def test_hooks_by_a_filter_are_watched_too(both):
+    """Planted: a filter that no hook point passes, and one for weights that have been used already."""
+    bound = both.graph.bound(both.bridge, both.prompt)
+    with torch.no_grad():
+        with pytest.raises(mmf.NoEffectError, match="never fired in this run"):
+            bound.run_with_hooks(fwd_hooks=[(lambda name: name.endswith("hook_nothing"), zeroed)])
+        with pytest.raises(mmf.NoEffectError, match="leaves this attention to Hugging Face"):
+            bound.run_with_hooks(
+                fwd_hooks=[(lambda name: name.startswith("vision") and name.endswith("pattern"), zeroed)]
+            )
+        found = bound.run_with_hooks(fwd_hooks=[(lambda name: name == "blocks.2.attn.hook_pattern", zeroed)])
+        assert (found - bound()).abs().max() > 1e-2
+
+
 def test_hooks_that_work_are_left_alone(both):
     """In place at the tower's layer, before it, at the projector; and reading is right everywhere."""
     bound, seen = both.graph.bound(both.bridge, both.prompt), []
