@@ -36,6 +36,7 @@ class Adapter:
         plain_template: for families without a chat template, the text before and after the question.
         enters_after: image features are added to the residual stream again after this many first layers.
         causal: whether a text layer that is handed no mask reads backwards alone.
+        windowed_blocks: whether a sliding window also bounds what the positions of a block read.
     """
 
     family: str
@@ -48,6 +49,7 @@ class Adapter:
     plain_template: tuple[str, str] | None = None
     enters_after: int = 0
     causal: bool = True
+    windowed_blocks: bool = False
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model, self.processor = model, processor

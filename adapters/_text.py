@@ -18,6 +18,8 @@ class TextModel:
         after_attention: the norm through which the attention's output joins the residual stream; None: as it is.
         after_mlp: the same for the MLP.
         handled: fields of its configuration that the package reads.
+        rotated: the operation in its attention's forward that gives the rotated queries, where it is not the rotation
+            itself (Phi turns a part of each head, and puts the rest behind it).
     """
 
     norm: str = "norm"
@@ -28,6 +30,7 @@ class TextModel:
     after_attention: str | None = None
     after_mlp: str | None = None
     handled: frozenset[str] = frozenset()
+    rotated: str = ""
 
 
 _SLIDING = frozenset({"sliding_window", "use_sliding_window", "layer_types", "max_window_layers"})
@@ -46,7 +49,7 @@ TEXT_MODELS = {
     "gemma": TextModel(handled=_PALIGEMMA),
     "gemma2": TextModel(handled=_PALIGEMMA, **_BETWEEN_NORMS),
     "gemma3_text": TextModel(handled=_GEMMA, **_BETWEEN_NORMS),
-    "phi": TextModel(norm="final_layernorm", attention_out="dense", mlp_out="fc2"),
+    "phi": TextModel(norm="final_layernorm", attention_out="dense", mlp_out="fc2", rotated="torch_cat_0"),
 }
 
 # Sizes are read from the weights' own shapes by transformers; the rest changes numbers, not where things are.

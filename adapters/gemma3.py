@@ -23,6 +23,7 @@ class Gemma3(Adapter):
 
     family = "gemma3"
     handled = frozenset("image_token_index image_token_id boi_token_index eoi_token_index mm_tokens_per_image".split())
+    windowed_blocks = True
     ignored = frozenset("cache_implementation sliding_window_pattern _sliding_window_pattern".split())
     towers = {"siglip_vision_model": 0}
     texts = ("gemma3_text",)

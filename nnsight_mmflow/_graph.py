@@ -33,6 +33,7 @@ class Graph:
         processor: the Hugging Face processor.
         family: the adapter's name for the architecture.
         layers: the decoder layers; `embed`, `tower`, `projector`, `norm` and `unembed` are the other roles.
+        decoder: the language model around the layers; what it is handed as inputs_embeds is the merged embedding.
         n_layers, n_heads, d_model, head_width: sizes of the language model.
         image_token_id: the id that stands once per image token.
     """
@@ -52,6 +53,7 @@ class Graph:
         self.projector: Envoy = found["projector"]
         self.norm: Envoy = found["norm"]
         self.unembed: Envoy = found["unembed"]
+        self.decoder: Envoy = model.get(paths[id(adapter.model.get_decoder())])
         self.text_config = adapter.text_config
         self._text = adapter.text
         self.remote: bool | str = False
@@ -79,6 +81,16 @@ class Graph:
         there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
         vars(there).update(vars(self), remote=remote, trusted=trusted)
         return there
+
+    @property
+    def apart(self) -> bool:
+        """Whether blocks run in a process apart from the model's: on NDIF, with an ordinary key."""
+        return self.remote not in (False, "local") and not self.trusted
+
+    @property
+    def rotated(self) -> str:
+        """The operation of an attention's forward that gives the rotated queries; "" for the rotation itself."""
+        return self._text.rotated
 
     @property
     def remotely(self) -> dict[str, bool | str]:

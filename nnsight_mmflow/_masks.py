@@ -12,6 +12,7 @@ import torch
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Bool, Float
+    from transformers import Cache
 
 
 def layer_mask(
@@ -78,3 +79,14 @@ def close(
         starved += int((rows > closed / 2).any(-1).logical_not().sum())
         mask[row, chosen[:, None], query[None, :]] = rows
     return mask, changed, starved
+
+
+def kept_keys(cache: Cache | None, layer: int) -> tuple[int, int]:
+    """How many keys a layer's cache holds, and how many before them a sliding window has dropped already."""
+    if cache is None:
+        return 0, 0
+    seen, keys = cache.get_seq_length(layer), None
+    if layer < len(cache.layers):
+        keys = getattr(cache.layers[layer], "keys", None)
+    held = min(seen, keys.shape[-2]) if keys is not None and keys.ndim == 4 else seen
+    return held, seen - held

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._masks import kept_keys, layer_mask
 from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
 
@@ -53,7 +53,7 @@ def prune_prefill(
         way: how.
         towers: what the vision tower made of each row's pictures, where the method reads it.
     """
-    by_layer = _by_layer(stages)
+    by_layer = stages_by_layer(stages)
     present: Kept | None = None  # what the ranking sees as present
     seen_before: tuple | None = None
     found = Pruned()
@@ -63,9 +63,7 @@ def prune_prefill(
         hidden = arguments[0]
         if present is None:
             entered = hidden
-            every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-            inside = [(every[i] >= row.real[0]) & (every[i] < row.real[1]) for i, row in enumerate(rows)]
-            present = Kept(every, torch.stack(inside), every)
+            present = everything(hidden, rows)
         now = by_layer.get(layer)
         if now is not None:
             if now[0].reads == "next":
@@ -74,11 +72,10 @@ def prune_prefill(
                 if not way.drop and old is not None:
                     mask = closed_mask(named.get("attention_mask"), hidden, old, way)
                 ahead = reader.read(layer, "next", hidden, rotary(named, old))
-                seen_before = _looks((*ahead, None), mask, old if way.drop else None)
-            chosen, hidden = _choose(now, rows, present, hidden, entered, seen_before, way, towers)
+                seen_before = looks_of((*ahead, None), mask, old if way.drop else None)
+            chosen, hidden = choose(now, rows, present, hidden, entered, seen_before, way, towers)
             if way.drop:
-                local = torch.searchsorted(present.index.contiguous(), chosen.index)
-                hidden = hidden.gather(1, local[..., None].expand(-1, -1, hidden.shape[2]))
+                hidden = cut_hidden(hidden, present, chosen)
             present = chosen
             shared.clear()
         found.kept.append(present if layer >= min(by_layer) else None)
@@ -107,7 +104,7 @@ def prune_prefill(
             if not way.drop and kept is not None:
                 mask = closed_mask(handed, hidden, kept, way)
             found_here = reader.read(layer, "previous", hidden, rotary(named, kept))
-            seen_before = _looks((*found_here, reader.value(layer)), mask, kept if way.drop else None)
+            seen_before = looks_of((*found_here, reader.value(layer)), mask, kept if way.drop else None)
     return found
 
 
@@ -129,7 +126,7 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
         changed = dict(named)
         if way.renumber:
             changed["position_embeddings"] = moved(found.tables, layer, kept, named["position_embeddings"], shared)
-        held = named["past_key_values"].get_seq_length(layer)
+        held, before = kept_keys(named["past_key_values"], layer)
         if way.drop and not (mask is None and bool(kept.alive.all())):
             later = held - kept.index.shape[1] + hidden.shape[1]  # tokens written since, this one included
             closed = torch.finfo(hidden.dtype).min
@@ -138,14 +135,28 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
             changed["attention_mask"] = made
         elif not way.drop:
             made = layer_mask(mask, hidden, held, way.causal).expand(hidden.shape[0], -1, -1, -1).clone()
-            made[..., :length].masked_fill_(gone(kept, length)[:, None, None], torch.finfo(made.dtype).min)
+            missing = gone(kept, length)[:, before:]  # the first keys a sliding window has dropped already
+            made[..., : missing.shape[1]].masked_fill_(missing[:, None, None], torch.finfo(made.dtype).min)
             changed["attention_mask"] = made
         elif not way.renumber:
             continue
         layers[layer].inputs = (arguments, changed)
 
 
-def _by_layer(stages: Sequence[Sequence[Stage]]) -> dict[int, list[Stage]]:
+def everything(hidden: torch.Tensor, rows: Sequence[Row]) -> Kept:
+    """What is there before anything has left."""
+    every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+    inside = [(every[i] >= row.real[0]) & (every[i] < row.real[1]) for i, row in enumerate(rows)]
+    return Kept(every, torch.stack(inside), every)
+
+
+def cut_hidden(hidden: torch.Tensor, present: Kept, chosen: Kept) -> torch.Tensor:
+    """The hidden states of what is chosen, out of what is present."""
+    local = torch.searchsorted(present.index.contiguous(), chosen.index)
+    return hidden.gather(1, local[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+def stages_by_layer(stages: Sequence[Sequence[Stage]]) -> dict[int, list[Stage]]:
     """For each layer before which tokens leave, the stage of each row."""
     layers = [sorted(stage.layer for stage in row) for row in stages]
     if any(one != layers[0] for one in layers):
@@ -153,7 +164,7 @@ def _by_layer(stages: Sequence[Sequence[Stage]]) -> dict[int, list[Stage]]:
     return {layer: [next(one for one in row if one.layer == layer) for row in stages] for layer in layers[0]}
 
 
-def _choose(
+def choose(
     stages: Sequence[Stage],
     rows: Sequence[Row],
     present: Kept,
@@ -210,7 +221,7 @@ def _choose(
     return Kept(index, alive, seats(index, alive, rows) if way.renumber else index), hidden
 
 
-def _looks(found: tuple, mask: torch.Tensor, kept: Kept | None) -> tuple:
+def looks_of(found: tuple, mask: torch.Tensor, kept: Kept | None) -> tuple:
     """(query, key, value, mask) of the batch, the mask cut to what is present."""
     query, key, value = found
     mask = mask.expand(query.shape[0], -1, -1, -1)

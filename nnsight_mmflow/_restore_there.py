@@ -44,6 +44,7 @@ def cells_there(
     """
     model, layers, sites, remotely = graph.model, graph.layers, sites_of(graph), graph.remotely
     corrupted = graph.edited(corruption.prompt, corruption.patterns)
+    filled = graph.edited(corruption.prompt, corruption.patterns, steps=True) if graph.apart else corrupted
     chunks = chunks_of(cells, len(prompt), budget, blocks)
     names, positions = needs_of(cells)
     ask = {
@@ -56,13 +57,14 @@ def cells_there(
         "positions": positions,
     }
     with torch.no_grad(), model.session(**remotely):
-        numbers = nnsight.save(restored_there(model, corrupted, layers, sites, chunks, ask, token))
+        numbers = nnsight.save(restored_there(model, corrupted, filled, layers, sites, chunks, ask, token))
     return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))
 
 
 def restored_there(
     model: TransformersModel,
     corrupted: TransformersModel,
+    filled: TransformersModel,
     layers: Envoy,
     sites: list[dict[str, Site]],
     chunks: list[tuple[int, list[Cell]]],
@@ -74,6 +76,7 @@ def restored_there(
     Args:
         model: the model.
         corrupted: the same with the corruption's patterns.
+        filled: the same, in the way that lets the cache be filled.
         layers: its decoder layers.
         sites: for each layer where its sites are.
         chunks: what is restored.
@@ -85,7 +88,7 @@ def restored_there(
         # as in clean_and_rows, inputs are read without a cache, and the cache where it comes out
         with corrupted.trace(**ask["corrupt"], use_cache=False, logits_to_keep=1):
             inputs = nnsight.save(clean_inputs(layers, n_layers, ask["start"], ask["enters_after"], ask["causal"]))
-        with corrupted.trace(**ask["corrupt"], past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+        with filled.trace(**ask["corrupt"], past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
             cache = nnsight.save(model.output.past_key_values)
         with model.trace(**ask["clean"], use_cache=False, logits_to_keep=1):
             values = nnsight.save(read_clean(n_layers, sites, ask["names"], ask["positions"]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError, PromptError
+from nnsight_mmflow._apart import layout_of
+from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._prompt import Batch, Prompt
 
@@ -35,35 +36,50 @@ def edited(
     rows = prompt.rows()
     if len(patterns) > 1:
         check_together(graph, patterns, rows)
+    layout = layout_of(graph, rows) if steps and graph.apart else None
     for pattern in patterns:
         pattern.check(graph, rows, steps)
-        if steps:
-            check_crossing(graph, pattern)
+    if layout is not None:
+        check_apart(graph, patterns, rows)
+    for pattern in patterns:
         pattern = pattern.prepared(graph, rows)
+        alone = getattr(pattern, "run_apart", None) if layout is not None else None
         with model.edit() as (_, changed):
-            pattern.run(graph, rows)
+            if alone is None:
+                pattern.run(graph, rows)
+            else:
+                alone(graph, rows, layout)
         model = changed
     return model
 
 
-def check_crossing(graph: Graph, pattern: Pattern) -> None:
-    """Refuses, in a generation on a server, a pattern that would give layers a copy of their cache.
-
-    NDIF runs ordinary keys' blocks in a process beside the model's: what is read there is a copy, and is written back.
-    A layer whose inputs are read so fills a copy of its cache, and later tokens do not see it, without a sign.
+def check_apart(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
+    """Refuses, in a generation whose blocks run apart from the model, patterns that would not see one another.
 
     Raises:
-        ModelError: it would.
+        ModelError: two of them attend by themselves in one layer, or tokens leave where image features are still added.
     """
-    from nnsight_mmflow._errors import ModelError
-
-    if graph.remote in (False, "local") or graph.trusted or not getattr(pattern, "hands_inputs", False):
-        return
-    raise ModelError(
-        f"{pattern} changes what layers are handed, their cache with it. In a generation on NDIF ordinary keys get a"
-        " copy of that cache, and the tokens after the first would be wrong without a sign. Use graph.trace (one"
-        " forward is right there), or, with a key that NDIF trusts, graph.at(True, trusted=True)."
-    )
+    taken: dict[int, Pattern] = {}
+    for pattern in patterns:
+        if not hasattr(pattern, "run_apart"):
+            continue
+        first = _leaves_from(pattern, graph, rows)
+        if first is not None and 0 < first <= graph.enters_after:
+            raise ModelError(
+                f"{pattern}: {graph.family} adds image features again behind its first {graph.enters_after} layers, so"
+                f" in a generation on NDIF tokens can leave before layer {graph.enters_after + 1} or later, not before"
+                f" {first}. A key that NDIF trusts has no such limit: graph.at(True, trusted=True)."
+            )
+        named = range(graph.n_layers) if first is None else range(first, graph.n_layers)
+        layers = layer_list(getattr(pattern, "layers", named), graph.n_layers)
+        twice = [layer for layer in layers if layer in taken]
+        if twice:
+            raise ModelError(
+                f"{taken[twice[0]]} and {pattern} both change the attention of layer(s) {twice[:5]}. In a generation on"
+                " NDIF each attends by itself there, and one would undo the other: give them different layers, or one"
+                " source with '|'. A key that NDIF trusts has no such limit: graph.at(True, trusted=True)."
+            )
+        taken |= dict.fromkeys(layers, pattern)
 
 
 def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
@@ -89,7 +105,14 @@ def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Span
 
 def _drops_from(graph: Graph, pattern: Pattern, rows: tuple[Spans, ...]) -> int | None:
     """The first layer without some of the tokens; None where a pattern leaves the sequence as it is."""
+    return _leaves_from(pattern, graph, rows) if getattr(pattern, "mode", "") == "drop" else None
+
+
+def _leaves_from(pattern: Pattern, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
+    """The first layer from which on tokens are gone or closed; None where a pattern has no such layer."""
     plan = getattr(pattern, "plan", None)
-    if plan is None or getattr(pattern, "mode", "") != "drop":
-        return None
-    return min((stage.layer for spans in rows for stage in plan(graph, spans)), default=None)
+    return (
+        None
+        if plan is None
+        else min((stage.layer for spans in rows for stage in plan(graph, spans)), default=None)
+    )

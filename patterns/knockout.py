@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._apart import own_mask, read_attention, write_attention
 from nnsight_mmflow._edits import MaskEdit, closing
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._masks import close, layer_mask
+from nnsight_mmflow._masks import close, kept_keys, layer_mask
 from nnsight_mmflow._pattern import check_edge, layer_list, resolve
 
 if TYPE_CHECKING:
     import torch
     from nnsight import Envoy
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import Cache
 
+    from nnsight_mmflow._apart import Layout
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -68,11 +69,6 @@ class Knockout:
         """Keeps layers that come as an iterator, which could be read only once."""
         if not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
-
-    @property
-    def hands_inputs(self) -> bool:
-        """Whether it changes what layers are handed."""
-        return True
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
@@ -128,6 +124,13 @@ class Knockout:
         else:
             self._close_each_step(graph, rows)
 
+    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
+        """Does it in a generation whose blocks run apart from the model's process."""
+        if self.when == "prefill":
+            self._close_now(graph, rows, layout)
+        else:
+            self._close_each_step(graph, rows, layout)
+
     def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
         """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`.
 
@@ -155,13 +158,13 @@ class Knockout:
             for layer in layer_list(self.layers, graph.n_layers)
         ]
 
-    def _close_now(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
-        changed = self._close(graph, rows)
+    def _close_now(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout | None = None) -> int:
+        changed = self._close(graph, rows, 0, layout)
         if not changed:
             raise NoEffectError(f"{self} would change nothing: {CLOSED_ALREADY}")
         return changed
 
-    def _close_each_step(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def _close_each_step(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout | None = None) -> None:
         """Waits for each step of a generation; when none comes any more, nnsight throws into the wait."""
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
@@ -169,7 +172,7 @@ class Knockout:
         done = changed = 0
         try:
             for step in Iterations()[0 if self.when == "all" else 1 :]:
-                changed += self._close(graph, rows, step)
+                changed += self._close(graph, rows, step, layout)
                 done += 1
         except OutOfOrderError:
             if not done:
@@ -185,7 +188,7 @@ class Knockout:
         targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
         return [(list(target), list(source)) for target, source in zip(targets, sources, strict=True)]
 
-    def _close(self, graph: Graph, rows: tuple[Spans, ...], step: int = 0) -> int:
+    def _close(self, graph: Graph, rows: tuple[Spans, ...], step: int, layout: Layout | None) -> int:
         edges = self._edges(rows)
         if step:
             ends = [spans["all"].row[1] for spans in rows]
@@ -195,6 +198,9 @@ class Knockout:
             ]
         heads = None if self.heads is None else list(self.heads)
         layers = layer_list(self.layers, graph.n_layers)
+        if layout is not None:
+            attentions = {layer: graph.attention(layer) for layer in layers}
+            return close_edges_apart(attentions, edges, heads, graph.n_heads, layout, step)
         return close_edges(graph.layers, layers, edges, heads, graph.n_heads, graph.causal)
 
 
@@ -234,22 +240,48 @@ def close_edges(
             there = [(targets, [key - dropped for key in sources if key >= dropped]) for targets, sources in edges]
             built, changed, starved = close(layer_mask(mask, hidden, past, causal), there, heads, n_heads)
             seen = mask
-            if starved:
-                raise MMFlowError(
-                    f"the patterns together leave {starved} position(s) of layer {layer} nothing to read, and softmax"
-                    " needs a key. Leave the first position out of one source."
-                )
+            check_starved(starved, layer)
         total += changed
         layers[layer].inputs = (arguments, {**named, "attention_mask": built})
     return total
 
 
-def kept_keys(cache: Cache | None, layer: int) -> tuple[int, int]:
-    """How many keys a layer's cache holds, and how many before them a sliding window has dropped already."""
-    if cache is None:
-        return 0, 0
-    seen, keys = cache.get_seq_length(layer), None
-    if layer < len(cache.layers):
-        keys = getattr(cache.layers[layer], "keys", None)
-    held = min(seen, keys.shape[-2]) if keys is not None and keys.ndim == 4 else seen
-    return held, seen - held
+def close_edges_apart(
+    attentions: dict[int, Envoy],
+    edges: list[tuple[list[int], list[int]]],
+    heads: list[int] | None,
+    n_heads: int,
+    layout: Layout,
+    step: int,
+) -> int:
+    """Inside a generation whose blocks run apart from the model: as `close_edges`, attending by itself.
+
+    Args:
+        attentions: of the chosen layers, in ascending order.
+        edges: as there.
+        heads: as there.
+        n_heads: as there.
+        layout: what positions may read.
+        step: how many tokens came since the prompt, this one included.
+    """
+    total = 0
+    for layer, attention in attentions.items():
+        query, key, value = read_attention(attention, layout)
+        end, held = layout.length + step, key.shape[-2]
+        dropped = end - held  # by a sliding window
+        mask = own_mask(layout, layer, range(end - query.shape[2], end), range(dropped, end), query)
+        there = [(targets, [key - dropped for key in sources if key >= dropped]) for targets, sources in edges]
+        built, changed, starved = close(mask, there, heads, n_heads)
+        check_starved(starved, layer)
+        total += changed
+        write_attention(attention, query, key, value, built, layout)
+    return total
+
+
+def check_starved(starved: int, layer: int) -> None:
+    """Refuses a mask in which a position has no key left."""
+    if starved:
+        raise MMFlowError(
+            f"the patterns together leave {starved} position(s) of layer {layer} nothing to read, and softmax needs a"
+            " key. Leave the first position out of one source."
+        )

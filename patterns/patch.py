@@ -77,11 +77,6 @@ class Patch:
             object.__setattr__(self, "site", site)
             object.__setattr__(self, "layers", found)
 
-    @property
-    def hands_inputs(self) -> bool:
-        """Whether it changes what layers are handed."""
-        return self.site == "embed"
-
     def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done."""
         if self.site == "embed" and self.layers is not None:

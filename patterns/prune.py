@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._prune import Row, Stage, Way
+from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
 from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
 from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._tower import TowerSeen, read_tower
@@ -16,6 +17,7 @@ from nnsight_mmflow._tower import TowerSeen, read_tower
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from nnsight_mmflow._apart import Layout
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -65,11 +67,6 @@ class Prune:
     def merges(self) -> bool:
         """Whether tokens that stay hold something new. A method that merges overwrites this."""
         return False
-
-    @property
-    def hands_inputs(self) -> bool:
-        """Whether it changes what layers are handed."""
-        return True
 
     def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
         """The stages for a prompt with so many image tokens. A method overwrites this."""
@@ -164,6 +161,32 @@ class Prune:
             for _ in Iterations()[1:]:
                 prune_step(graph.layers, found, length, self._way(graph))
         except OutOfOrderError:  # a trace has one step, and a generation ends
+            pass
+
+    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
+        """Does it in a generation whose blocks run apart from the model's process."""
+        from nnsight.intervention.interleaver import OutOfOrderError
+        from nnsight.intervention.iterator import Iterations
+
+        attentions, way = [graph.attention(layer) for layer in range(graph.n_layers)], self._way(graph)
+        found = prune_prefill_apart(
+            graph.decoder,
+            graph.layers,
+            attentions,
+            QueryKeyReader(graph),
+            [self.plan(graph, spans) for spans in rows],
+            [row_of(spans) for spans in rows],
+            way,
+            _towers(graph, rows) if self.reads_tower else [None] * len(rows),
+            layout,
+        )
+        dropped_tokens(self, found, rows)
+        if not steps_need_care(found, way, layout):
+            return  # a loop in which nothing is waited for would not end
+        try:
+            for step in Iterations()[1:]:
+                prune_step_apart(attentions, found, way, layout, step)
+        except OutOfOrderError:  # a generation ends
             pass
 
     def prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> Pruned:

@@ -18,7 +18,8 @@ class Site:
 
     Attributes:
         module: whose input or output it is.
-        kind: "input" (the first argument), "output", or "tuple" (the first element of the output).
+        kind: "input" (the first argument), "output", "tuple" (the first element of the output), or "embeds" (what is
+            handed in as inputs_embeds).
     """
 
     module: Envoy
@@ -29,6 +30,8 @@ def read_site(site: Site) -> torch.Tensor:
     """Inside a trace: what stands there."""
     if site.kind == "input":
         return site.module.inputs[0][0]
+    if site.kind == "embeds":
+        return site.module.inputs[1]["inputs_embeds"]
     return site.module.output[0] if site.kind == "tuple" else site.module.output
 
 
@@ -37,6 +40,9 @@ def write_site(site: Site, value: torch.Tensor) -> None:
     if site.kind == "input":
         arguments, named = site.module.inputs
         site.module.inputs = ((value, *arguments[1:]), named)
+    elif site.kind == "embeds":
+        arguments, named = site.module.inputs
+        site.module.inputs = (arguments, {**named, "inputs_embeds": value})
     elif site.kind == "tuple":
         site.module.output = (value, *site.module.output[1:])
     else:
@@ -65,8 +71,12 @@ def mlp(graph: Graph, layer: int) -> Site:
 
 
 def embed(graph: Graph, layer: int) -> Site:
-    """The merged embedding: what really enters the first layer."""
-    return Site(graph.layers[0], "input")
+    """The merged embedding: what really enters the first layer.
+
+    It is written where the language model takes it. In a prompt's forward its cache is empty there, so a block apart
+    from the model hands on a copy of nothing, and the language model returns what it fills.
+    """
+    return Site(graph.decoder, "embeds")
 
 
 SITES = {"resid": resid, "attn": attn, "heads": heads, "mlp": mlp, "embed": embed}

@@ -59,11 +59,6 @@ class Skip:
         if not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
 
-    @property
-    def hands_inputs(self) -> bool:
-        """Whether it changes what layers are handed."""
-        return self.at is not None and self.part == "layer"
-
     def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layers = layer_list(self.layers, graph.n_layers)
@@ -144,7 +139,8 @@ class Skip:
         positions = [list(span) for span in resolve(self.at, rows, "at")]
         for layer in layer_list(self.layers, graph.n_layers):
             site = SITES["resid" if self.part == "layer" else self.part](graph, layer)
-            entering = graph.layers[layer].inputs[0][0] if self.part == "layer" else None
+            # not the layer's own inputs: with them its cache is read, which a process apart from the model gets copied
+            entering = graph.layers[layer].input_layernorm.input if self.part == "layer" else None
             before = read_site(site)
             after = before.clone()
             for row, at in enumerate(positions):

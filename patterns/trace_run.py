@@ -15,7 +15,6 @@ from nnsight_mmflow._restore_there import cells_there
 from nnsight_mmflow._rows import answer_numbers, tail_start
 from nnsight_mmflow._sweep import run_clean
 from nnsight_mmflow._sweep_there import answer_of
-from nnsight_mmflow._together import check_crossing
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.corruption import Corruption
@@ -84,8 +83,6 @@ def measure(
     if p_corrupt > max_corrupt * p_clean:
         return {**entry, "left_out": f"P_corrupt above {max_corrupt} of P_clean"}
     if engine == "rows" and broken is None:
-        for pattern in corruption.patterns:
-            check_crossing(graph, pattern)
         numbers = cells_there(graph, prompt, corruption, cells, start, answer, budget, blocks)
     else:
         names, positions = needs_of(cells)

@@ -17,6 +17,7 @@ import torch  # noqa: E402
 for name in ("Float", "Int", "Bool"):
     setattr(builtins, name, getattr(jaxtyping, name))
 
+from apart import split  # noqa: E402, F401
 from browsing import chromium  # noqa: E402, F401
 from tiny import picture, tiny_graph  # noqa: E402
 
