@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
-from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
+from nnsight_mmflow._errors import MMFlowError, RemoteFailure
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -123,20 +123,6 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
             raise
 
     return wrapped
-
-
-def runs_here(graph: Graph, what: str) -> None:
-    """Refuses what runs only where the weights are, for now.
-
-    Raises:
-        ModelError: the graph's traces run on a server.
-    """
-    if graph.remote:
-        raise ModelError(
-            f"{what} keeps what it computes with (a cache, weights) on this side, so it does not run on a server yet:"
-            " load the model without remote=. flow, lens, word_overlap, causal_trace, skip_flow, saliency, disruption,"
-            " contributions, attribution and prune_report do run there."
-        )
 
 
 def _near(graph: Graph) -> str:

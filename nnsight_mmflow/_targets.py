@@ -85,7 +85,7 @@ def answer_scores(
         kept = max(len(ids) for _, ids in part)
         batch = graph.batch([prompt for prompt, _ in part])
         with torch.no_grad(), graph.trace(batch, use_cache=False, logits_to_keep=kept):
-            logits = graph.model.output.logits.save()
+            logits = graph.model.output.logits.detach().save()  # on a server, no_grad does not hold
         for row, (_, ids) in enumerate(part):
             ends = logits[row, -len(ids) :].float().log_softmax(-1)
             chosen = torch.tensor(ids, device=ends.device)

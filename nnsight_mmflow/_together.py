@@ -111,8 +111,4 @@ def _drops_from(graph: Graph, pattern: Pattern, rows: tuple[Spans, ...]) -> int 
 def _leaves_from(pattern: Pattern, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
     """The first layer from which on tokens are gone or closed; None where a pattern has no such layer."""
     plan = getattr(pattern, "plan", None)
-    return (
-        None
-        if plan is None
-        else min((stage.layer for spans in rows for stage in plan(graph, spans)), default=None)
-    )
+    return None if plan is None else min((stage.layer for spans in rows for stage in plan(graph, spans)), default=None)

@@ -7,28 +7,29 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.edit_result import Edit, weight_digest, weight_path
+from nnsight_mmflow.patterns.edit_result import Edit, edited_view, weight_digests
 from nnsight_mmflow.patterns.edit_update import Update, solve
 from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact, Found, find_changes, read_keys
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import runs_here
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._targets import answer_scores
-from nnsight_mmflow._twin import twin_graph
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
 
 
+@in_words
 def edit(
     graph: Graph,
     facts: Fact | Sequence[Fact],
     layers: int | Iterable[int],
     *,
     settings: str | EditSettings = "paper",
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> Edit:
@@ -40,7 +41,8 @@ def edit(
     are read with the layers below it edited.
 
     The model's weights stay as they are: `edit.graph` is a second view with matrices of its own in these layers.
-    `edit.apply()` writes into the weights, `edit.undo()` restores them bit for bit.
+    `edit.apply()` writes into the weights, `edit.undo()` restores them bit for bit. On a server no weight is changed:
+    `edit.graph` adds the same in every forward, and `apply` is refused.
 
     Args:
         graph: the model.
@@ -48,13 +50,14 @@ def edit(
         layers: one layer or several.
         settings: "paper" (no clip, stop at 0.95), "released" (those of the released script, whose clip leaves the
             answer as it was), or `mmf.EditSettings(...)`.
+        remote: run on NDIF (True, or a host), with a key that NDIF trusts; None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
     Raises:
         NoEffectError: the model gives every new answer already, or the update is too small for the weights' type.
         MMFlowError: no fact, two facts at the same place, unknown settings.
-        ModelError: the matrix is no plain floating-point weight (a quantised model).
+        ModelError: the matrix is no plain floating-point weight (a quantised model), or an ordinary key on NDIF.
 
     Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), section 5; spec section 4.
 
@@ -67,7 +70,8 @@ def edit(
         >>> float(result.to_frame()["after"][0]) > 0.5
         True
     """
-    runs_here(graph, "edit")
+    graph = graph.at(remote)
+    _check_place(graph)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     chosen = layer_list(layers, graph.n_layers)
     if isinstance(settings, str) and settings not in SETTINGS:
@@ -87,21 +91,15 @@ def edit(
             f" {settings.stop_at}."
         )
     updates: dict[int, Update] = {}
-    weights: dict[str, torch.Tensor] = {}
     keys: dict[int, torch.Tensor] = {}
     edited = graph
     for number, layer in enumerate(chosen):
         keys[layer] = read_keys(edited, facts, layer)
         changes = torch.stack([one.changes[number] for one in found])
         updates[layer] = solve(keys[layer], changes.to(keys[layer]), settings.regulariser)
-        weights[weight_path(graph, layer)] = updates[layer].added_to(graph.mlp_out(layer)._module.weight)
-        edited = twin_graph(graph, weights, f"{graph.name}, edited")
-    if all(torch.equal(weights[weight_path(graph, layer)], graph.mlp_out(layer)._module.weight) for layer in chosen):
-        kind = next(iter(weights.values())).dtype
-        raise NoEffectError(
-            f"the edit would change nothing: its update is smaller than {kind} tells apart. Is the clip"
-            f" ({settings.clip}) meant? settings='paper' has none."
-        )
+        edited = edited_view(graph, updates)
+    if not graph.remote:
+        check_written(graph, edited, chosen, settings)
     prompts, targets = [fact.prompt for fact in facts], [fact.target for fact in facts]
     before, after = (answer_scores(one, prompts, targets, settings.first_token) for one in (graph, edited))
     header = {
@@ -109,10 +107,29 @@ def edit(
         "layers": chosen,
         "settings": asdict(settings),
         "n_facts": len(facts),
-        "weights": {weight_path(graph, layer): weight_digest(graph, layer) for layer in chosen},
+        "weights": weight_digests(graph, chosen),
         "versions": versions(),
     }
     return Edit(_table(facts, chosen, found, keys, before, after, settings), header, updates, graph, edited)
+
+
+def check_written(graph: Graph, edited: Graph, layers: list[int], settings: EditSettings) -> None:
+    """Refuses an edit that the weights' type rounds away."""
+    old, new = ([one.mlp_out(layer)._module.weight for layer in layers] for one in (graph, edited))
+    if all(torch.equal(one, other) for one, other in zip(old, new, strict=True)):
+        raise NoEffectError(
+            f"the edit would change nothing: its update is smaller than {old[0].dtype} tells apart. Is the clip"
+            f" ({settings.clip}) meant? settings='paper' has none."
+        )
+
+
+def _check_place(graph: Graph) -> None:
+    if graph.apart:
+        raise ModelError(
+            "an edit is found by gradients, which do not reach a process apart from the model's, where NDIF runs"
+            " ordinary keys' blocks. With a key that NDIF trusts: mmf.edit(graph.at(True, trusted=True), ...). Else load"
+            " the model here."
+        )
 
 
 def _check(graph: Graph, facts: list[Fact], layers: list[int]) -> None:

@@ -11,9 +11,10 @@ from nnsight_mmflow.patterns.edit import edit
 from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.patterns.fine_tune import fine_tune
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._targets import answer_scores
 
@@ -101,6 +102,7 @@ class EditReport(Result):
         )
 
 
+@in_words
 def edit_report(
     graph: Graph,
     facts: Sequence[Fact],
@@ -113,6 +115,7 @@ def edit_report(
     bound: float | None = None,
     settings: str | EditSettings = "paper",
     folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> EditReport:
@@ -130,6 +133,8 @@ def edit_report(
         bound: also fine-tune them with each number held this near to where it was.
         settings: of the edits, as in `mmf.edit`.
         folder: where finished edits are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host), with a key that NDIF trusts and without fine-tuning; None: where the
+            graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -148,6 +153,12 @@ def edit_report(
         >>> list(result.overall().columns)
         ['efficacy', 'generalisation', 'specificity']
     """
+    graph = graph.at(remote)
+    if graph.remote and (fine_tuning or bound is not None):
+        raise ModelError(
+            "fine-tuning trains weights, and those on a server are shared with others: give fine_tuning=False, or load"
+            " the model here."
+        )
     if not facts or not 0 < together <= len(facts):
         raise MMFlowError(f"{len(facts)} fact(s), {together} at once: at least one edit is needed.")
     silent = [prompt.key or prompt.question for prompt in others if prompt.answer is None]

@@ -55,7 +55,7 @@ class Edit(Result):
         Raises:
             MMFlowError: it is written already, or the edit was loaded without a model.
         """
-        original, edited = self._both()
+        original, edited = self._here("apply()")
         if self.kept:
             raise MMFlowError("this edit is in the weights already; undo() takes it out.")
         for layer in self.updates:
@@ -71,7 +71,7 @@ class Edit(Result):
         """
         import torch
 
-        original, edited = self._both()
+        original, edited = self._here("undo()")
         if not self.kept:
             raise MMFlowError("this edit is not in the weights; apply() puts it there.")
         for layer in self.updates:
@@ -97,7 +97,7 @@ class Edit(Result):
         import pandas as pd
         import torch
 
-        (original, edited), rows = self._both(), []
+        (original, edited), rows = self._here("bleed()"), []
         scale = self.table.groupby("layer")["change_norm"].mean()
         for number, prompt in enumerate(prompts):
             positions = list(prompt.spans[at])
@@ -145,26 +145,20 @@ class Edit(Result):
         """
         from safetensors.torch import load_file
 
-        from nnsight_mmflow._twin import twin_graph
-
         read = super().load(folder)
         tensors = load_file(Path(folder) / "edit.safetensors")
         layers = read.header["layers"]
         updates = {layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
         if graph is None:
             return replace(read, updates=updates)
-        weights = {}
-        for layer, update in updates.items():
-            path = weight_path(graph, layer)
-            made, here = read.header["weights"].get(path), weight_digest(graph, layer)
+        for path, here in weight_digests(graph, layers).items():
+            made = read.header["weights"].get(path)
             if made != here:
                 raise DataError(
-                    f"the edit in {folder} was made on other weights of layer {layer} ({path}: {made}, here {here}):"
-                    f" on {read.header['model']!r}. Load that model, and undo edits that were applied since."
+                    f"the edit in {folder} was made on other weights ({path}: {made}, here {here}): on"
+                    f" {read.header['model']!r}. Load that model, and undo edits that were applied since."
                 )
-            weights[path] = update.added_to(graph.mlp_out(layer)._module.weight)
-        edited = twin_graph(graph, weights, f"{graph.name}, edited")
-        return replace(read, updates=updates, original=graph, edited=edited)
+        return replace(read, updates=updates, original=graph, edited=edited_view(graph, updates))
 
     def plot(self) -> ShownFigure:
         """The new answer's probability before, with the found change, and after the edit, for each fact."""
@@ -182,11 +176,45 @@ class Edit(Result):
             f" {self.table['change_over_output'].median():.1f} times the clean MLP output (median)"
         )
 
+    def _here(self, what: str) -> tuple[Graph, Graph]:
+        """The same, where the weights are here."""
+        original, edited = self._both()
+        if original.remote:
+            raise MMFlowError(
+                f"{what} needs the weights, and they are on a server, shared with others: edit.graph has the edit in its"
+                " traces. To write it, load the model here and read the saved edit: mmf.Edit.load(folder, graph)."
+            )
+        return original, edited
+
     def _both(self) -> tuple[Graph, Graph]:
         """The model as it was, and with the edit."""
         if self.original is None or self.edited is None:
             raise MMFlowError("this edit was loaded without a model: Edit.load(folder, graph).")
         return self.original, self.edited
+
+
+def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
+    """The model with the updates: matrices of its own here, added products where the weights are on a server."""
+    from nnsight_mmflow.patterns.edit_there import edited_there
+
+    from nnsight_mmflow._twin import twin_graph
+
+    name = f"{graph.name}, edited"
+    if graph.remote:
+        return edited_there(graph, updates, name)
+    weights = {
+        weight_path(graph, layer): update.added_to(graph.mlp_out(layer)._module.weight)
+        for layer, update in updates.items()
+    }
+    return twin_graph(graph, weights, name)
+
+
+def weight_digests(graph: Graph, layers: Sequence[int]) -> dict[str, str]:
+    """By where the matrix lies in the model, a short fingerprint of it, made where the weights are."""
+    from nnsight_mmflow.patterns.edit_there import digests_there
+
+    found = digests_there(graph, layers) if graph.remote else {layer: weight_digest(graph, layer) for layer in layers}
+    return {weight_path(graph, layer): digest for layer, digest in found.items()}
 
 
 def weight_path(graph: Graph, layer: int) -> str:

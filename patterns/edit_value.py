@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import nnsight
 import torch
+from transformers import DynamicCache
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._rows import LayerInput, Rows, crop_cache, enter_layer, prepared, tail_start
-from nnsight_mmflow._sweep import run_clean
+from nnsight_mmflow._rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow._targets import with_target
 
 if TYPE_CHECKING:
-    from nnsight import Envoy
+    from nnsight import Envoy, TransformersModel
 
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Prompt
@@ -98,16 +98,54 @@ def find_changes(graph: Graph, fact: Fact, layers: Sequence[int], settings: Edit
     longer, ids = with_target(graph, fact.prompt, fact.target, settings.first_token)
     position = fact.position()
     start = tail_start(position, graph.adapter.bidirectional(longer.spans))
-    clean = run_clean(graph, longer, start, 1)
     rows = Rows(start, len(longer) - start, ((0, graph.n_layers),), (0,), ((),), ((),))
-    inputs, closed, opened = prepared(clean.inputs, 0, rows)
-    cache, model, device = clean.cache, graph.model, graph.device
-    assert cache is not None
-    outs, all_layers = {layer: graph.mlp_out(layer) for layer in layers}, graph.layers
-    width = graph.d_model
-    changes = [torch.zeros(width, device=device, requires_grad=True) for _ in layers]
+    outs, model, all_layers = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.layers
+    given, width, causal, enters_after = graph.checked(longer), graph.d_model, graph.causal, graph.enters_after
+    remotely = graph.remotely
+    with model.session(**remotely):
+        found = nnsight.save(
+            optimised(model, all_layers, outs, given, rows, ids, position, settings, width, enters_after, causal)
+        )
+    return Found(*found)
+
+
+def optimised(
+    model: TransformersModel,
+    all_layers: Envoy,
+    outs: dict[int, Envoy],
+    given: dict[str, torch.Tensor],
+    rows: Rows,
+    ids: list[int],
+    position: int,
+    settings: EditSettings,
+    width: int,
+    enters_after: int,
+    causal: bool,
+) -> tuple[list[torch.Tensor], list[float], list[float]]:
+    """Inside a session: what `Found` holds; the whole optimisation is one request on a server.
+
+    Args:
+        model: the model.
+        all_layers: its decoder layers.
+        outs: by layer, whose output is changed.
+        given: the prompt's tensors, with the answer behind it.
+        rows: its tail, as one row.
+        ids: of the new answer.
+        position: where the change is added.
+        settings: how it is found.
+        width: of the residual stream.
+        enters_after: of the model.
+        causal: of the model.
+    """
+    start, n_layers = rows.start, rows.windows[0][1]
+    with torch.no_grad(), model.trace(**given, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+        clean = nnsight.save(clean_inputs(all_layers, n_layers, start, enters_after, causal))
+        cache = nnsight.save(model.output.past_key_values)
+    inputs, closed, opened = prepared(clean, 0, rows)
+    device = inputs[0].hidden.device
+    changes = [torch.zeros(width, device=device, requires_grad=True) for _ in outs]
     adam = torch.optim.Adam(changes, lr=settings.learning_rate)
-    spots = torch.arange(start, len(longer), device=device)[None]
+    spots = torch.arange(start, start + rows.tail, device=device)[None]
     targets, norms, probabilities = torch.tensor(ids, device=device), [0.0] * len(changes), []
     for step in range(settings.steps + 1):
         crop_cache(cache, start)
@@ -138,7 +176,7 @@ def find_changes(graph: Graph, fact: Fact, layers: Sequence[int], settings: Edit
             with torch.no_grad():
                 for change, norm in zip(changes, norms, strict=True):
                     change.mul_(min(1.0, settings.clip * norm / float(change.norm())))
-    return Found([change.detach() for change in changes], norms, probabilities)
+    return [change.detach() for change in changes], norms, probabilities
 
 
 def add_changes(
@@ -180,6 +218,6 @@ def read_keys(graph: Graph, facts: Sequence[Fact], layer: int) -> torch.Tensor:
     for fact in facts:
         position = fact.position()
         with torch.no_grad(), graph.trace(fact.prompt, use_cache=False, logits_to_keep=1):
-            key = nnsight.save(out.inputs[0][0][0, position].float())
+            key = nnsight.save(out.inputs[0][0][0, position].detach().float())
         found.append(key)
     return torch.stack(found)

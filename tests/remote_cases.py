@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -253,8 +254,6 @@ def test_cells_share_a_request(here, there, server):
 
 def test_a_wrong_answer_is_told_apart(here, there):
     """The rows do not run for it, and the result says that it was wrong."""
-    from dataclasses import replace
-
     prompts = mmf.nano.prompts(here, 2)
     prompts = [prompts[0], replace(prompts[1], answer="heron", options=None)]
     one, other = (mmf.flow(graph, prompts, window=3, **QUIET) for graph in (here, there))
@@ -542,6 +541,51 @@ def breaks(seen):
     raise RuntimeError("no such thing")
 
 
-def test_what_does_not_run_there_yet_says_so(here, there):
-    with pytest.raises(mmf.ModelError, match="edit keeps"):
-        mmf.edit(there, mmf.nano.edits(here, 1), 4, **QUIET)
+# Edits: found and used on the server, whose weights stay as they are.
+
+
+def test_an_edit_on_the_server_equals_it_here(here, there, server, tmp_path):
+    fact = mmf.nano.edits(here, 1)[0]
+    before = server.seen()["requests"]
+    one, other = (mmf.edit(graph, fact, [3, 4], **QUIET) for graph in (here, there))
+    assert server.seen()["requests"] - before < 10  # one for the optimisation, two keys, digests, four answers
+    numbers = one.table.select_dtypes("number").columns
+    assert float((one.table[numbers] - other.table[numbers]).abs().max().max()) <= 1e-4
+    assert one.header["weights"] == other.header["weights"]
+    for layer in (3, 4):
+        assert (one.updates[layer].matrix() - other.updates[layer].matrix()).abs().max() <= 1e-4
+    found = []
+    for graph in (one.graph, other.graph, there):
+        with torch.no_grad(), graph.trace(fact.prompt, use_cache=False):
+            logits = graph.unembed.output[0, -1].save()
+        found.append(logits.detach())
+    assert (found[0] - found[1]).abs().max() <= 1e-3
+    assert (found[1] - found[2]).abs().max() > 1  # and the model itself is as it was
+    written = []
+    for graph in (one.graph, other.graph):
+        with graph.generate(fact.prompt, max_new_tokens=3, do_sample=False) as tracer:
+            ids = tracer.result.save()
+        written.append(ids.tolist())
+    assert written[0] == written[1]
+    other.save(tmp_path)
+    assert mmf.Edit.load(tmp_path, here).graph.name == "nano, edited"
+    asked = replace(fact.prompt, answer=fact.target)  # a sweep's session runs with the edit, too
+    swept = mmf.flow(mmf.Edit.load(tmp_path, there).graph, asked, window=9, **QUIET)
+    assert set(swept.to_frame()["prediction"]) == {fact.target}
+    with pytest.raises(mmf.MMFlowError, match="shared with others"):
+        other.apply()
+    assert no_weights(there)
+
+
+def test_an_edit_report_on_the_server(here, there):
+    facts, others = mmf.nano.edits(here, 2), mmf.nano.prompts(here, 4)
+    kwargs = {"fine_tuning": False, **QUIET}
+    one, other = (mmf.edit_report(graph, facts, others, 4, **kwargs).overall() for graph in (here, there))
+    assert one.equals(other)
+    with pytest.raises(mmf.ModelError, match="fine_tuning=False"):
+        mmf.edit_report(there, facts, others, 4, **QUIET)
+
+
+def test_an_edit_needs_a_trusted_key(here, beside):
+    with pytest.raises(mmf.ModelError, match="found by gradients"):
+        mmf.edit(beside, mmf.nano.edits(here, 1), 4, **QUIET)
