@@ -105,7 +105,7 @@ def arrows(result: FlowResult, window: int, asked: float | None = None) -> pd.Da
         control = means[edge].mean() if edge in means else None
         source, _, target = (name.strip() for name in edge.partition("->"))
         for layer, mean, low, high in zip(wide.columns, *bootstrap_band(wide), strict=True):
-            certain = limits.rule != "interval" or len(wide) == 1 or low > 0 or high < 0
+            passes = limits.rule != "interval" or len(wide) == 1 or low > 0 or high < 0
             rows.append(
                 {
                     "edge": edge,
@@ -119,7 +119,7 @@ def arrows(result: FlowResult, window: int, asked: float | None = None) -> pd.Da
                     "prompts": len(wide),
                     "control": float("nan") if control is None else float(control[layer]),
                     "threshold": limits.by_edge[edge],
-                    "drawn": bool(certain and abs(mean) >= limits.by_edge[edge]),
+                    "drawn": bool(passes and abs(mean) >= limits.by_edge[edge]),
                 }
             )
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._arrows import Thresholds, arrows, chosen_window, thresholds
-from nnsight_mmflow._flow_scene import BAR, LEFT, RIGHT, WIDTH, Mark, Scene, scale_of, scene_of
+from nnsight_mmflow._flow_scene import BAR, LEFT, WIDTH, Mark, Scene, scale_of, scene_of
 from nnsight_mmflow._plots import ShownFigure
 from nnsight_mmflow._span_colors import INCREASE
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow_result import FlowResult
 
 POINTS = 0.72  # a pixel at 100 dots per inch
+HEAD = 30  # for the title
 DASH = (4.0, 2.5)
 MEANING = (
     "An arrow's width is the mean change of the answer's probability when its edge is closed in the window of layers"
@@ -29,12 +30,13 @@ def diagram_figure(result: FlowResult, window: int | None, threshold: float | No
     table, limits = arrows(result, window, threshold), thresholds(result, window, threshold)
     drawn = table[table["drawn"]]
     scene = scene_of(table, int(result.header["n_layers"]), scale_of(drawn if len(drawn) else table))
-    lines = caption(result, window, limits, scene, bool((drawn["change"] > 100).any()))
-    height = scene.bottom + 92 + 13 * len(lines)
+    lines = caption(window, limits, bool((drawn["change"] > 100).any()))
+    height = HEAD + scene.bottom + 92 + 13 * len(lines)
     figure = ShownFigure(figsize=(WIDTH / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axes.set(xlim=(0, WIDTH), ylim=(height - HEAD, -HEAD))
     axes.axis("off")
+    axes.text(12, -HEAD / 2, title(result, window), fontsize=11, va="center")
     shown = set(drawn.index)
     _grid(axes, scene, window)
     for mark in scene.marks:
@@ -42,22 +44,22 @@ def diagram_figure(result: FlowResult, window: int | None, threshold: float | No
             _arrow(axes, mark)
     _legend(axes, scene, bool((drawn["change"] > 0).any()))
     for number, line in enumerate(lines):
-        axes.text(LEFT - 136, scene.bottom + 92 + 13 * number, line, fontsize=7, color="0.25", va="center")
+        axes.text(12, scene.bottom + 92 + 13 * number, line, fontsize=7, color="0.25", va="center")
     return figure
 
 
-def title(result: FlowResult) -> str:
+def title(result: FlowResult, window: int | None = None) -> str:
     """What a diagram shows."""
-    return f"Where {str(result.header['model']).rstrip('/').split('/')[-1]}'s answer takes its information from"
+    name = str(result.header["model"]).rstrip("/").split("/")[-1]
+    size = "" if window is None else f", window of {window} layer{'s' if window > 1 else ''}"
+    return f"Where {name}'s answer takes its information from ({result.header['n_counted']} prompts{size})"
 
 
-def caption(result: FlowResult, window: int, limits: Thresholds, scene: Scene, cut: bool) -> list[str]:
-    """The lines under a diagram: prompts, window, meaning, threshold."""
-    size = f"window of {window} layer{'s' if window > 1 else ''}{', cut off at both ends' if window > 1 else ''}"
-    parts = [f"{title(result)}: {result.header['n_counted']} prompts, {size}. {MEANING}", limits.told]
-    if cut:
-        parts[0] += " Gains over 100% are drawn as 100%."
-    return [line for part in parts for line in textwrap.wrap(part, 165)]
+def caption(window: int, limits: Thresholds, cut: bool) -> list[str]:
+    """The lines under a diagram: what a width means, and what is drawn."""
+    ends = " Windows are cut off at both ends." if window > 1 else ""
+    gains = " Gains over 100% are drawn as 100%." if cut else ""
+    return [line for part in (MEANING + ends + gains, limits.told) for line in textwrap.wrap(part, 165)]
 
 
 def every_layer(columns: int) -> int:
@@ -65,10 +67,10 @@ def every_layer(columns: int) -> int:
     return 1 if columns <= 24 else 2 if columns <= 48 else 4
 
 
-def short(name: str, width: int = 22) -> str:
-    """A lane's label: words, cut where it is long."""
-    told = name.replace("_", " ")
-    return told if len(told) <= width else told[: width - 1] + "…"
+def label(name: str) -> list[str]:
+    """A lane's name in words, in two lines at most."""
+    lines = textwrap.wrap(name.replace("_", " "), 17)
+    return lines if len(lines) <= 2 else [lines[0], lines[1][:15] + " …"]
 
 
 def _grid(axes: Axes, scene: Scene, window: int) -> None:
@@ -88,7 +90,7 @@ def _grid(axes: Axes, scene: Scene, window: int) -> None:
             Rectangle((left, middle - BAR / 2), right - left, BAR, facecolor=color, alpha=0.25, lw=0, zorder=1)
         )
         axes.add_patch(Rectangle((left - 7, middle - BAR / 2), 7, BAR, facecolor=color, lw=0, zorder=1))
-        axes.text(left - 13, middle, short(name), fontsize=9, ha="right", va="center")
+        axes.text(left - 13, middle, "\n".join(label(name)), fontsize=8.5, ha="right", va="center")
     what = "layer" if window == 1 else "layer (centre of the window)"
     axes.text((left + right) / 2, scene.bottom + 27, what, fontsize=9, ha="center", va="center")
 
@@ -115,16 +117,15 @@ def _legend(axes: Axes, scene: Scene, increases: bool) -> None:
         samples.append((scene.scale / 2, True))
     for percent, increase in samples:
         width = scene.line_width(percent)
-        curve, head = ((x, y), (x, y), (x + 26, y), (x + 26, y)), _side(x + 26, y, width)
+        curve, head = ((x, y), (x, y), (x + 26, y), (x + 26, y)), side_head(x + 26, y, width)
         _arrow(axes, Mark(0, curve, head, width, INCREASE if increase else "#444444", increase))
         sign = "+" if increase else "−"
         axes.text(x + 52, y, f"{sign}{percent:g}%", fontsize=8, va="center")
         x += 110
-    axes.text(LEFT - 13, y, "answer's probability", fontsize=8, ha="right", va="center")
-    assert x < WIDTH - RIGHT
+    axes.text(12, y, "answer's probability", fontsize=7.5, va="center")
 
 
-def _side(x: float, y: float, width: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+def side_head(x: float, y: float, width: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
     """The head of an arrow that points to the right."""
     long, half = 4 + 0.8 * width, 2.2 + 0.75 * width
     return (x, y - half), (x + long, y), (x, y + half)

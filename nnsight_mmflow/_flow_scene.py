@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arrows import SMALLEST
 from nnsight_mmflow._span_colors import INCREASE, in_order, span_color
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH, LEFT, RIGHT = 900, 150, 14
-TOP, LANE, BAR = 44, 72, 12  # room for loops over the first lane; from lane to lane; a lane's height
+WIDTH, LEFT, RIGHT = 900, 130, 14
+TOP, LANE, BAR = 22, 72, 12  # over the first lane, without loops; from lane to lane; a lane's height
 WIDEST, THINNEST = 16.0, 0.8
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 Point = tuple[float, float]
@@ -77,17 +78,21 @@ def scale_of(table: pd.DataFrame) -> float:
 def scene_of(table: pd.DataFrame, n_layers: int, scale: float) -> Scene:
     """The scene of a table of arrows."""
     names = in_order([*table["source"], *table["target"]])
-    middle = {name: TOP + LANE * number for number, name in enumerate(names)}
+    looped = bool(((table["source"] == names[0]) & (table["target"] == names[0])).any())
+    top = TOP + (LANE // 3 if looped else 0)
+    middle = {name: top + LANE * number for number, name in enumerate(names)}
     across = (WIDTH - LEFT - RIGHT) / n_layers
     columns = tuple(LEFT + across * layer for layer in range(n_layers + 1))
     lanes = tuple((name, float(middle[name]), span_color(name)) for name in names)
     scene = Scene(lanes, columns, (), scale, min(WIDEST, across * 0.5), middle[names[-1]] + BAR)
-    pairs = {(str(source), str(target)) for source, target in zip(table["source"], table["target"], strict=True)}
+    # What is never large enough to be drawn takes no room beside the others.
+    seen = table[table["change"].abs() >= SMALLEST]
+    pairs = {(str(source), str(target)) for source, target in zip(seen["source"], seen["target"], strict=True)}
     marks = []
     for row, (source, target, layer, change) in enumerate(
         zip(table["source"], table["target"], table["layer"], table["change"], strict=True)
     ):
-        start, end = _slots(source, target, pairs, middle)
+        start, end = _slots(source, target, pairs | {(source, target)}, middle)
         left = columns[int(layer)]
         width = scene.line_width(change)
         curve, head = _curve(left + across * start, middle[source], left + across * end, middle[target], width)
@@ -105,8 +110,8 @@ def _slots(source: str, target: str, pairs: set[tuple[str, str]], middle: dict[s
         (other for one, other in pairs if one == source != other), key=lambda one: _far(source, one, middle)
     )
     coming = sorted((one for one, other in pairs if other == target != one), key=lambda one: _far(target, one, middle))
-    start = 0.1 + 0.3 * (leaving.index(target) + 0.5) / len(leaving)
-    end = 0.48 + 0.44 * (coming.index(source) + 0.5) / len(coming)
+    start = 0.06 + 0.34 * (leaving.index(target) + 0.5) / len(leaving)
+    end = 0.46 + 0.5 * (coming.index(source) + 0.5) / len(coming)
     return start, end
 
 
