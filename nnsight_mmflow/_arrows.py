@@ -62,7 +62,8 @@ def thresholds(result: FlowResult, window: int, asked: float | None = None) -> T
     """From which effect on an arrow is drawn, and why; `asked` in percent overrides the run's controls."""
     import numpy as np
 
-    edges = list(result.curves(window))
+    names = [str(name) for name in result.table.loc[result.table["window"] == window, "edge"].unique()]
+    edges = [name for name in names if controlled(name) is None]
     if asked is not None:
         return Thresholds("asked", dict.fromkeys(edges, asked), f"Drawn: effects of at least {asked:g}%, as asked.")
     means = control_means(result, window)

@@ -46,7 +46,7 @@ def bump(height, centre, width):
 
 
 def like_the_paper():
-    """Thirty-two layers as the first paper tells it: image to question first, then its object, then question to last."""
+    """Thirty-two layers as the first paper tells it: image to question then its object, then question to last."""
     return made_flow(
         {
             "image->last": bump(-4, 18, 3),

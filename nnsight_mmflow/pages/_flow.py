@@ -40,7 +40,10 @@ def flow_page(result: FlowResult) -> Page:
     parts = files("nnsight_mmflow.pages")
     return Page(
         title(result, windows[0]) if len(windows) == 1 else title(result),
-        _settings(windows, limits[windows[0]].rule, largest) + '<p id="told" aria-live="polite"></p>' + views,
+        f"<h1>{escape(title(result))}</h1>"
+        + _settings(windows, limits[windows[0]].rule, largest)
+        + '<p id="told" aria-live="polite"></p>'
+        + views,
         (parts / "flow.js").read_text(),
         (parts / "flow.css").read_text(),
         summary=result.summary(),
@@ -72,7 +75,8 @@ def _view(
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="group" aria-label="{escape(title(result, window))}.'
         ' Left and right keys go from arrow to arrow.">'
         f"{_grid(scene, window)}{groups}{_legend(scene)}</svg>"
-        f'<figcaption class="note">{escape(MEANING + ends)} {escape(limits.told)}</figcaption>{_numbers(table)}</figure>'
+        f'<figcaption class="note">{escape(MEANING + ends)} {escape(limits.told)}</figcaption>'
+        f"{_numbers(table)}</figure>"
     )
 
 
