@@ -77,12 +77,15 @@ class Result:
     def __str__(self) -> str:
         return self.summary()
 
-    def _repr_html_(self) -> str:
-        import base64
-        from html import escape
+    def __repr__(self) -> str:
+        from nnsight_mmflow._shown_results import told
 
-        drawn = base64.b64encode(self.plot()._repr_png_()).decode()
-        return f'<pre>{escape(self.summary())}</pre><img src="data:image/png;base64,{drawn}">'
+        return f"{type(self).__name__}({told(self)}, {len(self.table)} rows)"
+
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_results import result_html
+
+        return result_html(self)
 
 
 def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> Band:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit(Result):
     """An edit. One table row per fact and layer.
 

@@ -74,6 +74,11 @@ class Knockout:
         """Whether it changes what layers are handed."""
         return True
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_patterns import pattern_html
+
+        return pattern_html(self)
+
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
 
