@@ -58,14 +58,16 @@ def control_means(result: FlowResult, window: int) -> dict[str, pd.DataFrame]:
     return {edge: pd.DataFrame(means) for edge, means in found.items()}
 
 
-def thresholds(result: FlowResult, window: int, asked: float | None = None) -> Thresholds:
+def thresholds(result: FlowResult, window: int, asked: int | float | None = None) -> Thresholds:
     """From which effect on an arrow is drawn, and why; `asked` in percent overrides the run's controls."""
     import numpy as np
 
     names = [str(name) for name in result.table.loc[result.table["window"] == window, "edge"].unique()]
     edges = [name for name in names if controlled(name) is None]
     if asked is not None:
-        return Thresholds("asked", dict.fromkeys(edges, asked), f"Drawn: effects of at least {asked:g}%, as asked.")
+        return Thresholds(
+            "asked", dict.fromkeys(edges, float(asked)), f"Drawn: effects of at least {asked:g}%, as asked."
+        )
     means = control_means(result, window)
     least = f"effects under {SMALLEST:g}% never"
     if not means:
@@ -91,7 +93,7 @@ def thresholds(result: FlowResult, window: int, asked: float | None = None) -> T
     return Thresholds("control", by_edge, told)
 
 
-def arrows(result: FlowResult, window: int, asked: float | None = None) -> pd.DataFrame:
+def arrows(result: FlowResult, window: int, asked: int | float | None = None) -> pd.DataFrame:
     """A row per edge and layer, as `FlowResult.arrows` tells; control is NaN for an edge that has none of its own."""
     import pandas as pd
 

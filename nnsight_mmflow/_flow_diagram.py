@@ -24,7 +24,7 @@ MEANING = (
 )
 
 
-def diagram_figure(result: FlowResult, window: int | None, threshold: float | None) -> ShownFigure:
+def diagram_figure(result: FlowResult, window: int | None, threshold: int | float | None) -> ShownFigure:
     """The figure of `FlowResult.diagram`."""
     window = chosen_window(result, window)
     table, limits = arrows(result, window, threshold), thresholds(result, window, threshold)

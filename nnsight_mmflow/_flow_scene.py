@@ -80,10 +80,10 @@ def scene_of(table: pd.DataFrame, n_layers: int, scale: float) -> Scene:
     names = in_order([*table["source"], *table["target"]])
     looped = bool(((table["source"] == names[0]) & (table["target"] == names[0])).any())
     top = TOP + (LANE // 3 if looped else 0)
-    middle = {name: top + LANE * number for number, name in enumerate(names)}
+    middle = {name: float(top + LANE * number) for number, name in enumerate(names)}
     across = (WIDTH - LEFT - RIGHT) / n_layers
     columns = tuple(LEFT + across * layer for layer in range(n_layers + 1))
-    lanes = tuple((name, float(middle[name]), span_color(name)) for name in names)
+    lanes = tuple((name, middle[name], span_color(name)) for name in names)
     scene = Scene(lanes, columns, (), scale, min(WIDEST, across * 0.5), middle[names[-1]] + BAR)
     # What is never large enough to be drawn takes no room beside the others.
     seen = table[table["change"].abs() >= SMALLEST]
@@ -102,7 +102,7 @@ def scene_of(table: pd.DataFrame, n_layers: int, scale: float) -> Scene:
     return Scene(lanes, columns, tuple(marks), scale, scene.widest, scene.bottom)
 
 
-def _slots(source: str, target: str, pairs: set[tuple[str, str]], middle: dict[str, int]) -> tuple[float, float]:
+def _slots(source: str, target: str, pairs: set[tuple[str, str]], middle: dict[str, float]) -> tuple[float, float]:
     """Where in a column an arrow starts and ends, as shares of its width."""
     if source == target:
         return 0.3, 0.72
@@ -115,7 +115,7 @@ def _slots(source: str, target: str, pairs: set[tuple[str, str]], middle: dict[s
     return start, end
 
 
-def _far(one: str, other: str, middle: dict[str, int]) -> int:
+def _far(one: str, other: str, middle: dict[str, float]) -> float:
     return abs(middle[one] - middle[other])
 
 

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._overviews import overview
-from nnsight_mmflow._shown import INK, box, figure, frame_table, heading, table
+from nnsight_mmflow._shown import INK, box, figure, frame_table, heading, swatch, table
 
 if TYPE_CHECKING:
     from nnsight_mmflow._results import Result
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.kept_tokens import KeptTokens
 
 ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "control", "scope", "mode", "metric", "seed")
-OUTCOMES = {"pass": "#00573F", "fail": "#B00020", "not applicable": "#666666"}
+OUTCOMES = {"pass": "#00573F", "fail": "#B00020", "not applicable": "#BBBBBB"}
 
 
 def result_html(result: Result) -> str:
@@ -36,8 +36,9 @@ def result_html(result: Result) -> str:
 def told(result: Result) -> str:
     """The model, and how many prompts count."""
     header = result.header
-    of = {"n_counted": "prompts counted", "n_prompts": "prompts", "n_facts": "facts"}
-    counted = next((f", {header[key]} {what}" for key, what in of.items() if key in header), "")
+    of = {"n_counted": "prompt{} counted", "n_prompts": "prompt{}", "n_facts": "fact{}"}
+    found = ((header[key], what) for key, what in of.items() if key in header)
+    counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in found), "")
     return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}"
 
 
@@ -45,7 +46,8 @@ def report_html(report: Report) -> str:
     """A row per check; what failed is named first."""
     failed = [line for line in report.lines if line.outcome == "fail"]
     verdict = f"{len(failed)} of {len(report.lines)} checks failed" if failed else "all that applies passed"
-    rows = [(line.name, line.outcome, line.detail) for line in [*failed, *(x for x in report.lines if x not in failed)]]
+    lines = [*failed, *(line for line in report.lines if line not in failed)]
+    rows = [(line.name, swatch(OUTCOMES[line.outcome], line.outcome), line.detail) for line in lines]
     return box(heading(f"{report.model}: {verdict}"), table(("check", "outcome", "what was found"), rows))
 
 

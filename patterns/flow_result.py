@@ -46,7 +46,7 @@ class FlowResult(Result):
 
         return control_means(self, chosen_window(self, window))
 
-    def arrows(self, window: int | None = None, threshold: float | None = None) -> pd.DataFrame:
+    def arrows(self, window: int | None = None, threshold: int | float | None = None) -> pd.DataFrame:
         """The numbers behind `diagram`: a row per edge and layer.
 
         Columns: edge, source, target, window, layer, change (mean, in percent), low and high (95% bootstrap interval),
@@ -56,7 +56,7 @@ class FlowResult(Result):
 
         return arrows(self, chosen_window(self, window), threshold)
 
-    def diagram(self, window: int | None = None, threshold: float | None = None) -> ShownFigure:
+    def diagram(self, window: int | None = None, threshold: int | float | None = None) -> ShownFigure:
         """The flow diagram: a column per layer, a lane per span, an arrow as thick as what closing it costs.
 
         Args:
