@@ -97,6 +97,11 @@ def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> B
 
     values = table.to_numpy(dtype=float)
     drawn = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
-    means = np.stack([np.nanmean(values[rows], 0) for rows in drawn])
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+    # How often each row was drawn, times the rows: one product instead of a mean for each sample.
+    counts = np.stack([np.bincount(rows, minlength=len(values)) for rows in drawn]).astype(float)
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        means = (counts @ np.where(there, values, 0)) / (counts @ there)
+    percentile = np.nanpercentile if np.isnan(means).any() else np.percentile  # the former goes column by column
+    low, high = percentile(means, [2.5, 97.5], axis=0)
     return np.nanmean(values, 0), low, high

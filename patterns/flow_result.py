@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FlowResult(Result):
-    """Knockout curves. One table row per prompt, edge, window size and centre layer.
+    """Knockout curves. One table row per prompt, edge, window size and centre layer; controls are edges of their own.
 
     Columns: prompt, kind, edge, window, layer, answer, prediction, correct, base_probability, probability,
     change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed.
