@@ -11,6 +11,7 @@ from nnsight_mmflow._plots import ShownFigure
 from nnsight_mmflow._span_colors import INCREASE
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from nnsight_mmflow.patterns.flow_result import FlowResult
@@ -30,7 +31,7 @@ def diagram_figure(result: FlowResult, window: int | None, threshold: int | floa
     table, limits = arrows(result, window, threshold), thresholds(result, window, threshold)
     drawn = table[table["drawn"]]
     scene = scene_of(table, int(result.header["n_layers"]), scale_of(drawn if len(drawn) else table))
-    lines = caption(window, limits, bool((drawn["change"] > 100).any()))
+    lines = [line for part in caption(table, limits) for line in textwrap.wrap(part, 165)]
     height = HEAD + scene.bottom + 92 + 13 * len(lines)
     figure = ShownFigure(figsize=(WIDTH / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -55,11 +56,16 @@ def title(result: FlowResult, window: int | None = None) -> str:
     return f"Where {name}'s answer takes its information from ({result.header['n_counted']} prompts{size})"
 
 
-def caption(window: int, limits: Thresholds, cut: bool) -> list[str]:
-    """The lines under a diagram: what a width means, and what is drawn."""
-    ends = " Windows are cut off at both ends." if window > 1 else ""
-    gains = " Gains over 100% are drawn as 100%." if cut else ""
-    return [line for part in (MEANING + ends + gains, limits.told) for line in textwrap.wrap(part, 165)]
+def caption(table: pd.DataFrame, limits: Thresholds) -> tuple[str, str]:
+    """What stands under a diagram: what a width means and what is counted; what is drawn."""
+    told, prompts = MEANING, table["prompts"]
+    if table["window"].iloc[0] > 1:
+        told += " Windows are cut off at both ends."
+    if (table["change"] > 100).any():
+        told += " Gains over 100% are drawn as 100%."
+    if prompts.min() < prompts.max():
+        told += f" An edge counts the prompts that have its spans: {prompts.min()} to {prompts.max()}."
+    return told, limits.told
 
 
 def every_layer(columns: int) -> int:

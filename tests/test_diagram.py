@@ -15,6 +15,7 @@ from tiny import picture
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow._arrows import SMALLEST, thresholds
+from nnsight_mmflow._flow_diagram import caption
 from nnsight_mmflow._flow_scene import BAR, scale_of, scene_of
 
 QUIET = {"progress": False, "report": lambda text: None}
@@ -215,6 +216,19 @@ def test_without_controls_the_interval_tells_and_the_caption_says_so():
 
 
 # --- picture
+
+
+def test_the_caption_says_when_edges_count_different_prompts_and_what_is_cut(graph, boxed):
+    plain = graph.prompt(picture(2), QUESTION, "red", key="plain")
+    result = mmf.flow(graph, [*boxed, plain], window=3, **LOOSE)
+    told, _ = caption(result.arrows(), thresholds(result, 3))
+    assert "2 to 3." in told
+    assert "cut off at both ends" in told
+    many = made_flow({"image->last": bump(240, 1, 1)}, 4)
+    assert "Gains over 100% are drawn as 100%." in caption(many.arrows(), thresholds(many, 1))[0]
+    assert (
+        max(mark.width for mark in scene_of(many.arrows(), 4, 100.0).marks) == scene_of(many.arrows(), 4, 100.0).widest
+    )
 
 
 def test_lanes_come_from_the_edges():

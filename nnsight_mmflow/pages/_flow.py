@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from nnsight_mmflow._arrows import SMALLEST, Thresholds, arrows, thresholds
-from nnsight_mmflow._flow_diagram import MEANING, every_layer, label, side_head, title
+from nnsight_mmflow._flow_diagram import caption, every_layer, label, side_head, title
 from nnsight_mmflow._flow_scene import BAR, LEFT, WIDTH, Mark, Scene, scale_of, scene_of
 from nnsight_mmflow._span_colors import INCREASE
 from nnsight_mmflow.pages._page import Page
@@ -69,13 +69,12 @@ def _view(
     records = table.to_dict("records")
     height = scene.bottom + 76
     groups = "".join(_arrow(mark, records[mark.row]) for mark in scene.marks)
-    ends = " Windows are cut off at both ends." if window > 1 else ""
     return (
         f'<figure data-window="{window}"{"" if shown else " hidden"}>'
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="group" aria-label="{escape(title(result, window))}.'
         ' Left and right keys go from arrow to arrow.">'
         f"{_grid(scene, window)}{groups}{_legend(scene)}</svg>"
-        f'<figcaption class="note">{escape(MEANING + ends)} {escape(limits.told)}</figcaption>'
+        f'<figcaption class="note">{escape(" ".join(caption(table, limits)))}</figcaption>'
         f"{_numbers(table)}</figure>"
     )
 
