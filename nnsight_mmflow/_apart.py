@@ -70,7 +70,7 @@ def layout_of(graph: Graph, rows: tuple[Spans, ...]) -> Layout:
 
 
 def own_mask(
-    layout: Layout, layer: int, queries: range, keys: range, like: Float[torch.Tensor, "..."]
+    layout: Layout, layer: int, queries: range, keys: range, like: Float[torch.Tensor, "*any"]
 ) -> Float[torch.Tensor, "rows one queries keys"]:
     """(rows, 1, queries, keys): the mask that the layer uses, additive, on positions of the padded sequence.
 

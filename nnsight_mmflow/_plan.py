@@ -124,6 +124,11 @@ class Plan:
             " beside the weights)"
         )
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_patterns import plan_html
+
+        return plan_html(self)
+
 
 def make_plan(
     sizes: Sizes,

@@ -68,6 +68,7 @@ def flow_figure(result: FlowResult) -> ShownFigure:
     n_layers = int(result.header["n_layers"])
     for axes, window in zip(panels, windows, strict=True):
         axes.axhline(0, color="0.4", linewidth=0.8)
+        _control_band(axes, result, window)
         for (edge, band), style in zip(result.curves(window).items(), cycle(STYLES), strict=False):
             source, target = edge.split("->")
             label = f"{source} $\\nrightarrow$ {target}".replace("_", " ")
@@ -89,6 +90,21 @@ def flow_figure(result: FlowResult) -> ShownFigure:
         fontsize=11,
     )
     return figure
+
+
+def _control_band(axes: Axes, result: FlowResult, window: int) -> None:
+    """Grey behind the curves: between the lowest and the highest mean of the run's random spans."""
+    import numpy as np
+
+    means = list(result.controls(window).values())
+    if not means:
+        return
+    together = np.concatenate([table.to_numpy(dtype=float) for table in means])
+    draws = max(len(table) for table in means)
+    label = f"control: {draws} random span{'s' if draws > 1 else ''} for each of {len(means)} edges"
+    layers = [int(layer) for layer in means[0].columns]
+    low, high = np.nanmin(together, 0), np.nanmax(together, 0)
+    axes.fill_between(layers, low, high, color="0.72", edgecolor="0.5", linewidth=0.8, label=label, zorder=0)
 
 
 def lens_figure(result: LensResult) -> ShownFigure:

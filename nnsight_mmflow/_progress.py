@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -14,7 +15,10 @@ def progress_bar(items: list[T], label: str, *, shown: bool, unit: str = "prompt
     if not shown:
         yield from items
         return
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        # A notebook without ipywidgets gets the terminal's bar, and need not be told so in red.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
 
     wrapped: Iterable[T] = tqdm(items, desc=label, unit=unit, file=sys.stderr)
     yield from wrapped

@@ -51,9 +51,20 @@ class Prompt:
         return int(self.inputs["input_ids"].shape[1])
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from nnsight_mmflow._shown_prompts import prompt_html
 
-        return f"<pre>{escape(self.text)}</pre>{self.spans._repr_html_()}"
+        return prompt_html(self)
+
+    def __repr__(self) -> str:
+        known = {
+            "answer": self.answer,
+            "options": self.options,
+            "boxes": self.boxes,
+            "kind": self.kind,
+            "key": self.key,
+        }
+        told = "".join(f", {name}={value!r}" for name, value in known.items() if value)
+        return f"Prompt({self.question!r}{told}; {len(self)} positions, {len(self.spans['image'])} of them image)"
 
     def rows(self) -> tuple[Spans, ...]:
         """The spans of each row (here one), as Batch has them."""
@@ -81,6 +92,14 @@ class Batch:
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self)} prompts, padded to {self.inputs['input_ids'].shape[1]} positions)"
+
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_prompts import batch_html
+
+        return batch_html(self)
 
     def rows(self) -> tuple[Spans, ...]:
         """The spans of each row."""

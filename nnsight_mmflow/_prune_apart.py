@@ -40,7 +40,8 @@ def prune_prefill_apart(
 
     Args:
         decoder: the language model around the layers.
-        layers: its layers; `attentions` are theirs.
+        layers: its layers.
+        attentions: their attentions.
         reader: of queries and keys of layers that come next.
         stages: of each row, before the same layers.
         rows: the prompts.

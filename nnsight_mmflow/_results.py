@@ -77,12 +77,15 @@ class Result:
     def __str__(self) -> str:
         return self.summary()
 
-    def _repr_html_(self) -> str:
-        import base64
-        from html import escape
+    def __repr__(self) -> str:
+        from nnsight_mmflow._shown_results import told
 
-        drawn = base64.b64encode(self.plot()._repr_png_()).decode()
-        return f'<pre>{escape(self.summary())}</pre><img src="data:image/png;base64,{drawn}">'
+        return f"{type(self).__name__}({told(self)}, {len(self.table)} rows)"
+
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_results import result_html
+
+        return result_html(self)
 
 
 def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> Band:
@@ -94,6 +97,11 @@ def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> B
 
     values = table.to_numpy(dtype=float)
     drawn = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
-    means = np.stack([np.nanmean(values[rows], 0) for rows in drawn])
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+    # How often each row was drawn, times the rows: one product instead of a mean for each sample.
+    counts = np.stack([np.bincount(rows, minlength=len(values)) for rows in drawn]).astype(float)
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        means = (counts @ np.where(there, values, 0)) / (counts @ there)
+    percentile = np.nanpercentile if np.isnan(means).any() else np.percentile  # the former goes column by column
+    low, high = percentile(means, [2.5, 97.5], axis=0)
     return np.nanmean(values, 0), low, high

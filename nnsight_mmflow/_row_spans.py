@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from nnsight_mmflow._errors import SpanError
-from nnsight_mmflow._spans import Span
+from nnsight_mmflow._spans import Span, ranges
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Spans:
         rows = []
         for name, span in self.named.items():
             ends = (self.tokens[span.positions[0]], self.tokens[span.positions[-1]]) if span.positions else ("", "")
-            rows.append((name, _ranges(span.positions), len(span), *ends))
+            rows.append((name, ranges(span.positions), len(span), *ends))
         return rows
 
     def __str__(self) -> str:
@@ -125,13 +125,9 @@ class Spans:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from nnsight_mmflow._shown_prompts import spans_html
 
-        head = "".join(f"<th>{name}</th>" for name in ("span", "positions", "count", "first token", "last token"))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in self.table()
-        )
-        return f"<table><tr>{head}</tr>{body}</table>"
+        return spans_html(self)
 
     def _there_are(self) -> str:
         return f"There are: {', '.join(self.named)}; joined by |, &, -, ~, and text('...')."
@@ -197,14 +193,3 @@ class Spans:
         if isinstance(tree, ast.Attribute) and tree.attr in ("base", "newline", "separator"):
             return getattr(self._evaluate(tree.value, expression), tree.attr)
         raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")
-
-
-def _ranges(positions: tuple[int, ...]) -> str:
-    """Positions as runs: 3-66, 70."""
-    runs: list[list[int]] = []
-    for position in positions:
-        if runs and position == runs[-1][1] + 1:
-            runs[-1][1] = position
-        else:
-            runs.append([position, position])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:4]) + (", ..." if len(runs) > 4 else "")

@@ -62,6 +62,14 @@ class Span:
     def __hash__(self) -> int:
         return hash((self.positions, self.row))
 
+    def __repr__(self) -> str:
+        return f"Span({self.name!r}: {len(self)} position{'' if len(self) == 1 else 's'}, {ranges(self.positions)})"
+
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_prompts import span_html
+
+        return span_html(self)
+
     def __or__(self, other: Span) -> Span:
         return self._join(other, "|", set.union)
 
@@ -224,3 +232,14 @@ class Span:
 
 def _grouped(name: str) -> str:
     return f"({name})" if " " in name else name
+
+
+def ranges(positions: tuple[int, ...]) -> str:
+    """Positions as runs: 3-66, 70."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][1] + 1:
+            runs[-1][1] = position
+        else:
+            runs.append([position, position])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:4]) + (", ..." if len(runs) > 4 else "")

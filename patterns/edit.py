@@ -127,8 +127,8 @@ def _check_place(graph: Graph) -> None:
     if graph.apart:
         raise ModelError(
             "an edit is found by gradients, which do not reach a process apart from the model's, where NDIF runs"
-            " ordinary keys' blocks. With a key that NDIF trusts: mmf.edit(graph.at(True, trusted=True), ...). Else load"
-            " the model here."
+            " ordinary keys' blocks. With a key that NDIF trusts: mmf.edit(graph.at(True, trusted=True), ...). Or"
+            " load the model here."
         )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit(Result):
     """An edit. One table row per fact and layer.
 
@@ -181,8 +181,8 @@ class Edit(Result):
         original, edited = self._both()
         if original.remote:
             raise MMFlowError(
-                f"{what} needs the weights, and they are on a server, shared with others: edit.graph has the edit in its"
-                " traces. To write it, load the model here and read the saved edit: mmf.Edit.load(folder, graph)."
+                f"{what} needs the weights, and they are on a server, shared with others: edit.graph has the edit in"
+                " its traces. To write it, load the model here and read the saved edit: mmf.Edit.load(folder, graph)."
             )
         return original, edited
 

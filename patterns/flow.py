@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+from nnsight_mmflow.patterns.controls import with_controls
 from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
 from nnsight_mmflow.patterns.flow_job import FlowJob, submit
 from nnsight_mmflow.patterns.flow_result import FlowResult, collect
@@ -66,6 +68,7 @@ def flow(
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
     max_new_tokens: int = 16,
+    control: int = 0,
     remote: bool | str | None = None,
     blocking: bool = True,
     progress: bool = True,
@@ -90,6 +93,10 @@ def flow(
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
+        control: how many controls each edge gets: as many random other positions closed to the same target (spans of
+            the same size, from the same part of the prompt where it has enough; see `patterns.controls`). They are
+            edges like any other, "control 1: object->question"; plots show them in grey, `diagram` takes its threshold
+            from them.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         blocking: False sends everything and returns a FlowJob at once, for remote runs with a folder.
         progress: show a progress bar.
@@ -113,12 +120,18 @@ def flow(
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
-    _check(prompts, windows, only_correct, engine)
+    _check(prompts, windows, only_correct, engine, control)
     named = [named_spans(prompt) for prompt in prompts]
     asked = tuple(edges) if edges is not None else default_edges(prompts)
+    kept = [_kept(number, missing, asked, default=edges is None) for number, (_, missing) in enumerate(named)]
+    reach, blocks = graph.adapter.sliding_window(), graph.adapter.bidirectional
+    controls = [
+        with_controls(spans, one, control, prompt.digest(), reach, blocks(spans))
+        for prompt, (spans, _), one in zip(prompts, named, kept, strict=True)
+    ]
     plans = [
-        _plan(graph, number, prompt, spans, missing, asked, edges is None, windows, row_budget)
-        for number, (prompt, (spans, missing)) in enumerate(zip(prompts, named, strict=True))
+        make_plan(sizes_of(graph, prompt), spans, one + more, windows, row_budget, blocks(spans))
+        for prompt, one, (spans, more, _) in zip(prompts, kept, controls, strict=True)
     ]
     settings = {
         "model": graph.name,
@@ -129,33 +142,40 @@ def flow(
         "attention": graph.backend,
         "versions": versions(),
     }
+    if control:  # without, journals of earlier versions go on
+        settings["control"] = control
     journal = Journal(folder, settings)
     ids = identities(prompts)
     report(_cost(plans, [identity in journal.done for identity in ids], engine))
     if not blocking:
         given = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
-        given["max_new_tokens"] = max_new_tokens
+        given |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
         work = list(zip(prompts, plans, ids, strict=True))
         return submit(graph, work, given, folder, journal, engine)
-    for prompt, plan, (spans, _), identity in progress_bar(
-        list(zip(prompts, plans, named, ids, strict=True)), "flow", shown=progress
+    for prompt, plan, (spans, _, _), identity in progress_bar(
+        list(zip(prompts, plans, controls, ids, strict=True)), "flow", shown=progress
     ):
         if identity not in journal.done:
             journal.add(_measure(graph, prompt, spans, plan, identity, only_correct, engine, max_new_tokens))
     entries = [journal.done[identity] for identity in ids]
+    if control:
+        lacking = Counter(edge for _, _, why in controls for edge in why)
+        settings["prompts_without_control"] = dict(lacking)
     result = collect(prompts, entries, [missing for _, missing in named], settings, plans, engine)
     if folder is not None:
         result.save(folder)
     return result
 
 
-def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str) -> None:
+def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, control: int) -> None:
     if not prompts:
         raise MMFlowError("flow needs at least one prompt, but got none.")
     if not windows or any(size < 1 for size in windows):
         raise MMFlowError(f"window={windows} must be one or more sizes of at least 1 layer.")
     if engine not in ENGINES:
         raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
+    if control < 0:
+        raise MMFlowError(f"control={control}: how many controls each edge gets, 0 for none.")
     without = [number for number, prompt in enumerate(prompts) if prompt.answer is None]
     if only_correct and without:
         raise MMFlowError(
@@ -164,18 +184,8 @@ def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, 
         )
 
 
-def _plan(
-    graph: Graph,
-    number: int,
-    prompt: Prompt,
-    spans: Spans,
-    missing: dict[str, str],
-    asked: tuple[str, ...],
-    default: bool,
-    windows: tuple[int, ...],
-    budget: int,
-) -> Plan:
-    """One prompt's plan; edges that it lacks the spans for are left out if they were not asked for by name."""
+def _kept(number: int, missing: dict[str, str], asked: tuple[str, ...], *, default: bool) -> tuple[str, ...]:
+    """A prompt's edges; those that it lacks the spans for are left out if they were not asked for by name."""
     kept = []
     for edge in asked:
         lacking = {what for name, what in NEEDS.items() if name in edge.replace("->", " ").split() and what in missing}
@@ -183,8 +193,7 @@ def _plan(
             kept.append(edge)
         elif not default:
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
-    blocks = graph.adapter.bidirectional(spans)
-    return make_plan(sizes_of(graph, prompt), spans, tuple(kept), windows, budget, blocks)
+    return tuple(kept)
 
 
 def identities(prompts: list[Prompt]) -> list[str]:

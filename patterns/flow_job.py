@@ -50,6 +50,11 @@ class FlowJob:
         fetched = sum(identity not in self.jobs for _, _, identity in self.work)
         return f"FlowJob({fetched} of {len(self.work)} prompts fetched, folder={self.folder})"
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_results import job_html
+
+        return job_html(self)
+
     @property
     def status(self) -> dict[str, int]:
         """How many prompts are FETCHED, and how many jobs stand where (QUEUED, RUNNING, ...); fetches what is done."""

@@ -6,17 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow.patterns.controls import controlled
+
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._results import Band, Result, bootstrap_band
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nnsight_mmflow._plan import Plan
     from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.pages._page import Page
 
 
 class FlowResult(Result):
-    """Knockout curves. One table row per prompt, edge, window size and centre layer.
+    """Knockout curves. One table row per prompt, edge, window size and centre layer; controls are edges of their own.
 
     Columns: prompt, kind, edge, window, layer, answer, prediction, correct, base_probability, probability,
     change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed.
@@ -25,12 +30,49 @@ class FlowResult(Result):
     kind: ClassVar[str] = "flow"
 
     def curves(self, window: int | None = None) -> dict[str, Band]:
-        """For each edge the mean change in percent by layer, and its 95% bootstrap band (low, high)."""
-        table = self.table[self.table["window"] == (window or self.table["window"].iloc[0])]
+        """For each edge the mean change in percent by layer, and its 95% bootstrap band (low, high); no controls."""
+        from nnsight_mmflow._arrows import chosen_window
+
+        table = self.table[self.table["window"] == chosen_window(self, window)]
         return {
             str(edge): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values="change_percent"))
             for edge, part in table.groupby("edge", sort=False)
+            if controlled(str(edge)) is None
         }
+
+    def controls(self, window: int | None = None) -> dict[str, pd.DataFrame]:
+        """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
+        from nnsight_mmflow._arrows import chosen_window, control_means
+
+        return control_means(self, chosen_window(self, window))
+
+    def arrows(self, window: int | None = None, threshold: int | float | None = None) -> pd.DataFrame:
+        """The numbers behind `diagram`: a row per edge and layer.
+
+        Columns: edge, source, target, window, layer, change (mean, in percent), low and high (95% bootstrap interval),
+        prompts, control (mean of the edge's controls in that layer), threshold (percent), drawn.
+        """
+        from nnsight_mmflow._arrows import arrows, chosen_window
+
+        return arrows(self, chosen_window(self, window), threshold)
+
+    def diagram(self, window: int | None = None, threshold: int | float | None = None) -> ShownFigure:
+        """The flow diagram: a column per layer, a lane per span, an arrow as thick as what closing it costs.
+
+        Args:
+            window: the window size; None for the first of the result.
+            threshold: arrows of smaller effect (percent) are left out. None: the controls of the run tell (`control=`
+                of `mmf.flow`), or without them the 95% bootstrap interval; the figure says which.
+        """
+        from nnsight_mmflow._flow_diagram import diagram_figure
+
+        return diagram_figure(self, window, threshold)
+
+    def explore(self) -> Page:
+        """The flow diagram as a page: numbers of each arrow, another threshold, another window."""
+        from nnsight_mmflow.pages._flow import flow_page
+
+        return flow_page(self)
 
     def plot(self) -> ShownFigure:
         """The curves: a line per edge, the mean of ratios with its 95% bootstrap band; a panel per window size."""
@@ -50,6 +92,11 @@ class FlowResult(Result):
                 lines.append(
                     f"window {window}, {edge}: lowest at layer {layer}, {mean[layer]:+.1f}%"
                     f" [{low[layer]:+.1f}, {high[layer]:+.1f}]"
+                )
+            for edge, means in self.controls(int(window)).items():
+                lines.append(
+                    f"window {window}, {len(means)} control(s) of {edge}: {means.min().min():+.1f}% to"
+                    f" {means.max().max():+.1f}%"
                 )
         return "\n".join(lines)
 

@@ -42,6 +42,11 @@ class KeptTokens:
     def __repr__(self) -> str:
         return f"KeptTokens(counts={self.counts})"
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_results import kept_html
+
+        return kept_html(self)
+
     def on_image(self) -> ShownFigure:
         """The picture, each patch as bright as the number of layers that see it."""
         from nnsight_mmflow._shaded import shaded_picture

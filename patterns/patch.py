@@ -104,6 +104,11 @@ class Patch:
         ready = resolve_value(self.value, graph, targets, self._site, self._layers(graph), self.at)
         return replace(self, ready=ready)
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_patterns import pattern_html
+
+        return pattern_html(self)
+
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many activations it changed.
 

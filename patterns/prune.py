@@ -143,6 +143,11 @@ class Prune:
 
         return closed_keys(self, graph, rows, prompt)
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_patterns import pattern_html
+
+        return pattern_html(self)
+
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
         rows = spans if isinstance(spans, tuple) else (spans,)

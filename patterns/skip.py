@@ -59,6 +59,11 @@ class Skip:
         if not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_patterns import pattern_html
+
+        return pattern_html(self)
+
     def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layers = layer_list(self.layers, graph.n_layers)

@@ -456,6 +456,16 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
     assert job.result(every=0.1, timeout=60).to_frame().equals(result.to_frame())
 
 
+def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(here, there, tmp_path):
+    prompts = mmf.nano.prompts(here, 2)
+    wanted = mmf.flow(here, prompts, window=3, control=2, **QUIET)
+    assert wanted.controls(3)
+    mmf.flow(there, prompts, window=3, control=2, folder=tmp_path, blocking=False, report=str)
+    result = mmf.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
+    assert result.to_frame().equals(wanted.to_frame())
+    assert result.header["control"] == 2
+
+
 def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
     with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):

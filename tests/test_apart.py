@@ -14,10 +14,10 @@ import nnsight_mmflow as mmf
 SAME, VISIBLE, STEPS = 1e-5, 1e-3, 4
 
 
-def generated(graph, prompt, *patterns):
+def generated(graph, prompt, *patterns, n_tokens=STEPS):
     """(rows, steps, vocabulary): the logits of a greedy generation."""
     model = graph.edited(prompt, patterns, steps=True)
-    settings = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
+    settings = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
     with torch.no_grad(), model.trace(fn=model.generate, **graph.checked(prompt), **settings) as tracer:
         logits = torch.stack(tracer.result.logits, 1).save()
@@ -141,9 +141,7 @@ def test_what_changes_nothing_is_told(split):
     late = mmf.Knockout(source="last", target="last", layers=[2], when="decode")
     wide = mmf.Knockout(source="image", target="last", layers=[1])
     with pytest.raises(mmf.NoEffectError, match="before a step came"):
-        model = graph.edited(prompt, (late,), steps=True)
-        with model.trace(fn=model.generate, **graph.checked(prompt), max_new_tokens=1) as tracer:
-            tracer.result.save()
+        generated(graph, prompt, late, n_tokens=1)
     with pytest.raises(mmf.NoEffectError, match="keeps every image token"):
         generated(graph, prompt, mmf.Prune(own=[mmf.Stage(layer=2, keep=0, rank=all_of_them, reads="", exact=True)]))
     with pytest.raises(mmf.ModelError, match=r"both change the attention of layer\(s\) \[1\]"):

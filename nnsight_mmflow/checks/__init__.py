@@ -70,6 +70,15 @@ class Report:
         """Whether no check failed."""
         return not any(line.outcome == "fail" for line in self.lines)
 
+    def _repr_html_(self) -> str:
+        from nnsight_mmflow._shown_results import report_html
+
+        return report_html(self)
+
+    def __repr__(self) -> str:
+        failed = sum(line.outcome == "fail" for line in self.lines)
+        return f"Report({self.model!r}, {len(self.lines)} checks, {failed} failed)"
+
     def __str__(self) -> str:
         width = max(len(line.name) for line in self.lines)
         rows = [f"{line.name.ljust(width)}  {line.outcome.ljust(14)}  {line.detail}" for line in self.lines]

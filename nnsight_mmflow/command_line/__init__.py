@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way"
             )
+            told = "so many random spans of the same size for each edge (0: none)"
+            command.add_argument("--control", type=int, default=0, metavar="N", help=told)
         elif name == "prune":
             _prune(command)
         elif name == "saliency":

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arrows import thresholds
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Runs the experiment and writes flow.png, flow.csv, flow.parquet with flow.json, and report.md."""
+    """Runs the experiment and writes its curves, its diagram, its page, its table, the result to load, and a report."""
     import nnsight_mmflow as mmf
 
     graph = load_graph(given)
@@ -28,13 +29,20 @@ def run(given: argparse.Namespace) -> None:
         window=given.window,
         only_correct=judged and not given.all,
         engine=given.engine,
+        control=given.control,
         folder=folder,
     )
     result.plot().savefig(folder / "flow.png", dpi=150)
+    for window in dict.fromkeys(given.window):
+        name = "flow_diagram" if window == given.window[0] else f"flow_diagram_window_{window}"
+        drawn = result.diagram(window)
+        drawn.savefig(folder / f"{name}.png", dpi=150)
+        drawn.savefig(folder / f"{name}.svg")
+    result.explore().save(folder / "flow.html")
     result.to_frame().to_csv(folder / "flow.csv", index=False)
     (folder / "report.md").write_text(report_text(result))
     say(result.summary())
-    say(f"written to {folder}: flow.png, flow.csv, flow.parquet, report.md")
+    say(f"written to {folder}: flow.png, flow_diagram.png and .svg, flow.html, flow.csv, flow.parquet, report.md")
 
 
 def report_text(result: FlowResult) -> str:
@@ -49,6 +57,8 @@ def report_text(result: FlowResult) -> str:
         + f". {header['n_layers']} layers, {header['attention']} attention, engine {header['engine']}.",
         "",
         "![curves](flow.png)",
+        "",
+        "![diagram](flow_diagram.png)",
         "",
         "Each number is the change of the probability of the first answer token that the model itself generates, in",
         "percent of the clean run, when the target may not read the source in a window of layers around the centre.",
@@ -69,6 +79,7 @@ def report_text(result: FlowResult) -> str:
                 f"| {edge} | {at} | {mean[at]:+.1f} | {low[at]:+.1f} to {high[at]:+.1f}"
                 f" | {below[0] if below else 'none'} |"
             )
+        lines += ["", thresholds(result, window).told]
     lines += ["", "## Keep in mind", ""]
     n_layers = int(header["n_layers"])
     for window in windows:
