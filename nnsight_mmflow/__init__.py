@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnsight_mmflow import nano as nano
+    from nnsight_mmflow._attention_maps import AttentionMaps as AttentionMaps
+    from nnsight_mmflow._attention_maps import PooledAttention as PooledAttention
+    from nnsight_mmflow._attention_maps import attention as attention
     from nnsight_mmflow._benchmarks import Benchmark as Benchmark
     from nnsight_mmflow._benchmarks import read_benchmark as read_benchmark
     from nnsight_mmflow._bound import BoundBridge as BoundBridge
@@ -103,6 +106,9 @@ _WHERE = {
     "Batch": "_prompt",
     "Spans": "_row_spans",
     "Span": "_spans",
+    "attention": "_attention_maps",
+    "AttentionMaps": "_attention_maps",
+    "PooledAttention": "_attention_maps",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
     "from_run": "patterns.values",
