@@ -16,7 +16,7 @@ from nnsight_mmflow._masks import layer_mask
 from nnsight_mmflow._qk import attention_weights
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
     from nnsight import Envoy
 
     from nnsight_mmflow._qk import QueryKeyReader
@@ -36,19 +36,17 @@ class LayerMap:
     """
 
     weights: Float[torch.Tensor, "heads targets sources"]
-    received: Float[torch.Tensor, " positions"]
+    received: torch.Tensor
     error: float
     scale: float
 
 
-def received_by(
-    mean: Float[torch.Tensor, "queries keys"], readable: Int[torch.Tensor, " queries"]
-) -> Float[torch.Tensor, " keys"]:
+def received_by(mean: Float[torch.Tensor, "queries keys"], readable: torch.Tensor) -> torch.Tensor:
     """(keys,): the median, over all later positions, of the weight in multiples of that position's even share.
 
     Args:
         mean: the weights, mean over heads.
-        readable: how many positions each position may read; one part in as many is its even share.
+        readable: (queries,): how many positions each may read; one part in as many is its even share.
     """
     shares = mean * readable[:, None]
     positions = torch.arange(len(mean), device=mean.device)
@@ -105,13 +103,13 @@ def read_maps(
             part = slice(first, min(first + chunk, query.shape[1]))
             closed = mask[part] if len(mask) > 1 else mask
             weight = attention_weights(query[0, part], key[0, part], closed, scale, cap)
-            mean += weight.sum(0) / query.shape[1]
+            mean += weight.detach().sum(0) / query.shape[1]
             rows = weight[:, targets]
-            error = max(error, float((rows @ value[part] - real[part]).abs().max()))
+            error = max(error, float((rows @ value[part] - real[part]).detach().abs().max()))
             mine = [head - first for head in heads if part.start <= head < part.stop]
-            kept.append(rows[mine][:, :, sources].cpu())
+            kept.append(rows[mine][:, :, sources].detach().cpu())  # a server may follow gradients
         readable = (mask > torch.finfo(mask.dtype).min / 2).any(0).sum(-1)
-        received = received_by(mean, readable).cpu()
-        one = LayerMap(torch.cat(kept), received, error, float(real.abs().max()))
+        received = received_by(mean.detach(), readable).cpu()
+        one = LayerMap(torch.cat(kept), received, error, float(real.detach().abs().max()))
         found.append(dict(vars(one)))  # a server cannot return our classes
     return found

@@ -44,7 +44,7 @@ def groups_of(spans: Spans, by: Grouping = "span", drawn: Sequence[int] | None =
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> [(group.name, len(group.positions)) for group in groups_of(mmf.nano.prompts(graph, 1)[0].spans)]
-        [('prefix', 3), ('image', 64), ('question', 6), ('suffix', 3)]
+        [('prefix', 4), ('image', 64), ('question', 6), ('suffix', 2)]
     """
     if isinstance(by, Mapping):
         groups = _named(spans, by)
