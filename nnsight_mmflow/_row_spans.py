@@ -111,7 +111,7 @@ class Spans:
         rows = []
         for name, span in self.named.items():
             ends = (self.tokens[span.positions[0]], self.tokens[span.positions[-1]]) if span.positions else ("", "")
-            rows.append((name, _ranges(span.positions), len(span), *ends))
+            rows.append((name, ranges(span.positions), len(span), *ends))
         return rows
 
     def __str__(self) -> str:
@@ -199,7 +199,7 @@ class Spans:
         raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")
 
 
-def _ranges(positions: tuple[int, ...]) -> str:
+def ranges(positions: tuple[int, ...]) -> str:
     """Positions as runs: 3-66, 70."""
     runs: list[list[int]] = []
     for position in positions:
