@@ -97,7 +97,7 @@ class AttentionMaps:
         """The maps pooled by groups of positions, as a PooledAttention: attention mass, not mean weight.
 
         Args:
-            rows: how targets are grouped: "span", "image_row", "tile", "token", or names with spans; see
+            rows: how targets are grouped: "span", "image_row", "tile", "text_token", "token", or names with spans; see
                 `nnsight_mmflow._span_groups.groups_of`.
             columns: how sources are grouped; as the rows unless given.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 MOST_CELLS = 30_000
 MOST_GROUPS = 120
 LONGEST = 18  # letters of a label
+OWN_SCALE = ", the largest cell of rows that read more than one group"
+FEW_HEADS = 12  # more are shown smaller, so that the chosen head stays in sight below them
+SMALL = "#drawn > div > div:first-of-type > div { flex: 0 0 8.33% !important; max-width: 8.33% !important; }"
 CELL = "mean over a row's targets of the attention that they give to all sources of the column together"
 
 
@@ -37,7 +41,7 @@ def show_attention(
     prompt: Prompt | None = None,
     by: Grouping = "span",
     heads: Sequence[int] | None = None,
-    max_value: float | None = None,
+    max_value: float | int | None = None,
     effect: EffectResult | None = None,
 ) -> Page:
     """A page on which CircuitsVis shows each head's attention between groups of positions; notebooks show it.
@@ -51,10 +55,10 @@ def show_attention(
             with `prompt`.
         layer: which.
         prompt: what a tensor or a SpanCache is of.
-        by: how positions are grouped: "span", "image_row", "tile", "token", or names with spans, such as
+        by: how positions are grouped: "span", "image_row", "tile", "text_token", "token", or names with spans, such as
             {"object": prompt.spans["image"].box(...), "rest": ...}.
         heads: which; all unless given.
-        max_value: the mass that has the full colour; the largest one drawn unless given.
+        max_value: the mass that has the full colour; the largest one unless given, rows that read a single group aside.
         effect: what mmf.attention_and_effect returned: the causal effect of an edge stands below the map.
 
     Raises:
@@ -74,15 +78,19 @@ def show_attention(
 
     drawn = drawn_attention(what, layer, prompt, by, heads)
     _check_size(drawn)
-    mass, names = drawn.mass, [f"head {head}" for head in drawn.heads]
+    small = len(drawn.heads) > FEW_HEADS
+    mass, names = drawn.mass, [f"{'' if small else 'head '}{head}" for head in drawn.heads]
     if len(names) > 1:
         mass, names = torch.cat([mass.mean(0, keepdim=True), mass]), ["mean", *names]
-    largest = float(mass.max()) if max_value is None else float(max_value)
+    largest = _largest(mass) if max_value is None else float(max_value)
     if largest <= 0:
         raise MMFlowError(f"max_value={largest:g}: the full colour stands for a mass above 0.")
     picture = attention_heads(
         mass,
-        [axis_name(group.name, bool(drawn.sinks and drawn.sinks[at])) for at, group in enumerate(drawn.groups)],
+        [
+            axis_name(group.name.removesuffix(f" ({max(group.positions, default='')})"), bool(sinks))
+            for group, sinks in zip(drawn.groups, drawn.sinks or [()] * len(drawn.groups), strict=True)
+        ],
         names,
         max_value=largest,
         min_value=-largest,
@@ -94,7 +102,8 @@ def show_attention(
     below = _caption(drawn, largest, max_value is None) + _table(drawn)
     if effect is not None:
         below += effect.beside(layer)
-    return circuits_page(picture, f"attention, {title}", above, below, _as_text(drawn, title))
+    page = circuits_page(picture, f"attention, {title}", above, below, _as_text(drawn, title))
+    return replace(page, style=page.style + SMALL) if small else page
 
 
 def axis_name(name: str, marked: bool = False) -> str:
@@ -103,12 +112,18 @@ def axis_name(name: str, marked: bool = False) -> str:
     return (joined if len(joined) <= LONGEST else joined[: LONGEST - 1] + "\u2026") + ("*" if marked else "")
 
 
+def _largest(mass: torch.Tensor) -> float:
+    """The largest cell of the rows that read more than one group: the first token can but give all to itself."""
+    free = ((mass > 0).any(0).sum(-1) > 1).nonzero().flatten()
+    return float(mass[:, free].max()) if len(free) else float(mass.max())
+
+
 def _check_size(drawn: DrawnAttention) -> None:
-    groups, heads = len(drawn.groups), len(drawn.heads) + 1
-    if groups > MOST_GROUPS or heads * groups * groups > MOST_CELLS:
+    groups, pictures = len(drawn.groups), len(drawn.heads) + (2 if len(drawn.heads) > 1 else 1)
+    if groups > MOST_GROUPS or pictures * groups * groups > MOST_CELLS:
         raise MMFlowError(
             f"{len(drawn.heads)} heads x {groups} x {groups} groups are more than a browser opens in about 3 s (at most"
-            f" {MOST_GROUPS} groups, and {MOST_CELLS} cells, the chosen head counted twice). Pool further:"
+            f" {MOST_GROUPS} groups, and {MOST_CELLS} cells, the mean and the chosen head counted too). Pool further:"
             ' by="image_row" or by="span", or names with spans; or draw fewer heads: heads=[0].'
         )
 
@@ -116,9 +131,12 @@ def _check_size(drawn: DrawnAttention) -> None:
 def _caption(drawn: DrawnAttention, largest: float, own: bool) -> str:
     lines = [
         f"A cell is the {CELL}.",
-        f"Full colour is {largest:.3g}{', the largest cell drawn' if own else ', as asked for'}; white is 0.",
+        f"Full colour is {largest:.3g}{OWN_SCALE if own else ', as asked for'}; white is 0.",
         "Rows (CircuitsVis: destination) read columns (source); numbers in brackets count the groups as in the table.",
     ]
+    common = float(drawn.mass.amax((0, 2)).median())
+    if own and 4 * common < largest:
+        lines.append(f"Most rows reach {common:.2g} at most: max_value={common:.2g} would show more of them.")
     empty = sum(count == 0 for count in drawn.targets)
     if empty:
         lines.append(f"{empty} row(s) are empty: no position of theirs was read as a target.")

@@ -32,7 +32,7 @@ def show_tokens(
     label: str = "",
     layer: int | None = None,
     column: str | None = None,
-    max_value: float | None = None,
+    max_value: float | int | None = None,
 ) -> Page:
     """A page on which CircuitsVis shows the tokens of a span, each coloured by its value; notebooks show it.
 
@@ -158,7 +158,7 @@ def _as_text(token: str) -> str:
     return re.sub("[<&]", "\\g<0>\u2060", token)
 
 
-def _scale(numbers: Sequence[float], largest: float, asked: float | None) -> list[str]:
+def _scale(numbers: Sequence[float], largest: float, asked: float | int | None) -> list[str]:
     low, high = min(numbers), max(numbers)
     full = f"{largest:.3g}{'' if asked is None else ', as asked for'}"
     if low < 0 < high:

@@ -11,7 +11,7 @@ from nnsight_mmflow._spans import Span
 if TYPE_CHECKING:
     from nnsight_mmflow._row_spans import Spans
 
-WAYS = ("span", "image_row", "tile", "token")
+WAYS = ("span", "image_row", "tile", "text_token", "token")
 Grouping = str | Mapping[str, str | Span]
 
 
@@ -33,8 +33,9 @@ def groups_of(spans: Spans, by: Grouping = "span", drawn: Sequence[int] | None =
     Args:
         spans: of the prompt.
         by: "span" (prefix, each image, question, suffix), "image_row" (each row of patches, the rest by span), "tile"
-            (the picture as a whole, each tile, row ends; the rest by span), "token" (each position alone), or names
-            with spans or span expressions: {"object": spans["image"].box(...), "rest": ...}.
+            (the picture as a whole, each tile, row ends; the rest by span), "text_token" (each image, and each token of
+            text alone), "token" (each position alone), or names with spans or span expressions:
+            {"object": spans["image"].box(...), "rest": ...}.
         drawn: the positions to partition; all of the prompt unless given. Groups without any of them are left out.
 
     Raises:
@@ -49,7 +50,7 @@ def groups_of(spans: Spans, by: Grouping = "span", drawn: Sequence[int] | None =
     if isinstance(by, Mapping):
         groups = _named(spans, by)
     elif by == "token":
-        groups = [Group(f"{spans.tokens[position]} ({position})", (position,)) for position in spans["all"]]
+        groups = [_alone(spans, at) for at in spans["all"]]
     elif by in WAYS:
         groups = _parts(spans, str(by))
     else:
@@ -67,6 +68,13 @@ def groups_of(spans: Spans, by: Grouping = "span", drawn: Sequence[int] | None =
             ' group: add {"rest": "~(...)"}, or ask only for the positions you group (targets=, sources=).'
         )
     return tuple(group for group in cut if group.positions)
+
+
+def _alone(spans: Spans, position: int) -> Group:
+    """A token as a group; line ends and lone spaces made visible."""
+    token = spans.tokens[position]
+    shown = token.replace("\n", "\\n") if token.strip() else repr(token)
+    return Group(f"{shown} ({position})", (position,))
 
 
 def _named(spans: Spans, by: Mapping[str, str | Span]) -> list[Group]:
@@ -95,13 +103,16 @@ def _named(spans: Spans, by: Mapping[str, str | Span]) -> list[Group]:
 def _parts(spans: Spans, by: str) -> list[Group]:
     """Prefix, image, question and suffix; the image whole, or divided."""
     image = spans["image"]
-    if by != "span" and not len(image):
+    if by in ("image_row", "tile") and not len(image):
         raise SpanError(f'by={by!r} divides the image, but the prompt has none: by="span".')
-    groups = [Group(name, tuple(spans[name])) for name in ("prefix", "question", "suffix")]
+    text = ("prefix", "question", "suffix")
+    groups = [Group(name, tuple(spans[name])) for name in text]
+    if by == "text_token":
+        groups = [_alone(spans, position) for name in text for position in spans[name]]
     several = len(image.images) > 1
     for number in range(len(image.images)):
         one, label = image[number], f"image[{number}]" if several else "image"
-        if by == "span":
+        if by in ("span", "text_token"):
             groups.append(Group(label, one.positions))
             continue
         found: dict[str, list[int]] = {}

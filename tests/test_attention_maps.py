@@ -11,7 +11,7 @@ from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow._maps_there import received_by
-from nnsight_mmflow._span_groups import groups_of
+from nnsight_mmflow._span_groups import WAYS, groups_of
 
 QUESTION = "what color is the circle ?"
 
@@ -111,7 +111,7 @@ def test_pools_equal_a_slow_loop():
     assert set(table["n_targets"]) == {len(row.positions) for row in pooled.rows}
 
 
-@pytest.mark.parametrize("by", ["span", "image_row", "tile", "token"])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "idefics3", "internvl", "llava_pixtral"])
 def test_groups_partition_every_familys_prompts(name, by):
     spans = asked(family(name)).spans

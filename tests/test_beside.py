@@ -44,7 +44,7 @@ def test_mass_and_effect_equal_slow_references(nano, asked, thing, result):
 
 
 def test_in_nano_the_object_is_looked_at_twice_and_used_once(result):
-    """The last token looks at the object in layers 2 and 4; only in layer 4 the answer needs it, random spans nowhere."""
+    """The last token looks at the object in layers 2 and 4; the answer needs it in layer 4 alone."""
     curves = result.curves()
     assert curves["mass"].nlargest(2).index.tolist() == [4, 2]
     assert curves["change_percent"][4] < -5

@@ -50,9 +50,18 @@ def test_what_is_drawn_is_the_pool(maps, asked):
     assert torch.allclose(drawn[1:], pooled)
     assert torch.allclose(drawn[0], pooled.mean(0))
     assert props["maxValue"] == pytest.approx(float(drawn.max()))
-    assert f"Full colour is {float(drawn.max()):.3g}, the largest cell drawn" in page.body
+    assert f"Full colour is {float(drawn.max()):.3g}, the largest cell of rows" in page.body
     assert "<td>object</td><td>39-40, 47-48</td><td class='number'>4</td><td class='number'>4</td>" in page.body
     assert "0.5, as asked for" in mmf.show_attention(maps, 4, max_value=0.5).body
+
+
+def test_the_first_token_does_not_set_the_scale(maps):
+    """It can but give all to itself, so every other cell would be pale."""
+    props = mmf.show_attention(maps, 6, by="token", heads=[1]).data["props"]
+    drawn = torch.tensor(props["attention"])
+    assert float(drawn[0, 0, 0]) == 1
+    assert props["maxValue"] == pytest.approx(float(drawn[:, 1:].max()))
+    assert props["tokens"][67] == "'\\n'"
 
 
 def test_rows_without_targets_stay_empty_and_square(nano, asked):
@@ -112,7 +121,7 @@ def test_what_is_refused(maps, asked, nano):
     many = weights.repeat(3, 1, 1)
     with pytest.raises(mmf.MMFlowError, match=f'12 heads x 76 x 76 groups .* {MOST_CELLS} cells.*by="image_row"'):
         mmf.show_attention(many, 4, prompt=asked, by="token")
-    assert mmf.show_attention(many, 4, prompt=asked, by="token", heads=[11]).data["props"]["tokens"][0] == "<s>_(0)"
+    assert mmf.show_attention(many, 4, prompt=asked, by="token", heads=[11]).data["props"]["tokens"][0] == "<s>"
     with pytest.raises(mmf.MMFlowError, match=r"heads \[7\] were asked for; there are 0, 1, 2, 3"):
         mmf.show_attention(maps, 4, heads=[7])
     cache = mmf.cache_by_span({"blocks.4.attn.hook_pattern": weights[None]}, asked)
