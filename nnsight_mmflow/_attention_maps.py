@@ -121,7 +121,7 @@ class AttentionMaps:
         All positions and heads count, whatever `targets`, `sources` and `heads` were asked for.
 
         Source: what a sink is: Xiao et al., arXiv 2309.17453, section 3.1 (the first tokens), and Kang et al., arXiv
-            2503.03321, section 4 (image tokens; there found by massive activations, here by the attention itself).
+            2503.03321 (image tokens; there found by massive activations, here by the attention itself).
             The factor is ours.
         """
         received = self.received[self._index(layer)]
