@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnsight_mmflow import nano as nano
+    from nnsight_mmflow._attention_maps import AttentionMaps as AttentionMaps
+    from nnsight_mmflow._attention_maps import PooledAttention as PooledAttention
+    from nnsight_mmflow._attention_maps import attention as attention
     from nnsight_mmflow._benchmarks import Benchmark as Benchmark
     from nnsight_mmflow._benchmarks import read_benchmark as read_benchmark
+    from nnsight_mmflow._beside import EffectResult as EffectResult
+    from nnsight_mmflow._beside import attention_and_effect as attention_and_effect
     from nnsight_mmflow._bound import BoundBridge as BoundBridge
     from nnsight_mmflow._constraint_files import read_constraint_questions as read_constraint_questions
     from nnsight_mmflow._constraints import Constraint as Constraint
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow._questions import prompts_of as prompts_of
     from nnsight_mmflow._questions import read_questions as read_questions
     from nnsight_mmflow._row_spans import Spans as Spans
+    from nnsight_mmflow._show_attention import show_attention as show_attention
+    from nnsight_mmflow._show_tokens import knockout_by_token as knockout_by_token
+    from nnsight_mmflow._show_tokens import show_tokens as show_tokens
     from nnsight_mmflow._span_cache import SpanCache as SpanCache
     from nnsight_mmflow._span_cache import cache_by_span as cache_by_span
     from nnsight_mmflow._spans import Span as Span
@@ -103,6 +111,14 @@ _WHERE = {
     "Batch": "_prompt",
     "Spans": "_row_spans",
     "Span": "_spans",
+    "attention": "_attention_maps",
+    "AttentionMaps": "_attention_maps",
+    "PooledAttention": "_attention_maps",
+    "attention_and_effect": "_beside",
+    "EffectResult": "_beside",
+    "show_attention": "_show_attention",
+    "show_tokens": "_show_tokens",
+    "knockout_by_token": "_show_tokens",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
     "from_run": "patterns.values",

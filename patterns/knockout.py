@@ -70,19 +70,11 @@ class Knockout:
         if not isinstance(self.layers, int | range | list | tuple):
             object.__setattr__(self, "layers", tuple(self.layers))
 
-<<<<<<< HEAD
-=======
-    @property
-    def hands_inputs(self) -> bool:
-        """Whether it changes what layers are handed."""
-        return True
-
     def _repr_html_(self) -> str:
         from nnsight_mmflow._shown_patterns import pattern_html
 
         return pattern_html(self)
 
->>>>>>> w-diagram
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
 

@@ -40,7 +40,8 @@ def opened(chromium, file, width=900, height=700):
     own = file.resolve().as_uri()
     tab.on("request", lambda asked: None if asked.url.startswith((own, "data:", "blob:")) else wrong.append(asked.url))
     tab.goto(own)
-    tab.wait_for_function("document.documentElement.dataset.ready === 'yes'", timeout=20_000)
+    # by selector: a string to evaluate would be refused by the page's own policy whenever it is not ready at once
+    tab.locator("html[data-ready=yes]").wait_for(state="attached", timeout=20_000)
     yield tab
     assert not wrong, wrong
     tab.close()

@@ -183,6 +183,10 @@ EXPERIMENTS = {
     "contributions": lambda graph, prompts: mmf.contributions(
         graph, prompts, source="image", target="last", progress=False
     ),
+    "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], targets="question"),
+    "attention_and_effect": lambda graph, prompts: mmf.attention_and_effect(
+        graph, prompts[0], "text('color')", layers=[3], controls=1, progress=False
+    ),
     "word_overlap": lambda graph, prompts: mmf.word_overlap(graph, prompts[:1], at="text('color')", progress=False),
     "prune_report": lambda graph, prompts: mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **QUIET),
 }
