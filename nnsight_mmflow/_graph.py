@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
+from nnsight_mmflow._place import Placed, Traffic
 from nnsight_mmflow._prompt import Batch, Prompt, join
 from nnsight_mmflow._templates import render
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.adapters._base import Adapter
 
 
-class Graph:
+class Graph(Placed):
     """One model, its modules by role, its sizes and its processor.
 
     Attributes:
@@ -56,8 +57,7 @@ class Graph:
         self.decoder: Envoy = model.get(paths[id(adapter.model.get_decoder())])
         self.text_config = adapter.text_config
         self._text = adapter.text
-        self.remote: bool | str = False
-        self.trusted = False
+        self.traffic = Traffic()
         self.enters_after, self.causal = adapter.enters_after, adapter.causal
         self.tower_layer = adapter.tower_layer()
         self.n_layers = int(adapter.text_config.num_hidden_layers)
@@ -72,35 +72,10 @@ class Graph:
             f" d_model={self.d_model}, attention={self.backend!r})"
         )
 
-    def at(self, remote: bool | str | None, trusted: bool | None = None) -> Graph:
-        """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""
-        remote = self.remote if remote is None else remote
-        trusted = self.trusted if trusted is None else trusted
-        if (remote, trusted) == (self.remote, self.trusted):
-            return self
-        there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
-        vars(there).update(vars(self), remote=remote, trusted=trusted)
-        return there
-
-    @property
-    def apart(self) -> bool:
-        """Whether blocks run in a process apart from the model's: on NDIF, with an ordinary key."""
-        return self.remote not in (False, "local") and not self.trusted
-
     @property
     def rotated(self) -> str:
         """The operation of an attention's forward that gives the rotated queries; "" for the rotation itself."""
         return self._text.rotated
-
-    @property
-    def remotely(self) -> dict[str, bool | str]:
-        """What nnsight's trace and session take beside the rest: where they run. Made ready when it is asked for."""
-        if not self.remote:
-            return {}
-        from nnsight_mmflow._remote import make_ready
-
-        make_ready(self.remote)
-        return {"remote": self.remote}
 
     @property
     def backend(self) -> str:
@@ -119,7 +94,7 @@ class Graph:
 
     def __getstate__(self) -> dict[str, object]:
         """What travels to a server: the roles and the sizes, not the adapter, which holds the local weights."""
-        return {name: value for name, value in vars(self).items() if name not in ("adapter", "processor")}
+        return {name: value for name, value in vars(self).items() if name not in ("adapter", "processor", "traffic")}
 
     def attention(self, layer: int) -> Envoy:
         """The attention module of a layer."""

@@ -78,19 +78,16 @@ def submit_there(
     only: tuple[tuple[int, ...], ...] | None,
 ) -> str:
     """Sends what `run_there` runs, and returns the job's id at once."""
-    model, layers, remotely = graph.model, graph.layers, graph.remotely
+    model, layers, backend = graph.model, graph.layers, graph.backend_there(blocking=False)
     ask = ask_of(graph, prompt, start, max_new_tokens, only)
-    with torch.no_grad(), model.session(**remotely, blocking=False) as session:
+    with torch.no_grad(), model.session(backend=backend):
         found = nnsight.save(clean_and_rows(model, layers, plan, ask))  # noqa: F841, comes back under this name
-    return session.backend.job_id
+    return backend.job_id
 
 
 def fetch_there(graph: Graph, job: str) -> tuple[str, dict | None]:
     """(where a job stands, what it found if it is done)."""
-    from nnsight.intervention.backends.remote import RemoteBackend
-
-    host = graph.remote if isinstance(graph.remote, str) else None
-    backend = RemoteBackend(graph.model.to_model_key(), host=host, blocking=False, job_id=job)
+    backend = graph.backend_there(blocking=False, job=job)
     found = backend.poll()
     return "RECEIVED" if backend.status is None else backend.status.value, None if found is None else found["found"]
 

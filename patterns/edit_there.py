@@ -30,9 +30,7 @@ def edited_there(graph: Graph, updates: dict[int, Update], name: str) -> Graph:
     parts = [(update.left, update.right) for update in updates.values()]
     with graph.model.edit() as (_, changed):
         add_updates(outs, parts)
-    there = object.__new__(type(graph))
-    vars(there).update(vars(graph), model=changed, name=name)
-    return there
+    return graph.but(model=changed, name=name)
 
 
 def add_updates(outs: list[Envoy], parts: list[tuple[torch.Tensor, torch.Tensor]]) -> None:

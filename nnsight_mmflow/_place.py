@@ -1,0 +1,105 @@
+"""Where a graph's traces run: here, on NDIF in the model's process, or on NDIF apart from it; and what travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from nnsight import TransformersModel
+    from nnsight.tracing.backend import Backend
+
+
+@dataclass
+class Traffic:
+    """What has travelled between a graph and its server, as it was sent: compressed.
+
+    Attributes:
+        requests: how many were sent.
+        up: bytes sent.
+        down: bytes of results that came back.
+    """
+
+    requests: int = 0
+    up: int = 0
+    down: int = 0
+
+    def __sub__(self, before: Traffic) -> Traffic:
+        return Traffic(self.requests - before.requests, self.up - before.up, self.down - before.down)
+
+    def __str__(self) -> str:
+        return f"{self.requests} request(s), {self.up / 1e3:.1f} kB up, {self.down / 1e3:.1f} kB down"
+
+
+class Placed:
+    """A graph's place. A Graph is one.
+
+    Attributes:
+        model: the nnsight model.
+        remote: False, True (NDIF), a host, or "local" (nnsight's own imitation).
+        trusted: whether NDIF runs this key's blocks in the model's process.
+        traffic: what has travelled so far, of this graph and of those made from it.
+    """
+
+    model: TransformersModel
+    remote: bool | str = False
+    trusted: bool = False
+    traffic: Traffic
+
+    def at(self, remote: bool | str | None, trusted: bool | None = None) -> Self:
+        """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""
+        remote = self.remote if remote is None else remote
+        trusted = self.trusted if trusted is None else trusted
+        if (remote, trusted) == (self.remote, self.trusted):
+            return self
+        return self.but(remote=remote, trusted=trusted)
+
+    def but(self, **changed: object) -> Self:
+        """The same graph with some attributes changed."""
+        there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
+        vars(there).update(vars(self), **changed)
+        return there
+
+    @property
+    def apart(self) -> bool:
+        """Whether blocks run in a process apart from the model's: on NDIF, with an ordinary key."""
+        return self.remote not in (False, "local") and not self.trusted
+
+    @property
+    def remotely(self) -> dict[str, bool | str | Backend]:
+        """What nnsight's trace and session take beside the rest: where they run. Made ready when it is asked for."""
+        if not self.remote:
+            return {}
+        if self.remote == "local":
+            from nnsight_mmflow._remote import make_ready
+
+            make_ready(self.remote)
+            return {"remote": self.remote}
+        return {"backend": self.backend_there()}
+
+    def backend_there(self, blocking: bool = True, job: str | None = None) -> Backend:
+        """nnsight's backend for one request to the server, its bytes counted.
+
+        Args:
+            blocking: wait for the result.
+            job: the id of one that was sent before, to fetch it.
+        """
+        from nnsight_mmflow._remote import make_ready
+
+        make_ready(self.remote)
+        backend, traffic = self.model._remote_backend(self.remote, blocking, job, False), self.traffic
+        serialize, finalize = backend._serialize, backend.finalize
+
+        def sent(tracer: object) -> bytes:
+            blob = serialize(tracer)
+            traffic.requests, traffic.up = traffic.requests + 1, traffic.up + len(blob)
+            return blob
+
+        def came(content: bytes) -> object:
+            traffic.down += len(content)
+            return finalize(content)
+
+        backend._serialize, backend.finalize = sent, came
+        return backend
