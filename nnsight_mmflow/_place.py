@@ -80,7 +80,7 @@ class Placed:
         return {"backend": self.backend_there()}
 
     def backend_there(self, blocking: bool = True, job: str | None = None) -> Backend:
-        """nnsight's backend for one request to the server, its bytes counted.
+        """The nnsight backend for one request to the server, its bytes counted.
 
         Args:
             blocking: wait for the result.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
@@ -115,6 +115,17 @@ class Plan:
             positions = len(chunk.windows) * chunk.tail
             numbers = max(numbers, numbers + positions * (chunk.start + positions + 8 * sizes.width))
         return numbers * sizes.bytes_per_number
+
+    def parts(self, most: int) -> list[Plan]:
+        """The same sweep as plans of at most so many chunks each, for a server's requests."""
+        found = []
+        for first in range(0, max(len(self.chunks), 1), most):
+            numbers = range(first, min(first + most, len(self.chunks)))
+            kept = [(cell, place) for cell, place in zip(self.cells, self.row_of, strict=True) if place[0] in numbers]
+            cells = tuple(cell for cell, _ in kept)
+            rows = tuple((chunk - first, row) for _, (chunk, row) in kept)
+            found.append(replace(self, cells=cells, row_of=rows, chunks=self.chunks[first : first + most]))
+        return found
 
     def __repr__(self) -> str:
         return (

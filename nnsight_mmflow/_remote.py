@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DOTALL)
+TIME = re.compile(r"time ?out|timed out|time limit|too long", re.IGNORECASE)
 PACKAGE = "nnsight_mmflow"
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
@@ -94,6 +95,12 @@ def told(graph: Graph, text: str) -> MMFlowError:
     if "out of memory" in text.lower():
         return RemoteFailure(
             f"the server ran out of memory: make row_budget or batch_size smaller. It says: {text.splitlines()[-1]}"
+        )
+    last = text.splitlines()[-1] if text else ""
+    if TIME.search(last):
+        return RemoteFailure(
+            "the server ended the job, which took too long. Make each request smaller (flow: chunks_per_request=8; else"
+            f" fewer prompts, layers or spans at once), and go on with the same folder=. It says: {last}"
         )
     return RemoteFailure(f"the job failed on the server. It says:\n{text}")
 

@@ -9,6 +9,8 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._plan import ROW_BUDGET
 from nnsight_mmflow._rows import answer_numbers, clean_inputs, crop_cache, mask_of_layer, prepared, run_rows
 from nnsight_mmflow._sweep_checks import check_effect
 
@@ -204,16 +206,25 @@ def rows_of(
         first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
         places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
         ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
-        with model.trace(
-            inputs_embeds=first,
-            position_ids=places,
-            attention_mask=mask_of_layer(rows, 0, opened[0], closed),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=ends,
-        ):
-            run_rows(layers, rows, inputs, opened, closed)
-            numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
+        try:
+            with model.trace(
+                inputs_embeds=first,
+                position_ids=places,
+                attention_mask=mask_of_layer(rows, 0, opened[0], closed),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=ends,
+            ):
+                run_rows(layers, rows, inputs, opened, closed)
+                numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
+        except Exception as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            raise MMFlowError(
+                f"chunk {number + 1} of {len(plan.chunks)} ({len(rows.windows)} rows of {rows.tail} positions behind"
+                f" {rows.start} shared ones) ran out of memory beside the weights: give row_budget below"
+                f" {len(rows.windows) * rows.tail}, the positions of this chunk (flow's default is {ROW_BUDGET})."
+            ) from None
         results.append(numbers)
     by_chunk = dict(zip(order, results, strict=True))
     return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])

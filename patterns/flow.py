@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from nnsight_mmflow.patterns.controls import with_controls
 from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
 from nnsight_mmflow.patterns.flow_job import FlowJob, submit
 from nnsight_mmflow.patterns.flow_result import FlowResult, collect
-from nnsight_mmflow.patterns.flow_there import first_position, measure_there
+from nnsight_mmflow.patterns.flow_there import CHUNKS_PER_REQUEST, expected_bytes, first_position, measure_there
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
@@ -68,6 +69,7 @@ def flow(
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
     max_new_tokens: int = 16,
+    chunks_per_request: int = CHUNKS_PER_REQUEST,
     control: int = 0,
     remote: bool | str | None = None,
     blocking: bool = True,
@@ -97,6 +99,8 @@ def flow(
             the same size, from the same part of the prompt where it has enough; see `patterns.controls`). They are
             edges like any other, "control 1: object->question"; plots show them in grey, `diagram` takes its threshold
             from them.
+        chunks_per_request: on a server, how many chunks of rows one request may hold; lower it if a server ends jobs
+            that take too long. Chunks that came back are kept in the folder.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         blocking: False sends everything and returns a FlowJob at once, for remote runs with a folder.
         progress: show a progress bar.
@@ -121,6 +125,8 @@ def flow(
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
     _check(prompts, windows, only_correct, engine, control)
+    if chunks_per_request < 1:
+        raise MMFlowError(f"chunks_per_request={chunks_per_request}: a request holds at least 1 chunk of rows.")
     named = [named_spans(prompt) for prompt in prompts]
     asked = tuple(edges) if edges is not None else default_edges(prompts)
     kept = [_kept(number, missing, asked, default=edges is None) for number, (_, missing) in enumerate(named)]
@@ -146,7 +152,10 @@ def flow(
         settings["control"] = control
     journal = Journal(folder, settings)
     ids = identities(prompts)
-    report(_cost(plans, [identity in journal.done for identity in ids], engine))
+    most = chunks_per_request if blocking else sys.maxsize  # a job is one request
+    done = [identity in journal.done for identity in ids]
+    report(_cost(plans, done, engine) + (_travels(prompts, plans, done, most) if graph.remote else ""))
+    before = replace(graph.traffic)
     if not blocking:
         given = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
         given |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
@@ -156,7 +165,10 @@ def flow(
         list(zip(prompts, plans, controls, ids, strict=True)), "flow", shown=progress
     ):
         if identity not in journal.done:
-            journal.add(_measure(graph, prompt, spans, plan, identity, only_correct, engine, max_new_tokens))
+            given = (only_correct, engine, max_new_tokens, most, journal)
+            journal.add(_measure(graph, prompt, spans, plan, identity, *given))
+    if graph.remote and engine == "rows":
+        report(f"flow: {graph.traffic - before}.")
     entries = [journal.done[identity] for identity in ids]
     if control:
         lacking = Counter(edge for _, _, why in controls for edge in why)
@@ -220,6 +232,17 @@ def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:
     )
 
 
+def _travels(prompts: list[Prompt], plans: list[Plan], done: list[bool], most: int) -> str:
+    left = [
+        expected_bytes(prompt, plan, most)
+        for prompt, plan, ready in zip(prompts, plans, done, strict=True)
+        if not ready
+    ]
+    requests = sum(len(plan.parts(most)) for plan, ready in zip(plans, done, strict=True) if not ready)
+    up, down = (sum(one[way] for one in left) / 1e3 for way in (0, 1))
+    return f" {requests} request(s); at most {up:.0f} kB go up and {down:.0f} kB come back."
+
+
 def _measure(
     graph: Graph,
     prompt: Prompt,
@@ -229,10 +252,12 @@ def _measure(
     only_correct: bool,
     engine: str,
     max_new_tokens: int,
+    most: int,
+    journal: Journal,
 ) -> dict:
     """What the journal keeps of one prompt."""
     if graph.remote and engine == "rows":
-        return measure_there(graph, prompt, plan, identity, only_correct, max_new_tokens)
+        return measure_there(graph, prompt, plan, identity, only_correct, max_new_tokens, most, journal)
     if engine == "rows":
         clean = run_clean(graph, prompt, first_position(plan, prompt), max_new_tokens)
         text, (base, token) = clean.text, clean.numbers[0].tolist()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow.patterns.flow_there import accepted_ids, entry_of, first_position
 
@@ -79,6 +80,13 @@ class FlowJob:
             time.sleep(every)
         prompts = [prompt for prompt, _, _ in self.work]
         return flow(self.graph, prompts, folder=self.folder, progress=False, report=str, **self.given)
+
+    async def wait(self, every: float = 1.0, timeout: float | None = None) -> FlowResult:
+        """The same as `result`, awaited: other work goes on meanwhile. `await job` waits as long as it takes."""
+        return await asyncio.to_thread(self.result, every, timeout)
+
+    def __await__(self) -> Generator[Any, Any, FlowResult]:
+        return self.wait().__await__()
 
     def save(self, file: str | PathLike[str]) -> None:
         """Writes what another process needs to pick the job up (`FlowJob.load`); no key, no prompt."""

@@ -8,17 +8,53 @@ from nnsight_mmflow._sweep_there import run_there
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._journal import Journal
     from nnsight_mmflow._plan import Plan
     from nnsight_mmflow._prompt import Prompt
 
 
+CHUNKS_PER_REQUEST = 64  # about ten seconds of a 7B model on a server's GPU
+CODE_BYTES, CELL_BYTES, ANSWER_BYTES = 30_000, 40, 2_000  # measured on nano, rounded up
+
+
 def measure_there(
-    graph: Graph, prompt: Prompt, plan: Plan, identity: str, only_correct: bool, max_new_tokens: int
+    graph: Graph,
+    prompt: Prompt,
+    plan: Plan,
+    identity: str,
+    only_correct: bool,
+    max_new_tokens: int,
+    most: int,
+    journal: Journal,
 ) -> dict:
-    """What the journal keeps of one prompt, found on a server in one session: nothing large travels."""
+    """What the journal keeps of one prompt, found on a server: nothing large travels.
+
+    A sweep of more than `most` chunks of rows goes in several requests, each kept in the journal as it comes back.
+    """
     start, accepted = first_position(plan, prompt), accepted_ids(graph, prompt, only_correct)
-    found = run_there(graph, plan, prompt, start, max_new_tokens, accepted)
+    parts, together = plan.parts(most), {}
+    found: dict = {}
+    for number, part in enumerate(parts):
+        name = f"{identity}, part {number + 1} of {len(parts)}"
+        if name in journal.done:
+            found = journal.done[name]["found"]
+        else:
+            found = run_there(graph, part, prompt, start, max_new_tokens, accepted)
+            if len(parts) > 1:
+                journal.add({"id": name, "found": found})
+        if found["cells"] is None:
+            break
+        together |= dict(zip(part.cells, found["cells"], strict=True))
+    if found["cells"] is not None:
+        found = {**found, "cells": [together[cell] for cell in plan.cells]}
     return entry_of(graph, prompt, plan, identity, only_correct, max_new_tokens, found)
+
+
+def expected_bytes(prompt: Prompt, plan: Plan, most: int) -> tuple[int, int]:
+    """(bytes up, bytes down) of one prompt, at most: tensors count as they are, though they are compressed."""
+    tensors = sum(tensor.nbytes for tensor in prompt.inputs.values())
+    requests = len(plan.parts(most))
+    return requests * (tensors + CODE_BYTES), requests * ANSWER_BYTES + len(plan.cells) * CELL_BYTES
 
 
 def first_position(plan: Plan, prompt: Prompt) -> int:

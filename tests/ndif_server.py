@@ -55,6 +55,7 @@ app = FastAPI()
 models, sessions, stored, results = {}, {}, {}, {}
 one_at_a_time = threading.Lock()
 seen = {"split": False, "requests": 0, "bytes_up": 0, "bytes_down": 0, "die_before": None, "by_url": False}
+seen |= {"room": 0, "ends_after": -1}
 torch.set_num_threads(1)
 
 
@@ -78,9 +79,16 @@ def model_of(folder):
     """The model of a folder, loaded once."""
     if folder not in models:
         loaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        loaded.get_decoder().layers[-1].register_forward_pre_hook(check_room, with_kwargs=True)
         processor = AutoProcessor.from_pretrained(folder, backend="pil")
         models[folder] = TransformersModel(loaded, task="image-text-to-text", processor=processor)
     return models[folder]
+
+
+def check_room(module, arguments, named):
+    """As a device does that is too small for so many positions."""
+    if seen["room"] and arguments[0].shape[1] > seen["room"]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def execute(request, blob):
@@ -120,6 +128,9 @@ def work(job, request, blob):
 
     tell(Status.RUNNING, "running")
     try:
+        if not seen["ends_after"]:
+            raise TimeoutError("the job was ended after 3600 s, the time limit")
+        seen["ends_after"] -= 1
         content = execute(request, blob)
     except BaseException:
         tell(Status.ERROR, traceback.format_exc())

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import nnsight
 import pytest
+import tiny
 import torch
 
 import nnsight_mmflow as mmf
@@ -34,7 +36,11 @@ class Server:
 
     def start(self):
         script = Path(__file__).with_name("ndif_server.py")
-        command = [sys.executable, str(script), str(self.port), str(FOLDER)]
+        deep = self.folder / "deep"
+        if not deep.exists():  # as deep as a 7B model
+            tiny.tiny_model(n_layers=32).save_pretrained(deep)
+            tiny.tiny_processor().save_pretrained(deep)
+        command = [sys.executable, str(script), str(self.port), str(FOLDER), str(deep)]
         with open(self.folder / "server.log", "a") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         for _ in range(600):
@@ -69,7 +75,8 @@ def client(server, monkeypatch):
     from nnsight.modeling import huggingface
     from nnsight.schema.config import CONFIG
 
-    monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), str(FOLDER))
+    for folder in (FOLDER, server.folder / "deep"):
+        monkeypatch.setitem(huggingface._ID_CACHE, str(folder), str(folder))
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
@@ -246,6 +253,57 @@ def test_a_sweep_is_one_request_and_numbers_come_back(here, there, server, by_ur
     assert after["requests"] - before["requests"] == 1
     assert after["bytes_down"] - before["bytes_down"] < 100_000
     assert after["bytes_up"] - before["bytes_up"] < 200_000
+
+
+def test_bytes_are_told_before_and_after(server):
+    """Thirty-two layers, six edges: what is foreseen is not exceeded, and little comes back."""
+    graph, told = mmf.load(str(server.folder / "deep"), remote=True), []
+    prompt = graph.prompt(tiny.picture(0), "is the circle red or blue ?", options=("red", "blue"))
+    edges = ["image->last", "image->question", "question->last", "last->last"]
+    edges += ["true_option->last", "false_option->last"]
+    before = server.seen()
+    mmf.flow(graph, prompt, edges, 9, only_correct=False, progress=False, report=told.append)
+    after = server.seen()
+    up, down = (after[way] - before[way] for way in ("bytes_up", "bytes_down"))
+    foreseen = re.search(r"1 request\(s\); at most (\d+) kB go up and (\d+) kB come back", told[0])
+    assert up <= float(foreseen[1]) * 1e3 <= 4 * up
+    assert down <= float(foreseen[2]) * 1e3 <= 6 * down
+    assert down < 100_000
+    assert told[1] == f"flow: 1 request(s), {up / 1e3:.1f} kB up, {down / 1e3:.1f} kB down."
+
+
+def test_a_big_sweep_goes_in_chunks_and_goes_on(here, there, server, tmp_path):
+    """No chunk that came back runs again, and the numbers are those of one request."""
+    prompt, kwargs = mmf.nano.prompts(here, 1)[0], {"window": 3, "row_budget": 60, **QUIET}
+    wanted = mmf.flow(there, prompt, **kwargs).to_frame()
+    parts = server.seen()["requests"]
+    server.set("ends_after", 2)
+    try:
+        with pytest.raises(mmf.RemoteFailure, match="took too long.*chunks_per_request=8"):
+            mmf.flow(there, prompt, chunks_per_request=1, folder=tmp_path, **kwargs)
+    finally:
+        server.set("ends_after", -1)
+    first = server.seen()["requests"] - parts
+    found = mmf.flow(there, prompt, chunks_per_request=1, folder=tmp_path, **kwargs).to_frame()
+    assert found.equals(mmf.flow(there, prompt, chunks_per_request=1, folder=tmp_path, **kwargs).to_frame())
+    assert float((found["log_probability_change"] - wanted["log_probability_change"]).abs().max()) <= 1e-6
+    assert first == 3  # two came back, the third was ended
+    kept = [line for line in (tmp_path / "prompts.jsonl").read_text().splitlines() if ", part " in line]
+    assert server.seen()["requests"] - parts == len(kept) + 1  # each part once, and the one that was ended
+    assert len(kept) > 3
+
+
+def test_a_chunk_that_does_not_fit_is_named(here, there, server):
+    server.set("room", 150)
+    try:
+        with pytest.raises(
+            mmf.MMFlowError, match=r"chunk \d+ of \d+ .* ran out of memory .* give row_budget below \d+"
+        ):
+            mmf.flow(there, mmf.nano.prompts(here, 1), window=3, row_budget=400, **QUIET)
+        smaller = mmf.flow(there, mmf.nano.prompts(here, 1), window=3, row_budget=90, **QUIET).to_frame()
+    finally:
+        server.set("room", 0)
+    assert len(smaller)
 
 
 def test_cells_share_a_request(here, there, server):
@@ -468,6 +526,21 @@ def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(h
     result = mmf.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
     assert result.to_frame().equals(wanted.to_frame())
     assert result.header["control"] == 2
+
+
+def test_a_job_is_awaited(here, there, tmp_path):
+    """Two at once, and other work beside them."""
+    import asyncio
+
+    prompts = mmf.nano.prompts(here, 2)
+    kwargs = {"window": 9, "blocking": False, "report": str}
+    jobs = [mmf.flow(there, prompt, folder=tmp_path / str(n), **kwargs) for n, prompt in enumerate(prompts)]
+
+    async def both():
+        return await asyncio.gather(jobs[0], jobs[1].wait(every=0.05, timeout=60))
+
+    for prompt, result in zip(prompts, asyncio.run(both()), strict=True):
+        assert result.to_frame().equals(mmf.flow(here, prompt, window=9, **QUIET).to_frame())
 
 
 def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
