@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
-from nnsight_mmflow._errors import MMFlowError, RemoteFailure
+from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -130,6 +130,20 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
             raise
 
     return wrapped
+
+
+def needs_gradients(graph: Graph, what: str) -> None:
+    """Refuses what is found by gradients, where blocks run apart from the model's process.
+
+    Raises:
+        ModelError: the graph's traces run with an ordinary key on NDIF.
+    """
+    if graph.apart:
+        raise ModelError(
+            f"{what} is found by gradients, which do not reach a process apart from the model's, where NDIF runs"
+            f" ordinary keys' blocks. With a key that NDIF trusts: mmf.{what}(graph.at(True, trusted=True), ...). Or"
+            " load the model here."
+        )
 
 
 def _near(graph: Graph) -> str:

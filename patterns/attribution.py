@@ -14,7 +14,7 @@ from nnsight_mmflow.patterns.patch import Patch
 from nnsight_mmflow._each_there import next_or_none
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
-from nnsight_mmflow._remote import in_words
+from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def attribution(
         True
     """
     graph = graph.at(remote)
+    needs_gradients(graph, "attribution")
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt

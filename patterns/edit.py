@@ -14,7 +14,7 @@ from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact, Fou
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words
+from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._targets import answer_scores
 
@@ -71,7 +71,7 @@ def edit(
         True
     """
     graph = graph.at(remote)
-    _check_place(graph)
+    needs_gradients(graph, "edit")
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     chosen = layer_list(layers, graph.n_layers)
     if isinstance(settings, str) and settings not in SETTINGS:
@@ -120,15 +120,6 @@ def check_written(graph: Graph, edited: Graph, layers: list[int], settings: Edit
         raise NoEffectError(
             f"the edit would change nothing: its update is smaller than {old[0].dtype} tells apart. Is the clip"
             f" ({settings.clip}) meant? settings='paper' has none."
-        )
-
-
-def _check_place(graph: Graph) -> None:
-    if graph.apart:
-        raise ModelError(
-            "an edit is found by gradients, which do not reach a process apart from the model's, where NDIF runs"
-            " ordinary keys' blocks. With a key that NDIF trusts: mmf.edit(graph.at(True, trusted=True), ...). Or"
-            " load the model here."
         )
 
 

@@ -10,7 +10,7 @@ import nnsight
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._qk import QueryKeyReader
-from nnsight_mmflow._remote import in_words
+from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._saliency import Flows, read_flows
 from nnsight_mmflow._targets import with_target
@@ -125,6 +125,7 @@ def saliency(
         True
     """
     graph = graph.at(remote)
+    needs_gradients(graph, "saliency")
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt

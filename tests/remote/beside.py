@@ -1,0 +1,274 @@
+"""Runs on a server that runs blocks apart from the model's process; jobs, clients, and errors in words."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from remote_server import EXPERIMENTS, KEY, PATTERNS, QUIET, Server, breaks, keep_all
+
+import nnsight_mmflow as mmf
+from nnsight_mmflow import _remote
+from nnsight_mmflow.nano import FOLDER
+
+# Ordinary keys: what is read is a copy, and is written back.
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_beside_the_model_equals_it_here(here, beside, name):
+    prompts = mmf.nano.prompts(here, 2)
+    patterns, found = PATTERNS[name](prompts), []
+    for graph in (here, beside):
+        with torch.no_grad(), graph.trace(prompts[0], *patterns, use_cache=False):
+            logits = graph.unembed.output[0, -1].save()
+        found.append(logits.detach())
+    assert (found[0] - found[1]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["none", "patch", "skip", "knockout", "heads", "embed", "skip_image", "himap", "mask", "zip", "recycling"]
+)
+def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
+    prompts, found = mmf.nano.prompts(here, 2), []
+    kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    kwargs |= {"output_logits": True, "return_dict_in_generate": True}
+    for graph in (here, beside):
+        with torch.no_grad(), graph.generate(prompts[0], *PATTERNS[name](prompts), **kwargs) as tracer:
+            logits = torch.stack(tracer.result.logits).save()
+        found.append(logits.detach())
+    assert (found[0] - found[1]).abs().nan_to_num(0).max() <= 1e-5
+
+
+def test_every_step_beside_the_model(here, beside):
+    batch = here.batch(mmf.nano.prompts(here, 2))
+    blocked, found = mmf.Knockout(source="image", target="last", layers=range(3, 6), when="all"), []
+    kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    for graph in (here, beside):
+        with graph.generate(batch, blocked, **kwargs) as tracer:
+            ids = tracer.result.save()
+        found.append(ids.tolist())
+    assert found[0] == found[1]
+
+
+def test_a_generation_that_takes_itself_for_trusted_is_wrong_beside_the_model(here, beside):
+    """Planted: what the way through `.source` is for."""
+    prompts = mmf.nano.prompts(here, 2)
+    kwargs = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    kwargs |= {"output_logits": True, "return_dict_in_generate": True}
+    found = []
+    for graph in (here, beside.at(True, trusted=True)):
+        with torch.no_grad(), graph.generate(prompts[0], *PATTERNS["himap"](prompts), **kwargs) as tracer:
+            logits = torch.stack(tracer.result.logits).save()
+        found.append(logits.detach())
+    assert (found[0][0] - found[1][0]).abs().max() <= 1e-5
+    assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
+
+
+@pytest.mark.parametrize("name", ["flow", "lens", "skip_flow", "disruption", "contributions"])
+def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
+    prompts = mmf.nano.prompts(here, 1)
+    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
+    numbers = one.select_dtypes("number").columns
+    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+
+
+def test_causal_tracing_beside_the_model(here, beside):
+    prompts, corrupt = mmf.nano.trace_pairs(here, 1, "flag")
+    kwargs = {"sites": ("mlp", "resid"), "control": False, **QUIET}
+    one, other = (mmf.causal_trace(g, prompts, corrupt, ["question"], **kwargs).to_frame() for g in (here, beside))
+    numbers = one.select_dtypes("number").columns
+    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+    noisy = [mmf.corruption.noisy_image(prompts[0])]
+    kwargs |= {"max_corrupt": 1.0}
+    one, other = (mmf.causal_trace(g, prompts, noisy, ["question"], **kwargs).to_frame() for g in (here, beside))
+    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+
+
+def test_gradients_do_not_cross(here, beside):
+    asked, fact = mmf.nano.prompts(here, 2), mmf.nano.edits(here, 1)
+    for run in (
+        lambda: mmf.saliency(beside, asked, progress=False),
+        lambda: mmf.attribution(beside, *mmf.nano.trace_pairs(here, 1, "flag"), progress=False),
+        lambda: mmf.edit(beside, fact, 4, **QUIET),
+    ):
+        with pytest.raises(mmf.ModelError, match="found by gradients, which do not reach"):
+            run()
+
+
+def test_kept_tokens_on_the_server(here, there, beside):
+    prompt, method = mmf.nano.prompts(here, 1)[0], mmf.HiMAP(k1=2, k2=4)
+    one, other, apart = (mmf.kept_tokens(graph, prompt, method) for graph in (here, there, beside))
+    assert one.layers == other.layers == apart.layers
+
+
+# Sent now, fetched later.
+
+
+def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_path):
+    prompts = mmf.nano.prompts(here, 3)
+    job = mmf.flow(there, prompts, window=3, folder=tmp_path / "run", blocking=False, report=str)
+    assert len(job.jobs) == 3
+    status = job.status
+    assert sum(status.values()) == 3
+    assert set(status) <= {"FETCHED", "RECEIVED", "RUNNING"}
+    job.save(tmp_path / "later.json")
+    assert KEY not in (tmp_path / "later.json").read_text()
+    before = server.seen()["requests"]
+    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts)
+    result = again.result(every=0.1, timeout=60)
+    assert server.seen()["requests"] == before  # nothing was sent twice
+    assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
+    assert job.result(every=0.1, timeout=60).to_frame().equals(result.to_frame())
+
+
+def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(here, there, tmp_path):
+    prompts = mmf.nano.prompts(here, 2)
+    wanted = mmf.flow(here, prompts, window=3, control=2, **QUIET)
+    assert wanted.controls(3)
+    mmf.flow(there, prompts, window=3, control=2, folder=tmp_path, blocking=False, report=str)
+    result = mmf.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
+    assert result.to_frame().equals(wanted.to_frame())
+    assert result.header["control"] == 2
+
+
+def test_a_job_is_awaited(here, there, tmp_path):
+    """Two at once, and other work beside them."""
+    import asyncio
+
+    prompts = mmf.nano.prompts(here, 2)
+    kwargs = {"window": 9, "blocking": False, "report": str}
+    jobs = [mmf.flow(there, prompt, folder=tmp_path / str(n), **kwargs) for n, prompt in enumerate(prompts)]
+
+    async def both():
+        return await asyncio.gather(jobs[0], jobs[1].wait(every=0.05, timeout=60))
+
+    for prompt, result in zip(prompts, asyncio.run(both()), strict=True):
+        assert result.to_frame().equals(mmf.flow(here, prompt, window=9, **QUIET).to_frame())
+
+
+def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
+    prompts = mmf.nano.prompts(here, 2)
+    with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):
+        mmf.flow(here, prompts, window=3, folder=tmp_path / "a", blocking=False, report=str)
+    with pytest.raises(mmf.MMFlowError, match="needs folder="):
+        mmf.flow(there, prompts, window=3, blocking=False, report=str)
+    job = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
+    sent = server.seen()["requests"]
+    with pytest.raises(mmf.DataError, match="is of other prompts"):
+        mmf.FlowJob.load(tmp_path / "b" / "job.json", there, mmf.nano.prompts(here, 4)[2:])
+    again = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
+    assert again.jobs == job.jobs
+    assert server.seen()["requests"] == sent  # neither for other prompts nor twice
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(mmf.DataError, match="holds no job"):
+        mmf.FlowJob.load(tmp_path / "no.json", there, prompts)
+    job.jobs[next(iter(job.jobs))] = "no-such-job"
+    with pytest.raises(mmf.RemoteFailure, match="call result"):
+        job.result(every=0.05, timeout=0.3)
+
+
+CLIENT = """
+import sys
+import nnsight_mmflow as mmf
+from nnsight.modeling import huggingface
+folder, kind = sys.argv[1:]
+huggingface._ID_CACHE[folder] = folder
+graph = mmf.load(folder, remote=True)
+if __name__ == "__main__":
+    result = mmf.flow(graph, mmf.nano.prompts(graph, 3, kind), window=3, progress=False, report=str)
+    print(result.to_frame()["log_probability_change"].sum())
+"""
+
+
+def test_two_clients_at_once(here, server, tmp_path):
+    (tmp_path / "client.py").write_text(CLIENT)
+    environment = {**os.environ, "NDIF_HOST": server.host, "NDIF_API_KEY": KEY}
+    kinds = ("QueryAttr", "ChooseRel")
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "client.py"), str(FOLDER), kind], stdout=subprocess.PIPE, env=environment
+        )
+        for kind in kinds
+    ]
+    shown = [one.communicate(timeout=120)[0].decode() for one in running]
+    for kind, text in zip(kinds, shown, strict=True):
+        wanted = mmf.flow(here, mmf.nano.prompts(here, 3, kind), window=3, **QUIET).to_frame()
+        assert abs(float(text.split()[-1]) - wanted["log_probability_change"].sum()) < 1e-6
+
+
+def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    own = Server(tmp_path_factory.mktemp("dying")).start()
+    monkeypatch.setattr(CONFIG.API, "HOST", own.host)
+    prompts, folder = mmf.nano.prompts(here, 3), tmp_path_factory.mktemp("results")
+    own.set("die_before", 2)
+    with pytest.raises(
+        mmf.RemoteFailure, match="connection to the server broke .* with folder= it goes on where it was"
+    ):
+        mmf.flow(there, prompts, window=3, folder=folder, **QUIET)
+    own.process.wait()
+    own.start()
+    try:
+        result = mmf.flow(there, prompts, window=3, folder=folder, **QUIET)
+        assert own.seen()["requests"] == 1  # two were finished
+    finally:
+        own.stop()
+    assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
+
+
+# Errors that a person can act on.
+
+
+def test_without_a_key(here, there, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    with pytest.raises(mmf.RemoteFailure, match="there is no API key"):
+        mmf.flow(there, mmf.nano.prompts(here, 1), window=3, **QUIET)
+
+
+def test_with_a_refused_key(here, there, monkeypatch, capfd):
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "APIKEY", "wrong-and-private")
+    with pytest.raises(mmf.RemoteFailure, match="refuses the API key") as error:
+        mmf.flow(there, mmf.nano.prompts(here, 1), window=3, **QUIET)
+    shown = capfd.readouterr()
+    assert "wrong-and-private" not in str(error.value) + shown.out + shown.err
+
+
+def test_with_no_server_there(here, there, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:9")
+    with pytest.raises(mmf.RemoteFailure, match=r"no NDIF server answers at http://127.0.0.1:9 .*NDIF_HOST"):
+        mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
+
+
+def test_with_a_model_that_is_not_there(here, there, monkeypatch):
+    from nnsight.modeling import huggingface
+
+    monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), "somebody/else")
+    with pytest.raises(mmf.RemoteFailure, match=r"is not deployed on the server\. Deployed are: .*nano/data"):
+        mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
+
+
+def test_with_another_nnsight_there(here, there, monkeypatch):
+    monkeypatch.setattr(_remote, "version", lambda name: "0.9.0")
+    with pytest.raises(mmf.RemoteFailure, match=r"runs nnsight 0.8.1, here is 0.9.0.*pip install 'nnsight==0.8.1'"):
+        mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
+
+
+def test_a_pattern_that_changes_nothing_there_is_told_as_here(here, there):
+    """Planted: the ranking keeps all; only the server's forward can know."""
+    keeps = mmf.Prune(own=[mmf.Stage(layer=2, keep=0, rank=keep_all, reads="", exact=True)])
+    with pytest.raises(mmf.NoEffectError, match="its ranking keeps every image token"):
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"all": keeps}, controls=False, timed=0, **QUIET)
+
+
+def test_a_ranking_that_raises_there_is_told_with_its_line(here, there):
+    broken = mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
+    with pytest.raises(mmf.RemoteFailure, match=r"failed on the server[\s\S]*no such thing"):
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=False, timed=0, **QUIET)

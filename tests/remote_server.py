@@ -1,0 +1,156 @@
+"""What the remote cases share: the stand-in server, graphs here and there, patterns, experiments."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import nnsight
+import pytest
+import tiny
+
+import nnsight_mmflow as mmf
+from nnsight_mmflow import _remote
+from nnsight_mmflow.nano import FOLDER
+
+nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
+KEY = "secret-of-the-tests"  # as in ndif_server.py
+QUIET = {"progress": False, "report": lambda text: None}
+
+
+class Server:
+    """The stand-in, started on a free port."""
+
+    def __init__(self, folder):
+        with contextlib.closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.host, self.process = folder, f"http://127.0.0.1:{self.port}", None
+
+    def start(self):
+        script = Path(__file__).with_name("ndif_server.py")
+        deep = self.folder / "deep"
+        if not deep.exists():  # as deep as a 7B model
+            tiny.tiny_model(n_layers=32).save_pretrained(deep)
+            tiny.tiny_processor().save_pretrained(deep)
+        command = [sys.executable, str(script), str(self.port), str(FOLDER), str(deep)]
+        with open(self.folder / "server.log", "a") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+        for _ in range(600):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.host}/ping").text == "pong":
+                    return self
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def seen(self):
+        return httpx.get(f"{self.host}/test/seen").json()
+
+    def set(self, name, value):
+        httpx.get(f"{self.host}/test/set/{name}/{value}")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("ndif")).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def client(server, monkeypatch):
+    """nnsight's client, pointed at the server; a folder stands for a Hugging Face id."""
+    from nnsight.modeling import huggingface
+    from nnsight.schema.config import CONFIG
+
+    for folder in (FOLDER, server.folder / "deep"):
+        monkeypatch.setitem(huggingface._ID_CACHE, str(folder), str(folder))
+    monkeypatch.setattr(CONFIG.API, "HOST", server.host)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    monkeypatch.setattr(_remote, "_READY", set())
+
+
+@pytest.fixture(scope="module")
+def here():
+    return mmf.load("nano")
+
+
+@pytest.fixture(scope="module")
+def there():
+    return mmf.load(str(FOLDER), remote=True).at(True, trusted=True)
+
+
+@pytest.fixture
+def beside(server):
+    """The graph of an ordinary key: its blocks run in a process beside the model's, here emulated by copies."""
+    server.set("split", 1)
+    yield mmf.load(str(FOLDER), remote=True)
+    server.set("split", 0)
+
+
+def no_weights(graph):
+    return all(parameter.is_meta for parameter in graph.adapter.model.parameters())
+
+
+PATTERNS = {
+    "none": lambda prompts: (),
+    "knockout": lambda prompts: (mmf.Knockout(source="image", target="last", layers=range(3, 6)),),
+    "heads": lambda prompts: (mmf.Knockout(source="image", target="question", layers=[4], heads=[1]),),
+    "patch": lambda prompts: (mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.zeros()),),
+    "from_run": lambda prompts: (mmf.Patch(at="image", layers=[3], value=mmf.from_run(prompts[1])),),
+    "embed": lambda prompts: (mmf.Patch(at="image", site="embed", value=mmf.noise(0.5, seed=1)),),
+    "skip": lambda prompts: (mmf.Skip(layers=[2]),),
+    "skip_image": lambda prompts: (mmf.Skip(layers=[2], at="image"),),
+    "zeroed": lambda prompts: (mmf.Zeroed(source="image", target="question", layers=[1]),),
+    "himap": lambda prompts: (mmf.HiMAP(k1=2, k2=4),),
+    "mask": lambda prompts: (mmf.FastV(k=4, mode="mask"),),
+    "zip": lambda prompts: (mmf.VisionZip(dominant=12, contextual=4),),
+    "recycling": lambda prompts: (mmf.SparseVLM(layers=(2, 5), keep=(0.5, 0.25)),),
+    "waiting": lambda prompts: (mmf.VisiPruner(first_layer=2, fires_below=0.9999, keep_above=0.0, calm_above=-1.0),),
+    "mine": lambda prompts: (mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=longest, reads="")]),),
+    "together": lambda prompts: (mmf.Skip(layers=[7]), mmf.Knockout(source="image", target="last", layers=[4])),
+}
+
+
+def keep_all(seen):
+    return torch.ones(len(seen.image))
+
+
+def breaks(seen):
+    raise RuntimeError("no such thing")
+
+
+def longest(seen):
+    """A method of one's own travels too."""
+    return seen.hidden[seen.image].norm(dim=-1)
+
+
+EXPERIMENTS = {
+    "flow": lambda graph, prompts: mmf.flow(graph, prompts, window=(1, 3), **QUIET),
+    "flow_forwards": lambda graph, prompts: mmf.flow(
+        graph, prompts[:1], ["image->last"], 15, engine="forward", **QUIET
+    ),
+    "lens": lambda graph, prompts: mmf.lens(graph, prompts, progress=False),
+    "skip_flow": lambda graph, prompts: mmf.skip_flow(graph, prompts[:1], ["image"], **QUIET),
+    "saliency": lambda graph, prompts: mmf.saliency(graph, prompts, progress=False),
+    "released": lambda graph, prompts: mmf.saliency(graph, prompts[:1], mode="released", progress=False),
+    "disruption": lambda graph, prompts: mmf.disruption(graph, prompts[:1], ["img2txt"], **QUIET),
+    "contributions": lambda graph, prompts: mmf.contributions(
+        graph, prompts, source="image", target="last", progress=False
+    ),
+    "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], targets="question"),
+    "attention_and_effect": lambda graph, prompts: mmf.attention_and_effect(
+        graph, prompts[0], "text('color')", layers=[3], controls=1, progress=False
+    ),
+    "word_overlap": lambda graph, prompts: mmf.word_overlap(graph, prompts[:1], at="text('color')", progress=False),
+    "prune_report": lambda graph, prompts: mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **QUIET),
+}
