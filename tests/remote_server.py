@@ -11,6 +11,7 @@ import httpx
 import nnsight
 import pytest
 import tiny
+import torch
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import _remote

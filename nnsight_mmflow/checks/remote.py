@@ -67,6 +67,27 @@ def dropped(subject: Subject) -> str:
     return subject.agree("logits", *found)
 
 
+def generated(subject: Subject) -> str:
+    """In a generation too, dropping image tokens equals closing their keys: steps read what the prompt wrote."""
+    from nnsight_mmflow.patterns.prune_methods import FastV
+
+    graph = subject.graph
+    method = FastV(k=graph.enters_after + 1)
+    if method.k >= graph.n_layers:
+        raise NotApplicable("image features are added in every layer")
+    found = [logits_of_steps(graph, subject.prompt, one) for one in (method, replace(method, mode="mask"))]
+    return subject.agree("logits", *found)
+
+
+def logits_of_steps(graph: Graph, prompt: Prompt, pattern: Pattern) -> torch.Tensor:
+    """(steps, vocabulary): of the first two tokens of a greedy generation."""
+    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad(), graph.generate(prompt, pattern, **settings) as tracer:
+        logits = torch.cat(tracer.result.logits).float().detach().cpu().save()
+    return logits
+
+
 def swept(subject: Subject) -> str:
     """A sweep by rows, in one request, equals one forward per window."""
     from nnsight_mmflow.patterns.flow import flow
@@ -109,16 +130,12 @@ def beside(subject: Subject) -> str:
     if graph.n_layers < 3:
         raise NotApplicable("the model is too small to tell")
     method, trusted = FastV(k=max(1, graph.enters_after)), graph.at(None, trusted=True)
-    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
-    settings |= {"output_logits": True, "return_dict_in_generate": True}
     found = []
     for pattern in (method, replace(method, mode="mask")):
         try:
-            with torch.no_grad(), trusted.generate(prompt, pattern, **settings) as tracer:
-                logits = torch.stack(tracer.result.logits).float().detach().cpu().save()
+            found.append(logits_of_steps(trusted, prompt, pattern))
         except Exception as error:
-            return f"beside the model ({type(error).__name__} in a step): generations with such patterns are refused"
-        found.append(logits)
+            return f"beside the model ({type(error).__name__} in a step): patterns attend by themselves in generations"
     where = "in the model's process: graph.at(True, trusted=True)" if torch.allclose(*found, atol=0.05) else "beside it"
     return where
 
@@ -128,6 +145,7 @@ REMOTE_CHECKS: dict[str, Callable[[Subject], str]] = {
     "a knockout in a padded batch equals it alone": knocked,
     "the merged embedding of another run gives that run": patched,
     "dropping image tokens equals closing their keys": dropped,
+    "the same in a generation": generated,
     "a sweep in one request equals one forward per window": swept,
     "a pattern that changes nothing is an error": no_op,
     "where this key's blocks run": beside,

@@ -85,7 +85,7 @@ def train(
     batches, first = Batches(seed), 0
     state = folder / "training.pt"
     if state.exists():
-        kept = torch.load(state, map_location=device, weights_only=False)
+        kept = torch.load(state, map_location=device, weights_only=True)  # tensors and plain numbers alone
         model.load_state_dict(kept["model"])
         readout.load_state_dict(kept["readout"])
         optimizer.load_state_dict(kept["optimizer"])

@@ -239,6 +239,26 @@ def test_with_a_refused_key(here, there, monkeypatch, capfd):
     assert "wrong-and-private" not in str(error.value) + shown.out + shown.err
 
 
+def test_the_key_is_written_nowhere(here, there, server, tmp_path, capfd):
+    told = []
+    job = mmf.flow(there, mmf.nano.prompts(here, 2), window=9, folder=tmp_path, blocking=False, report=told.append)
+    job.result(every=0.05, timeout=60).save(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+    shown = capfd.readouterr()
+    assert KEY not in repr(there) + repr(job) + repr(vars(there)) + str(told) + shown.out + shown.err
+
+
+def test_the_stand_in_is_on_loopback_alone(server):
+    import socket
+
+    for address in {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}:
+        if not address.startswith("127."):
+            with socket.socket() as tried:
+                assert tried.connect_ex((address, server.port)) != 0
+
+
 def test_with_no_server_there(here, there, monkeypatch):
     from nnsight.schema.config import CONFIG
 
