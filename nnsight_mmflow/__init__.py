@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph as Graph
     from nnsight_mmflow._load import adapt as adapt
     from nnsight_mmflow._load import load as load
+    from nnsight_mmflow._on_image import on_image as on_image
     from nnsight_mmflow._prompt import Batch as Batch
     from nnsight_mmflow._prompt import Prompt as Prompt
     from nnsight_mmflow._prune import Seen as Seen
@@ -116,6 +117,7 @@ _WHERE = {
     "PooledAttention": "_attention_maps",
     "attention_and_effect": "_beside",
     "EffectResult": "_beside",
+    "on_image": "_on_image",
     "show_attention": "_show_attention",
     "show_tokens": "_show_tokens",
     "knockout_by_token": "_show_tokens",
