@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.kept_tokens import KeptTokens as KeptTokens
     from nnsight_mmflow.patterns.kept_tokens import kept_tokens as kept_tokens
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
+    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch as KnockoutByPatch
+    from nnsight_mmflow.patterns.knockout_by_patch import knockout_by_patch as knockout_by_patch
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
     from nnsight_mmflow.patterns.patch import Patch as Patch
@@ -118,6 +120,8 @@ _WHERE = {
     "attention_and_effect": "_beside",
     "EffectResult": "_beside",
     "on_image": "_on_image",
+    "knockout_by_patch": "patterns.knockout_by_patch",
+    "KnockoutByPatch": "patterns.knockout_by_patch",
     "show_attention": "_show_attention",
     "show_tokens": "_show_tokens",
     "knockout_by_token": "_show_tokens",

@@ -153,9 +153,20 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionMaps) -> Panels:
 
 
 def _of_result(prompt: Prompt, image: int, result: Result) -> Panels:
-    if result.kind not in ("contributions", "saliency", "knockout_by_patch"):
-        raise MMFlowError(
-            f"a {type(result).__name__} holds no number per image token; AttentionMaps, contributions, saliency and"
-            " knockout_by_patch do. Words on patches: mmf.lens_by_patch(...).plot(layer)."
-        )
-    return result.on_tokens(prompt, image)  # type: ignore[attr-defined]
+    from nnsight_mmflow._contribution_plots import contribution_panels
+    from nnsight_mmflow._patch_plots import patch_panels
+    from nnsight_mmflow._saliency_plots import saliency_panels
+    from nnsight_mmflow.patterns.contributions_result import ContributionsResult
+    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch
+    from nnsight_mmflow.patterns.saliency import SaliencyResult
+
+    if isinstance(result, ContributionsResult):
+        return contribution_panels(result, prompt, image, [None])
+    if isinstance(result, SaliencyResult):
+        return saliency_panels(result, prompt, image, [None])
+    if isinstance(result, KnockoutByPatch):
+        return patch_panels(result, prompt, image)
+    raise MMFlowError(
+        f"a {type(result).__name__} holds no number per image token; AttentionMaps, contributions, saliency and"
+        " knockout_by_patch do. Words on patches: mmf.lens_by_patch(...).plot(layer)."
+    )
