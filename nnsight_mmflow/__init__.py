@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.knockout_by_patch import knockout_by_patch as knockout_by_patch
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
+    from nnsight_mmflow.patterns.lens_by_patch import LensByPatch as LensByPatch
+    from nnsight_mmflow.patterns.lens_by_patch import lens_by_patch as lens_by_patch
     from nnsight_mmflow.patterns.patch import Patch as Patch
     from nnsight_mmflow.patterns.prune import Prune as Prune
     from nnsight_mmflow.patterns.prune_controls import DropAll as DropAll
@@ -122,6 +124,8 @@ _WHERE = {
     "on_image": "_on_image",
     "knockout_by_patch": "patterns.knockout_by_patch",
     "KnockoutByPatch": "patterns.knockout_by_patch",
+    "lens_by_patch": "patterns.lens_by_patch",
+    "LensByPatch": "patterns.lens_by_patch",
     "show_attention": "_show_attention",
     "show_tokens": "_show_tokens",
     "knockout_by_token": "_show_tokens",

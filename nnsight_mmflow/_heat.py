@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 WIDTH = 9.5  # inches: what a notebook shows at 100 dots per inch without shrinking it
+WIDE = 6.2  # inches of a panel with words
 MOST_ACROSS = 5
 OPAQUE = 0.62  # how much of the colour covers the picture, which is grey and light beneath it
 # Orange below 0, blue above, as mmf.show_tokens has them; told apart by colour-blind readers.
@@ -36,7 +37,8 @@ def heat_figure(
     signed: bool | None = None,
     max_value: float | None = None,
     shade: bool = False,
-    heading: str = "",
+    wide: bool = False,
+    notes: Sequence[str] = (),
 ) -> ShownFigure:
     """The picture as it is, and a copy of it for each panel, every token's own pixels in the colour of its number.
 
@@ -48,15 +50,15 @@ def heat_figure(
         signed: colours around white at 0; None: where a number is below 0.
         max_value: where the scale ends; the largest number drawn unless given.
         shade: the picture keeps its colours and is darkened instead, the more the smaller the number.
-        heading: above everything.
+        wide: the one panel is large, the picture small.
+        notes: said below beside the others.
     """
-    import numpy as np
     from matplotlib.cm import ScalarMappable
 
     drawn = drawn_boxes(prompt, image, view)
     numbers = panels.numbers[:, list(drawn.tokens)]
     norm, colours, opaque, extend = _scale(numbers, signed, max_value, shade)
-    figure, axes, across = _axes(prompt.images[image], len(panels.titles))
+    figure, axes, across = _axes(prompt.images[image], len(panels.titles), wide)
     _picture(axes[0], prompt.images[image])
     axes[0].set_title("picture", fontsize=9)
     axes[0].set_xlabel(_folded(prompt.question, 34 if across < 4 else 24), fontsize=8, parse_math=False)
@@ -65,17 +67,16 @@ def heat_figure(
         _picture(axis, behind)
         axis.set_title(title, fontsize=9, parse_math=False)
         _lay(axis, drawn, row, norm, colours, opaque)
-    shown = ScalarMappable(norm, _over_white(colours, opaque))
+    shown = ScalarMappable(norm, _over(behind, colours, opaque))
     bar = figure.colorbar(shown, ax=axes, extend=extend, aspect=25, pad=0.01)
     bar.set_label("\n".join(_lines(panels.label, 46)), fontsize=8, parse_math=False)
     bar.ax.tick_params(labelsize=8)
-    notes = notes_of(prompt, panels.numbers, drawn, image, norm, view)
-    told = [line for note in notes for line in _lines(note, int(16.5 * figure.get_figwidth()))]
+    if panels.ticks:
+        bar.set_ticks([number for number, _ in panels.ticks], labels=[word for _, word in panels.ticks])
+    below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, norm, view)])
+    told = _lines(below, int(16.5 * figure.get_figwidth()))
     figure.supxlabel("\n".join(told), fontsize=7.5, x=0.01, ha="left", parse_math=False)
-    if heading:
-        figure.suptitle(heading, fontsize=10, parse_math=False)
-    figure.set_figheight(figure.get_figheight() + 0.14 * len(told) + 0.25 * bool(heading))
-    assert np.isfinite(norm.vmax)
+    figure.set_figheight(figure.get_figheight() + 0.14 * len(told))
     return figure
 
 
@@ -101,14 +102,19 @@ def _scale(
     return Normalize(start, end), colormaps["cividis"], OPAQUE, extend
 
 
-def _axes(picture: Picture, panels: int) -> tuple[ShownFigure, list[Axes], int]:
+def _axes(picture: Picture, panels: int, wide: bool) -> tuple[ShownFigure, list[Axes], int]:
     """A figure with a place for the picture and each panel, the places, and how many stand side by side."""
+    shape = picture.height / picture.width
+    if wide:
+        beside = WIDTH - 1.1 - WIDE
+        figure = ShownFigure(figsize=(WIDTH, min(WIDE * shape, 1.4 * WIDE) + 0.7), layout="constrained")
+        axes = figure.subplots(1, 2, width_ratios=(beside, WIDE)).tolist()
+        axes[0].set_anchor("N")
+        return figure, axes, 5
     across = min(panels + 1, MOST_ACROSS if panels > 7 else 4)
     down = math.ceil((panels + 1) / across)
     each = min(4.0, (WIDTH - 1.1) / across)
-    figure = ShownFigure(
-        figsize=(each * across + 1.1, down * (each * picture.height / picture.width + 0.3) + 0.35), layout="constrained"
-    )
+    figure = ShownFigure(figsize=(each * across + 1.1, down * (each * shape + 0.3) + 0.35), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
     for spare in axes[panels + 1 :]:
         spare.remove()
@@ -140,14 +146,15 @@ def _faint(picture: Picture) -> Picture:
     return picture.convert("L").point(lambda level: 55 + level * 0.784).convert("RGB")
 
 
-def _over_white(colours: Colormap, opaque: float | None) -> Colormap:
-    """The colours as they look over a white picture, for the colour bar."""
+def _over(picture: Picture, colours: Colormap, opaque: float | None) -> Colormap:
+    """The colours as they look over the picture's mean, for the colour bar; shades as they look over white."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
     shown = colours(np.linspace(0, 1, 256))
     alpha = shown[:, 3:] if opaque is None else opaque
-    return ListedColormap(np.hstack([shown[:, :3] * alpha + 1 - alpha, np.ones((256, 1))]))
+    beneath = 1.0 if opaque is None else np.asarray(picture).mean() / 255
+    return ListedColormap(np.hstack([shown[:, :3] * alpha + beneath * (1 - alpha), np.ones((256, 1))]))
 
 
 def _lines(text: str, width: int) -> list[str]:

@@ -59,7 +59,7 @@ def notes_of(
         notes.append(f"{beyond} lie beyond the scale, up to {sizes.max():.3g}.")
     elif norm.vmin in (0, -norm.vmax) and np.median(sizes) < FAINT * norm.vmax and sizes.any():
         notes.append(f"Half of the patches lie below {np.median(sizes):.2g}; max_value= ends the scale earlier.")
-    return [" ".join(notes)]
+    return notes
 
 
 def _share(numbers: np.ndarray, tokens: list[int]) -> str:

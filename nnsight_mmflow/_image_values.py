@@ -33,11 +33,13 @@ class Panels:
         numbers: (panels, tokens of the image); NaN where a token has none.
         titles: one for each panel.
         label: what the numbers are, with their unit.
+        ticks: (number, word) each for the colour bar; as numbers come unless given.
     """
 
     numbers: np.ndarray = field(repr=False)
     titles: tuple[str, ...]
     label: str
+    ticks: tuple[tuple[float, str], ...] = ()
 
 
 def panels_of(

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._drawn_boxes import drawn_boxes, mosaic
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._heat import WIDE, drawn_words, heat_figure
 from nnsight_mmflow._image_values import Panels, by_position
-from nnsight_mmflow._token_values import of_prompt
+from nnsight_mmflow._token_values import of_layer, of_prompt
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from nnsight_mmflow._drawn_boxes import DrawnBoxes
+    from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch
+    from nnsight_mmflow.patterns.lens_by_patch import LensByPatch
+
+MOST_WORDS = 12  # a line: more cannot be read
+SMALLEST, LARGEST = 6.0, 9.0  # points
+LETTER = 0.62  # mean width of a letter, of its height in points
 
 
 def patch_panels(result: KnockoutByPatch, prompt: Prompt, image: int) -> Panels:
@@ -29,3 +45,74 @@ def patch_panels(result: KnockoutByPatch, prompt: Prompt, image: int) -> Panels:
     told = "" if result.header["size"] == 1 else f", squares of {result.header['size']} x {result.header['size']}"
     label = f"change of p({result.header['answer']}) (%), {result.header['target']} not reading the token{told}"
     return Panels(np.stack(numbers), tuple(titles), label)
+
+
+def words_figure(result: LensByPatch, prompt: Prompt, layer: int, image: int, view: str | None) -> ShownFigure:
+    """The most likely word on each patch, in the colour of its probability; of large grids a word per square."""
+    table = of_layer(of_prompt(result.table, prompt), layer)
+    first = table[table["rank"] == 0].set_index("position")
+    numbers = by_position(prompt, image, first["probability"].to_dict())
+    if not (numbers >= 0).any():
+        raise MMFlowError(
+            f"no token of image {image} was read: mmf.lens_by_patch(graph, prompt, source='image[{image}]')."
+        )
+    panels = Panels(numbers[None], (f"after layer {layer}",), "probability of the most likely word")
+    drawn, words = drawn_boxes(prompt, image, view), first["word"].to_dict()
+    positions = [prompt.spans["image"].images[image].positions[token] for token in drawn.tokens]
+    chosen, square = _chosen(drawn, [numbers[token] for token in drawn.tokens])
+    notes = [f"A word for each {square} x {square} patches, the most probable of them."] if square > 1 else []
+    figure = heat_figure(prompt, panels, image=image, view=view, signed=False, wide=True, notes=notes)
+    _write(figure.axes[1], drawn, {number: words[positions[number]] for number in chosen}, square)
+    return figure
+
+
+def _chosen(drawn: DrawnBoxes, sure: Sequence[float]) -> tuple[list[int], int]:
+    """(which of the drawn boxes get a word, the side of the squares in which each is the most probable)."""
+    width, height = _patch_size(drawn)
+    across = max(box[2] for box in drawn.boxes) / width, max(box[3] for box in drawn.boxes) / height
+    square = max(1, math.ceil(round(max(across), 3) / MOST_WORDS))
+    best: dict[tuple[int, int], int] = {}
+    for number, middle in _seen_middles(drawn).items():
+        where = int(middle[0] / width / square), int(middle[1] / height / square)
+        key = where if square > 1 else (number, number)
+        if sure[number] >= 0 and (key not in best or sure[number] > sure[best[key]]):  # NaN is neither
+            best[key] = number
+    return list(best.values()), square
+
+
+def _seen_middles(drawn: DrawnBoxes) -> dict[int, tuple[float, float]]:
+    """The middle of each box over which no finer one lies."""
+    cells, found = mosaic(drawn.boxes), {}
+    for number, box in enumerate(drawn.boxes):
+        middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        row, column = bisect_right(cells.rows, middle[1]) - 1, bisect_right(cells.columns, middle[0]) - 1
+        if cells.which[row][column] == number:
+            found[number] = middle
+    return found
+
+
+def _patch_size(drawn: DrawnBoxes) -> tuple[float, float]:
+    return median(box[2] - box[0] for box in drawn.boxes), median(box[3] - box[1] for box in drawn.boxes)
+
+
+def _write(axis: Axes, drawn: DrawnBoxes, words: Mapping[int, str], square: int) -> None:
+    """The words, as large as fits and cut where they do not."""
+    from matplotlib.patheffects import withStroke
+
+    inches = WIDE * _patch_size(drawn)[0] * square / axis.get_xlim()[1]
+    shown = dict(zip(words, drawn_words([word.strip() or repr(word) for word in words.values()]), strict=True))
+    longest = max(map(len, shown.values()), default=1)
+    points = min(LARGEST, max(SMALLEST, 72 * inches / (LETTER * min(longest, 9))))
+    letters = max(2, int(72 * inches / (LETTER * points)))
+    for number, word in shown.items():
+        left, top, right, bottom = drawn.boxes[number]
+        axis.text(
+            (left + right) / 2,
+            (top + bottom) / 2,
+            word if len(word) <= letters else word[: letters - 1] + "\u2026",
+            ha="center",
+            va="center",
+            fontsize=points,
+            parse_math=False,
+            path_effects=[withStroke(linewidth=1.3, foreground="white")],
+        )

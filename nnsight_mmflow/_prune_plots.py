@@ -77,4 +77,6 @@ def kept_panels(found: KeptTokens, image: int, by_layer: bool) -> Panels:
         + f": {found.counts[group[0]]} tokens"
         for group in stretches
     )
-    return Panels(np.stack([drawn(seen[group[0]]) for group in stretches]), titles, "0: dropped, 1: seen")
+    return Panels(
+        np.stack([drawn(seen[group[0]]) for group in stretches]), titles, "image tokens", ((0, "dropped"), (1, "seen"))
+    )

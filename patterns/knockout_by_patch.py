@@ -88,23 +88,24 @@ class KnockoutByPatch(Result):
     def summary(self) -> str:
         """The most harmful region of each window, beside the distribution over regions and the control."""
         header = self.header
-        what = "image tokens" if header["size"] == 1 else f"squares of {header['size']} x {header['size']} patches"
+        size = header["size"]
+        what = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
         lines = [
-            f"{header['model']}: {header['source']}->{header['target']} closed for each of {header['n_regions']} {what};"
-            f" the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
+            f"{header['model']}: {header['source']}->{header['target']}, closed for each of {header['n_regions']}"
+            f" {what}; the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
         ]
         for row, (_, part) in zip(self.spread().itertuples(), self.table.groupby("layer"), strict=True):
             worst = part.loc[part["change_percent"].idxmin()]
             where = f"row {worst['row']}, column {worst['column']}" if worst["view"] else "a token without patch"
             text = (
-                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row.mean:+.2f}%, 95% of them from"
-                f" {row.low:+.2f}% to {row.high:+.2f}%; lowest {worst['change_percent']:+.1f}% ({where}); all at once"
-                f" {row.whole:+.1f}%"
+                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row.mean:+.2g}%, 95% of them from"
+                f" {row.low:+.2g}% to {row.high:+.2g}%; lowest {worst['change_percent']:+.3g}% ({where}); all at once"
+                f" {row.whole:+.3g}%"
             )
             if row.below_control == row.below_control:
                 text += (
-                    f"; random patches, as many: mean {row.control_mean:+.2f}%, 95% from {row.control_low:+.2f}% to"
-                    f" {row.control_high:+.2f}%; {row.below_control:.0%} of the squares lie below"
+                    f"; random patches, as many: mean {row.control_mean:+.2g}%, 95% from {row.control_low:+.2g}% to"
+                    f" {row.control_high:+.2g}%; {row.below_control:.0%} of the squares lie below"
                 )
             lines.append(text)
         return "\n".join(lines)
@@ -197,9 +198,7 @@ def knockout_by_patch(
         "whole_change_percent": [
             math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres
         ],
-        "left_out": {}
-        if size == 1
-        else {"tokens that show no patch": len(span) - sum(len(r.positions) for r in regions)},
+        "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
         "plan": repr(plan),
         "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
         "versions": versions(),
