@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WIDTH = 9.5  # inches: what a notebook shows at 100 dots per inch without shrinking it
 WIDE = 6.2  # inches of a panel with words
 MOST_ACROSS = 5
-OPAQUE = 0.62  # how much of the colour covers the picture, which is grey and light beneath it
+OPAQUE = 0.66  # how much of the colour covers the picture, which is grey and light beneath it
 # Orange below 0, blue above, as mmf.show_tokens has them; told apart by colour-blind readers.
 SIGNED = ("#A63C00", "#E68A3C", "#FFFFFF", "#4B9CD3", "#00508C")
 
@@ -68,12 +68,12 @@ def heat_figure(
         axis.set_title(title, fontsize=9, parse_math=False)
         _lay(axis, drawn, row, norm, colours, opaque)
     shown = ScalarMappable(norm, _over(behind, colours, opaque))
-    bar = figure.colorbar(shown, ax=axes, extend=extend, aspect=25, pad=0.01)
+    bar = figure.colorbar(shown, ax=axes, extend=extend, aspect=25, pad=0.01, panchor=False)
     bar.set_label("\n".join(_lines(panels.label, 46)), fontsize=8, parse_math=False)
     bar.ax.tick_params(labelsize=8)
     if panels.ticks:
         bar.set_ticks([number for number, _ in panels.ticks], labels=[word for _, word in panels.ticks])
-    below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, norm, view)])
+    below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, norm, view, shares=not wide)])
     told = _lines(below, int(16.5 * figure.get_figwidth()))
     figure.supxlabel("\n".join(told), fontsize=7.5, x=0.01, ha="left", parse_math=False)
     figure.set_figheight(figure.get_figheight() + 0.14 * len(told))
@@ -143,7 +143,7 @@ def _lay(
 
 def _faint(picture: Picture) -> Picture:
     """Grey and light, so that colours over it stay what they are."""
-    return picture.convert("L").point(lambda level: 55 + level * 0.784).convert("RGB")
+    return picture.convert("L").point(lambda level: 105 + level * 0.588).convert("RGB")
 
 
 def _over(picture: Picture, colours: Colormap, opaque: float | None) -> Colormap:

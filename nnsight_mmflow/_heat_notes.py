@@ -19,7 +19,13 @@ FAINT = 0.05  # of the scale: where most tokens lie below this, it is worth cutt
 
 
 def notes_of(
-    prompt: Prompt, numbers: np.ndarray, drawn: DrawnBoxes, image: int, norm: Normalize, view: str | None
+    prompt: Prompt,
+    numbers: np.ndarray,
+    drawn: DrawnBoxes,
+    image: int,
+    norm: Normalize,
+    view: str | None,
+    shares: bool = True,
 ) -> list[str]:
     """Lines for below the figure.
 
@@ -30,6 +36,7 @@ def notes_of(
         image: which image.
         norm: the scale.
         view: the one that was asked for.
+        shares: whether a sum of the numbers means something, so that what is left out has a share of it.
     """
     import numpy as np
 
@@ -44,12 +51,12 @@ def notes_of(
     for kind, words in KINDS.items():
         left = [token for token in every if places[token].kind == kind and places[token].box is None]
         if left:
-            notes.append(f"No pixels: {len(left)} ({words}), {_share(numbers, left)}.")
+            notes.append(f"No pixels: {len(left)} ({words}){_share(numbers, left, shares)}.")
     hidden = sorted({token for token in every if places[token].box is not None} - set(drawn.tokens))
     for name in dict.fromkeys(places[token].view for token in hidden):
         left = [token for token in hidden if places[token].view == name]
         why = "finer ones lie over them" if view is None or name == view else f'view="{view}" was asked for'
-        notes.append(f"Not drawn: {len(left)} patches of view {name} ({why}), {_share(numbers, left)}.")
+        notes.append(f"Not drawn: {len(left)} patches of view {name} ({why}){_share(numbers, left, shares)}.")
     shown = numbers[:, list(drawn.tokens)]
     if np.isnan(shown).any():
         notes.append(f"{int(np.isnan(shown).any(0).sum())} patches have no value and stay plain.")
@@ -62,13 +69,15 @@ def notes_of(
     return notes
 
 
-def _share(numbers: np.ndarray, tokens: list[int]) -> str:
+def _share(numbers: np.ndarray, tokens: list[int], wanted: bool) -> str:
     """What these tokens have of all tokens' values, over the panels."""
     import numpy as np
 
     if np.isnan(numbers[:, tokens]).all():
-        return "without values"
+        return ", without values"
+    if not wanted:
+        return ""
     whole = np.nansum(np.abs(numbers), 1)
     shares = np.nansum(np.abs(numbers[:, tokens]), 1) / np.where(whole > 0, whole, 1)
     low, high = f"{shares.min():.0%}", f"{shares.max():.0%}"
-    return f"{low if low == high else f'{low} to {high}'} of all values' size"
+    return f", {low if low == high else f'{low} to {high}'} of the sum of absolute values"

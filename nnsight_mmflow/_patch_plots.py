@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 12  # a line: more cannot be read
 SMALLEST, LARGEST = 6.0, 9.0  # points
-LETTER = 0.62  # mean width of a letter, of its height in points
+LETTER = 0.66  # mean width of a letter, of its height in points
 
 
 def patch_panels(result: KnockoutByPatch, prompt: Prompt, image: int) -> Panels:
@@ -60,24 +60,38 @@ def words_figure(result: LensByPatch, prompt: Prompt, layer: int, image: int, vi
     drawn, words = drawn_boxes(prompt, image, view), first["word"].to_dict()
     positions = [prompt.spans["image"].images[image].positions[token] for token in drawn.tokens]
     chosen, square = _chosen(drawn, [numbers[token] for token in drawn.tokens])
-    notes = [f"A word for each {square} x {square} patches, the most probable of them."] if square > 1 else []
+    notes = [f"In each square of {square} x {square} patches the most probable of their words."] if square > 1 else []
     figure = heat_figure(prompt, panels, image=image, view=view, signed=False, wide=True, notes=notes)
-    _write(figure.axes[1], drawn, {number: words[positions[number]] for number in chosen}, square)
+    _write(figure.axes[1], _patch_size(drawn)[0] * square, [(at, words[positions[one]]) for one, at in chosen.items()])
     return figure
 
 
-def _chosen(drawn: DrawnBoxes, sure: Sequence[float]) -> tuple[list[int], int]:
-    """(which of the drawn boxes get a word, the side of the squares in which each is the most probable)."""
+def _chosen(drawn: DrawnBoxes, sure: Sequence[float]) -> tuple[dict[int, tuple[float, float]], int]:
+    """(which drawn boxes get a word, and where it stands; the side of the squares in which each is the most probable).
+
+    Of squares the word stands in the middle: at its own patch it would run into its neighbours.
+    """
     width, height = _patch_size(drawn)
-    across = max(box[2] for box in drawn.boxes) / width, max(box[3] for box in drawn.boxes) / height
-    square = max(1, math.ceil(round(max(across), 3) / MOST_WORDS))
+    right, bottom = max(box[2] for box in drawn.boxes), max(box[3] for box in drawn.boxes)
+    square = max(1, math.ceil(round(max(right / width, bottom / height), 3) / MOST_WORDS))
     best: dict[tuple[int, int], int] = {}
-    for number, middle in _seen_middles(drawn).items():
+    middles = _seen_middles(drawn)
+    for number, middle in middles.items():
         where = int(middle[0] / width / square), int(middle[1] / height / square)
         key = where if square > 1 else (number, number)
         if sure[number] >= 0 and (key not in best or sure[number] > sure[best[key]]):  # NaN is neither
             best[key] = number
-    return list(best.values()), square
+    if square == 1:
+        return {number: middles[number] for number in best.values()}, square
+    return {
+        number: (_middle(column, square * width, right), _middle(row, square * height, bottom))
+        for (column, row), number in best.items()
+    }, square
+
+
+def _middle(square: int, side: float, end: float) -> float:
+    """The middle of a square along one side; the last one may be cut off where the picture ends."""
+    return (square * side + min((square + 1) * side, end)) / 2
 
 
 def _seen_middles(drawn: DrawnBoxes) -> dict[int, tuple[float, float]]:
@@ -95,20 +109,19 @@ def _patch_size(drawn: DrawnBoxes) -> tuple[float, float]:
     return median(box[2] - box[0] for box in drawn.boxes), median(box[3] - box[1] for box in drawn.boxes)
 
 
-def _write(axis: Axes, drawn: DrawnBoxes, words: Mapping[int, str], square: int) -> None:
-    """The words, as large as fits and cut where they do not."""
+def _write(axis: Axes, room: float, words: Sequence[tuple[tuple[float, float], str]]) -> None:
+    """The words, each around its point, as large as `room` pixels of the picture allow, and cut where they do not."""
     from matplotlib.patheffects import withStroke
 
-    inches = WIDE * _patch_size(drawn)[0] * square / axis.get_xlim()[1]
-    shown = dict(zip(words, drawn_words([word.strip() or repr(word) for word in words.values()]), strict=True))
-    longest = max(map(len, shown.values()), default=1)
+    inches = 0.87 * WIDE * room / axis.get_xlim()[1]
+    shown = drawn_words([word.strip() or repr(word) for _, word in words])
+    longest = max(map(len, shown), default=1)
     points = min(LARGEST, max(SMALLEST, 72 * inches / (LETTER * min(longest, 9))))
     letters = max(2, int(72 * inches / (LETTER * points)))
-    for number, word in shown.items():
-        left, top, right, bottom = drawn.boxes[number]
+    for ((across, down), _), word in zip(words, shown, strict=True):
         axis.text(
-            (left + right) / 2,
-            (top + bottom) / 2,
+            across,
+            down,
             word if len(word) <= letters else word[: letters - 1] + "\u2026",
             ha="center",
             va="center",

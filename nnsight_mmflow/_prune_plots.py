@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.kept_tokens import KeptTokens
     from nnsight_mmflow.patterns.prune_report import PruneReport
 
+TICKS = ((0.0, "dropped"), (1.0, "seen"))
+
 
 def prune_figure(result: PruneReport) -> ShownFigure:
     """Share of right answers with 95% intervals against the share of image tokens; methods and controls told apart."""
@@ -77,6 +79,4 @@ def kept_panels(found: KeptTokens, image: int, by_layer: bool) -> Panels:
         + f": {found.counts[group[0]]} tokens"
         for group in stretches
     )
-    return Panels(
-        np.stack([drawn(seen[group[0]]) for group in stretches]), titles, "image tokens", ((0, "dropped"), (1, "seen"))
-    )
+    return Panels(np.stack([drawn(seen[group[0]]) for group in stretches]), titles, "image tokens", TICKS)
