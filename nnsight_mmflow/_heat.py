@@ -35,7 +35,7 @@ def heat_figure(
     image: int = 0,
     view: str | None = None,
     signed: bool | None = None,
-    max_value: float | None = None,
+    max_value: float | int | None = None,
     shade: bool = False,
     wide: bool = False,
     notes: Sequence[str] = (),
@@ -81,7 +81,7 @@ def heat_figure(
 
 
 def _scale(
-    numbers: np.ndarray, signed: bool | None, max_value: float | None, shade: bool
+    numbers: np.ndarray, signed: bool | None, max_value: float | int | None, shade: bool
 ) -> tuple[Normalize, Colormap, float | None, str]:
     """(scale, colours, how opaque they are (None: they say it themselves), where the scale is cut)."""
     import numpy as np

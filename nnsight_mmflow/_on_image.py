@@ -24,7 +24,7 @@ def on_image(
     label: str = "",
     titles: Sequence[str] | None = None,
     signed: bool | None = None,
-    max_value: float | None = None,
+    max_value: float | int | None = None,
 ) -> ShownFigure:
     """A figure: the picture, and beside it a heat map over it for each row of values, each token at its own pixels.
 

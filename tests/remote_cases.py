@@ -182,6 +182,8 @@ EXPERIMENTS = {
     "contributions": lambda graph, prompts: mmf.contributions(
         graph, prompts, source="image", target="last", progress=False
     ),
+    "knockout_by_patch": lambda graph, prompts: mmf.knockout_by_patch(graph, prompts[0], size=2, progress=False),
+    "lens_by_patch": lambda graph, prompts: mmf.lens_by_patch(graph, prompts[0]),
     "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], targets="question"),
     "word_overlap": lambda graph, prompts: mmf.word_overlap(graph, prompts[:1], at="text('color')", progress=False),
     "prune_report": lambda graph, prompts: mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **QUIET),
@@ -358,7 +360,9 @@ def test_a_generation_that_would_be_wrong_beside_the_model_is_refused(here, besi
     assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
 
 
-@pytest.mark.parametrize("name", ["flow", "lens", "skip_flow", "disruption", "contributions"])
+@pytest.mark.parametrize(
+    "name", ["flow", "lens", "skip_flow", "disruption", "contributions", "knockout_by_patch", "lens_by_patch"]
+)
 def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
     prompts = mmf.nano.prompts(here, 1)
     one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
