@@ -54,10 +54,12 @@ def heat_figure(
         notes: said below beside the others.
     """
     from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
 
     drawn = drawn_boxes(prompt, image, view)
     numbers = panels.numbers[:, list(drawn.tokens)]
-    norm, colours, opaque, extend = _scale(numbers, signed, max_value, shade)
+    ends, colours, opaque, extend = _scale(numbers, signed, max_value, shade)
+    norm = Normalize(*ends)
     figure, axes, across = _axes(prompt.images[image], len(panels.titles), wide)
     _picture(axes[0], prompt.images[image])
     axes[0].set_title("picture", fontsize=9)
@@ -73,7 +75,7 @@ def heat_figure(
     bar.ax.tick_params(labelsize=8)
     if panels.ticks:
         bar.set_ticks([number for number, _ in panels.ticks], labels=[word for _, word in panels.ticks])
-    below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, norm, view, shares=not wide)])
+    below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, ends, view, shares=not wide)])
     told = _lines(below, int(16.5 * figure.get_figwidth()))
     figure.supxlabel("\n".join(told), fontsize=7.5, x=0.01, ha="left", parse_math=False)
     figure.set_figheight(figure.get_figheight() + 0.14 * len(told))
@@ -82,24 +84,24 @@ def heat_figure(
 
 def _scale(
     numbers: np.ndarray, signed: bool | None, max_value: float | int | None, shade: bool
-) -> tuple[Normalize, Colormap, float | None, str]:
-    """(scale, colours, how opaque they are (None: they say it themselves), where the scale is cut)."""
+) -> tuple[tuple[float, float], Colormap, float | None, str]:
+    """(the ends of the scale, colours, how opaque they are (None: they say it themselves), where the scale is cut)."""
     import numpy as np
     from matplotlib import colormaps
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.colors import LinearSegmentedColormap
 
     low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
     if signed or (signed is None and low < 0):
         end = max_value or max(abs(low), abs(high)) or 1.0
         extend = ("neither", "max", "min", "both")[(high > end) + 2 * (low < -end)]
-        return Normalize(-end, end), LinearSegmentedColormap.from_list("signed", SIGNED), OPAQUE, extend
+        return (-end, end), LinearSegmentedColormap.from_list("signed", SIGNED), OPAQUE, extend
     start = min(0.0, low)
     end = max_value or (high if high > start else start + 1.0)
     extend = "max" if high > end else "neither"
     if shade:
         dark = LinearSegmentedColormap.from_list("shade", [(0, 0, 0, 0.85), (0, 0, 0, 0)])
-        return Normalize(start, end), dark, None, extend
-    return Normalize(start, end), colormaps["cividis"], OPAQUE, extend
+        return (start, end), dark, None, extend
+    return (start, end), colormaps["cividis"], OPAQUE, extend
 
 
 def _axes(picture: Picture, panels: int, wide: bool) -> tuple[ShownFigure, list[Axes], int]:

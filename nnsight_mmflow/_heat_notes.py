@@ -9,7 +9,6 @@ from nnsight_mmflow._drawn_boxes import image_tokens
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.colors import Normalize
 
     from nnsight_mmflow._drawn_boxes import DrawnBoxes
     from nnsight_mmflow._prompt import Prompt
@@ -23,7 +22,7 @@ def notes_of(
     numbers: np.ndarray,
     drawn: DrawnBoxes,
     image: int,
-    norm: Normalize,
+    ends: tuple[float, float],
     view: str | None,
     shares: bool = True,
 ) -> list[str]:
@@ -34,12 +33,13 @@ def notes_of(
         numbers: (panels, tokens of the image), NaN where there is none.
         drawn: the tokens that are drawn.
         image: which image.
-        norm: the scale.
+        ends: of the scale.
         view: the one that was asked for.
         shares: whether a sum of the numbers means something, so that what is left out has a share of it.
     """
     import numpy as np
 
+    low, high = ends
     tokens = image_tokens(prompt, image)
     geometry, every = tokens.geometry, range(len(tokens.positions))
     places = [geometry.place(token) for token in every]
@@ -61,10 +61,10 @@ def notes_of(
     if np.isnan(shown).any():
         notes.append(f"{int(np.isnan(shown).any(0).sum())} patches have no value and stay plain.")
     sizes = np.abs(shown[~np.isnan(shown)])
-    beyond = int((sizes > norm.vmax * (1 + 1e-9)).sum())
+    beyond = int((sizes > high * (1 + 1e-9)).sum())
     if beyond:
         notes.append(f"{beyond} lie beyond the scale, up to {sizes.max():.3g}.")
-    elif norm.vmin in (0, -norm.vmax) and np.median(sizes) < FAINT * norm.vmax and sizes.any():
+    elif low in (0, -high) and np.median(sizes) < FAINT * high and sizes.any():
         notes.append(f"Half of the patches lie below {np.median(sizes):.2g}; max_value= ends the scale earlier.")
     return notes
 

@@ -50,16 +50,17 @@ def patch_panels(result: KnockoutByPatch, prompt: Prompt, image: int) -> Panels:
 def words_figure(result: LensByPatch, prompt: Prompt, layer: int, image: int, view: str | None) -> ShownFigure:
     """The most likely word on each patch, in the colour of its probability; of large grids a word per square."""
     table = of_layer(of_prompt(result.table, prompt), layer)
-    first = table[table["rank"] == 0].set_index("position")
-    numbers = by_position(prompt, image, first["probability"].to_dict())
+    first = table[table["rank"] == 0]
+    sure = dict(zip(first["position"].tolist(), first["probability"].tolist(), strict=True))
+    numbers = by_position(prompt, image, sure)
     if not (numbers >= 0).any():
         raise MMFlowError(
             f"no token of image {image} was read: mmf.lens_by_patch(graph, prompt, source='image[{image}]')."
         )
     panels = Panels(numbers[None], (f"after layer {layer}",), "probability of the most likely word")
-    drawn, words = drawn_boxes(prompt, image, view), first["word"].to_dict()
+    drawn, words = drawn_boxes(prompt, image, view), dict(zip(first["position"].tolist(), first["word"], strict=True))
     positions = [prompt.spans["image"].images[image].positions[token] for token in drawn.tokens]
-    chosen, square = _chosen(drawn, [numbers[token] for token in drawn.tokens])
+    chosen, square = _chosen(drawn, numbers[list(drawn.tokens)].tolist())
     notes = [f"In each square of {square} x {square} patches the most probable of their words."] if square > 1 else []
     figure = heat_figure(prompt, panels, image=image, view=view, signed=False, wide=True, notes=notes)
     _write(figure.axes[1], _patch_size(drawn)[0] * square, [(at, words[positions[one]]) for one, at in chosen.items()])

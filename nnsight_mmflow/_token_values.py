@@ -97,6 +97,7 @@ def of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
     if len(names) > 1 and prompt.key not in names:
         raise MMFlowError(
             f"the result is of {len(names)} prompts ({', '.join(map(str, names[:4]))}), none of this key."
+            " Ask with one of their prompts, and give each a key of its own: graph.prompt(..., key='first')."
         )
     return table[table["prompt"] == (prompt.key if prompt.key in names else names[0])]
 

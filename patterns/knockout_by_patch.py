@@ -94,18 +94,19 @@ class KnockoutByPatch(Result):
             f"{header['model']}: {header['source']}->{header['target']}, closed for each of {header['n_regions']}"
             f" {what}; the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
         ]
-        for row, (_, part) in zip(self.spread().itertuples(), self.table.groupby("layer"), strict=True):
-            worst = part.loc[part["change_percent"].idxmin()]
+        for row in self.spread().to_dict("records"):
+            part = self.table[self.table["layer"] == row["layer"]].sort_values("change_percent")
+            worst = part.iloc[0]
             where = f"row {worst['row']}, column {worst['column']}" if worst["view"] else "a token without patch"
             text = (
-                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row.mean:+.2g}%, 95% of them from"
-                f" {row.low:+.2g}% to {row.high:+.2g}%; lowest {worst['change_percent']:+.3g}% ({where}); all at once"
-                f" {row.whole:+.3g}%"
+                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row['mean']:+.2g}%, 95% of them from"
+                f" {row['low']:+.2g}% to {row['high']:+.2g}%; lowest {worst['change_percent']:+.3g}% ({where}); all at"
+                f" once {row['whole']:+.3g}%"
             )
-            if row.below_control == row.below_control:
+            if not math.isnan(row["below_control"]):
                 text += (
-                    f"; random patches, as many: mean {row.control_mean:+.2g}%, 95% from {row.control_low:+.2g}% to"
-                    f" {row.control_high:+.2g}%; {row.below_control:.0%} of the squares lie below"
+                    f"; random patches, as many: mean {row['control_mean']:+.2g}%, 95% from {row['control_low']:+.2g}%"
+                    f" to {row['control_high']:+.2g}%; {row['below_control']:.0%} of the squares lie below"
                 )
             lines.append(text)
         return "\n".join(lines)
