@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import PromptError as PromptError
     from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
+    from nnsight_mmflow._explore import explore as explore
     from nnsight_mmflow._graph import Graph as Graph
     from nnsight_mmflow._load import adapt as adapt
     from nnsight_mmflow._load import load as load
@@ -116,6 +117,7 @@ _WHERE = {
     "PooledAttention": "_attention_maps",
     "attention_and_effect": "_beside",
     "EffectResult": "_beside",
+    "explore": "_explore",
     "show_attention": "_show_attention",
     "show_tokens": "_show_tokens",
     "knockout_by_token": "_show_tokens",
