@@ -42,9 +42,10 @@ def explore(
 
     One document that holds the picture, the numbers as compact bytes and its script, and fetches nothing. Attention:
     choose layer and head, click a patch or a word (or move with the arrow keys) to see what it receives and what it
-    sends. 32 heads of 600 x 600 take under 2 MB: a weight w of a head whose largest is m is kept in L steps of its
-    square root, so what is shown differs by at most m / L * (sqrt(w / m) + 1 / (4 L)), nowhere more than m / L. L is
-    255, and as low as 31 where a layer's weights would take more room; the page says how far its own are off.
+    sends. 32 heads of 600 x 600 take under 2 MB: a weight w of a head whose largest is m is kept as a byte,
+    255 * (w / m) ** p. What is shown differs from w by at most m / 255, and far less where w is small: p is 1/2 (the
+    square root) unless a layer would take more room; then it is larger, and small weights are coarser. The page says
+    how far its own are off.
 
     Args:
         what: `mmf.attention(...)`; what `mmf.contributions` and `mmf.kept_tokens` return; a lens or knockout by patch,

@@ -1,10 +1,10 @@
 """Attention on the image as a page: weights as bytes, one array for each layer.
 
-A weight w of a head whose largest is m is kept as round(levels * sqrt(w / m)): the square root spends the bytes on small
-weights, of which attention mostly consists. What is read back differs from w by at most
-m / levels * (sqrt(w / m) + 1 / (4 * levels)), so nowhere by more than m / levels. `levels` is 255 unless the layer would
-then take more than 2 MB and a third of a byte per weight; then it is the largest of `LEVELS` that fits, and the page
-says so.
+A weight w of a head whose largest is m is kept as round(255 * (w / m) ** p). With p = 1/2, the square root, most bytes
+go to small weights, of which attention mostly consists. Where a layer would then take more than 1.8 MB and 0.31 bytes
+per weight, p is the smallest with which it does not: small weights get coarser, large ones no worse. With
+a = (w / m) ** p, what is read back differs from w by at most m * ((a + 1/510) ** (1 / p) - a ** (1 / p)), and nowhere
+by more than m / 255.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow._attention_maps import AttentionMaps
     from nnsight_mmflow._prompt import Prompt
 
-LEVELS = (255, 191, 127, 95, 63, 47, 31)
-LAYER_BYTES, BYTES_PER_WEIGHT = 1_700_000, 0.3  # as text in the page; the picture and the script come on top
+STEPS = 255
+POWERS = tuple(number / 100 for number in range(50, 102, 2))
+LAYER_BYTES, BYTES_PER_WEIGHT = 1_800_000, 0.31  # as text in the page; the picture and the script come on top
 BODY = f"""
 <h1 id="title"></h1>
 <div class="controls">
@@ -41,16 +42,18 @@ leave attention sinks, and the position itself, out of the colour scales</label>
 <section aria-label="pictures"><div id="pictures"></div><div id="picture-bar">{LEGEND}</div></section>
 <section aria-label="whole matrix"><div id="matrix" tabindex="0" role="application">
 <span class="axis">sources: what is read →</span>
-<div id="cells"><canvas id="across" height="1"></canvas><canvas id="down" width="1"></canvas><canvas id="weights"></canvas>
+<div id="cells"><canvas id="across" height="1"></canvas><canvas id="down" width="1"></canvas>
+<canvas id="weights"></canvas>
 <i id="row-line"></i><i id="column-line"></i><i id="cell-mark"></i></div>
-<span class="axis">targets: who reads ↓; dark edge: image tokens</span></div><div id="matrix-bar">{LEGEND}</div></section>
+<span class="axis">targets: who reads ↓; dark edge: image tokens</span></div>
+<div id="matrix-bar">{LEGEND}</div></section>
 </div>
 <p id="reading" aria-live="polite">&nbsp;</p>
 <div id="words" role="group" aria-label="the prompt, word by word"></div><div id="words-bar">{LEGEND}</div>
 <div class="lists"><section><h2 id="receives-title"></h2><ol id="receives"></ol></section>
 <section><h2 id="sends-title"></h2><ol id="sends"></ol></section></div>
-<p class="note">Click a patch or a word to select it. Keys: Tab goes from part to part; arrows move the selected patch on
-a picture, the selected word among the words, and a cell on the matrix (Enter selects its target). In brackets: the
+<p class="note">Click a patch or a word to select it. Keys: Tab goes from part to part; arrows move the selected patch
+on a picture, the selected word among the words, and a cell on the matrix (Enter selects its target). In brackets: the
 position in the prompt.
 A ring, and the word “sink”, mark attention sinks: positions that most later ones read, whatever is asked.</p>
 <p class="note" id="kept"></p>
@@ -69,16 +72,17 @@ def attention_page(maps: AttentionMaps, most_bytes: int, layer: int | None = Non
         raise MMFlowError("the maps hold weights that are not finite: there is no colour for them.")
     lower = maps.targets == maps.sources and not bool(maps.weights.triu(1).any())
     arrays: dict[str, np.ndarray | str] = {"palette": palette(signed=False)}
-    levels, scales, size = [], [], 0
+    powers: list[float] = []
+    scales: list[list[float]] = []
+    size = 0
     for one in maps.layers:
-        held, used, largest = quantised(maps.at(one).float().numpy(), lower)
-        arrays[f"layer {one}"] = packed = pack(held, runs=True)
-        levels.append(used)
+        packed, power, largest = packed_weights(maps.at(one).float().numpy(), lower)
+        arrays[f"layer {one}"] = packed
+        powers.append(power)
         scales.append(largest)
         size += len(packed)
         if size > most_bytes:
-            _refuse(maps, size, len(levels), most_bytes)
-    error = max(max(largest) / used for largest, used in zip(scales, levels, strict=True))
+            _refuse(maps, size, len(powers), most_bytes)
     under = "".join(f", under {pattern}" for pattern in maps.patterns)
     count = len(maps.heads)
     data = {
@@ -89,14 +93,13 @@ def attention_page(maps: AttentionMaps, most_bytes: int, layer: int | None = Non
         "targets": list(maps.targets),
         "sources": list(maps.sources),
         "lower": lower,
-        "levels": levels,
+        "powers": powers,
         "scales": scales,
         "sinks": [list(maps.sinks(layer)) for layer in maps.layers],
         "names": names_of(maps.prompt),
         "chips": chips_of(maps.prompt),
         "pictures": pictures_of(maps.prompt),
-        "kept": f"Weights are kept in {min(levels)} steps of their square root: they differ from the exact ones by at"
-        f" most {error:.2g}, where they are large, and far less where they are small.",
+        "kept": _told(powers, scales),
     }
     shape = f"{len(maps.layers)} layers, {count} head{'s' if count > 1 else ''}, {len(maps.targets)} targets"
     return Page(
@@ -110,8 +113,8 @@ def attention_page(maps: AttentionMaps, most_bytes: int, layer: int | None = Non
     )
 
 
-def quantised(weights: np.ndarray, lower: bool) -> tuple[np.ndarray, int, list[float]]:
-    """(bytes, levels, the largest weight of each head) of (heads, targets, sources); see above.
+def packed_weights(weights: np.ndarray, lower: bool) -> tuple[str, float, list[float]]:
+    """(the bytes as text, p, the largest weight of each head) of (heads, targets, sources); see above.
 
     Args:
         weights: 0 or more.
@@ -124,13 +127,22 @@ def quantised(weights: np.ndarray, lower: bool) -> tuple[np.ndarray, int, list[f
         weights = weights[:, down, across]
     weights = weights.reshape(len(weights), -1)
     largest = weights.max(1)
-    roots = np.sqrt(weights / np.where(largest > 0, largest, 1)[:, None])
-    most = max(LAYER_BYTES, BYTES_PER_WEIGHT * roots.size)
-    for levels in LEVELS:
-        held = np.rint(roots * levels).astype(np.uint8)
-        if _expected(held) <= most:
+    shares = weights / np.where(largest > 0, largest, 1)[:, None]
+    most = max(LAYER_BYTES, BYTES_PER_WEIGHT * weights.size)
+    for power in POWERS:
+        held = np.rint(shares**power * STEPS).astype(np.uint8)
+        if power < POWERS[-1] and _expected(held) > 1.05 * most:
+            continue  # not worth packing
+        packed = pack(held, runs=True)
+        if len(packed) <= most:
             break
-    return held, levels, [float(one) for one in largest]
+    return packed, power, [float(one) for one in largest]
+
+
+def furthest(weight: float, largest: float, power: float) -> float:
+    """How far a weight that is read back may differ from the exact one."""
+    root = min(1.0, weight / largest) ** power if largest else 0.0
+    return largest * (min(1.0, root + 0.5 / STEPS) ** (1 / power) - min(root, 1 - 0.5 / STEPS) ** (1 / power))
 
 
 def chips_of(prompt: Prompt) -> list[dict]:
@@ -146,6 +158,17 @@ def chips_of(prompt: Prompt) -> list[dict]:
         else:
             chips.append({"image": image, "positions": [position]})
     return chips
+
+
+def _told(powers: list[float], scales: list[list[float]]) -> str:
+    """How exact the page is."""
+    pairs = [(max(largest), power) for largest, power in zip(scales, powers, strict=True)]
+    large, small = (max(furthest(weight, *pair) for pair in pairs) for weight in (1.0, 0.01))
+    text = (
+        f"Each weight is kept as one byte: what is shown is off by at most {large:.2g}, of a weight of 0.01 by at most"
+    )
+    finer = " With fewer heads (heads=) small weights are kept finer." if max(powers) > POWERS[0] else ""
+    return f"{text} {small:.2g}.{finer}"
 
 
 def _expected(held: np.ndarray) -> float:

@@ -1,5 +1,5 @@
 // Attention of one layer and head: on the picture, on the words, and as a matrix.
-const { layers, heads, targets, sources, lower, levels, scales, sinks, chips } = page.data;
+const { layers, heads, targets, sources, lower, powers, scales, sinks, chips } = page.data;
 const rows = targets.length, columns = sources.length, cells = lower ? (rows * (rows + 1)) / 2 : rows * columns;
 const rowOf = names.map(() => -1), columnOf = names.map(() => -1);
 targets.forEach((position, row) => { rowOf[position] = row; });
@@ -17,8 +17,8 @@ const bytesOf = async (index) => {
 const decoded = (bytes, index, choice) => {
   const packed = new Float32Array(cells), all = choice === "mean" || choice === "max";
   for (const head of all ? heads.keys() : [Number(choice)]) {
-    const largest = scales[index][head], last = levels[index], from = head * cells;
-    const table = Float32Array.from({ length: 256 }, (_, step) => largest * (step / last) ** 2);
+    const largest = scales[index][head], power = 1 / powers[index], from = head * cells;
+    const table = Float32Array.from({ length: 256 }, (_, step) => largest * (step / 255) ** power);
     if (choice === "max") for (let i = 0; i < cells; i++) packed[i] = Math.max(packed[i], table[bytes[from + i]]);
     else for (let i = 0; i < cells; i++) packed[i] += table[bytes[from + i]];
   }
@@ -54,13 +54,14 @@ const scaleBar = (id, { high, beyond }) => {
 const drawMatrix = () => {
   const out = at("sinks").checked ? sinksHere() : new Set(), itself = at("sinks").checked;
   const skipped = sources.map((position) => out.has(position));
-  let high = 0, most = 0;
+  const counted = []; // one cell in a hundred may lie beyond the scale: the first rows, of few sources, are all large
+  let most = 0;
   for (let row = 0, i = 0; row < rows; row++)
     for (let column = 0; column < columns; column++, i++) {
       if (shown[i] > most) most = shown[i];
-      if (shown[i] > high && !skipped[column] && !(itself && targets[row] === sources[column])) high = shown[i];
+      if (shown[i] > 0 && !skipped[column] && !(itself && targets[row] === sources[column])) counted.push(shown[i]);
     }
-  high ||= most || 1;
+  const high = Float32Array.from(counted).sort()[Math.floor(0.99 * counted.length)] || most || 1;
   const image = new ImageData(columns, rows), pixels = new Uint32Array(image.data.buffer);
   const table = Uint32Array.from({ length: 256 }, (_, step) => {
     const [red, green, blue] = colour(step / 255);
