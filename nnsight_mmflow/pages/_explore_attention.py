@@ -77,7 +77,7 @@ def attention_page(maps: AttentionMaps, most_bytes: int, layer: int | None = Non
     size = 0
     for one in maps.layers:
         packed, power, largest = packed_weights(maps.at(one).float().numpy(), lower)
-        arrays[f"layer {one}"] = packed
+        arrays |= {f"layer {one}": packed, f"mass {one}": _picture_mass(maps, one)}
         powers.append(power)
         scales.append(largest)
         size += len(packed)
@@ -158,6 +158,21 @@ def chips_of(prompt: Prompt) -> list[dict]:
         else:
             chips.append({"image": image, "positions": [position]})
     return chips
+
+
+def _picture_mass(maps: AttentionMaps, layer: int) -> np.ndarray:
+    """(images, heads, targets): how much of all that a target reads is an image's, in 255 steps.
+
+    Summed here: small weights that are rounded one by one would add up to too little.
+    """
+    import numpy as np
+
+    weights = maps.at(layer).float().numpy()
+    sums = []
+    for image in maps.prompt.spans["image"].images:
+        held = {*image.positions, *image.separators}
+        sums.append(weights[:, :, [position in held for position in maps.sources]].sum(-1))
+    return np.rint(np.clip(np.stack(sums), 0, 1) * STEPS).astype(np.uint8)
 
 
 def _told(powers: list[float], scales: list[list[float]]) -> str:

@@ -6,10 +6,11 @@ targets.forEach((position, row) => { rowOf[position] = row; });
 sources.forEach((position, column) => { columnOf[position] = column; });
 const inPicture = new Set(chips.flatMap((chip) => chip.positions ?? []));
 const held = new Map();
-let shown, selected = targets[rows - 1], cell = [rows - 1, columns - 1], turn = 0;
+let shown, mass, selected = targets[rows - 1], cell = [rows - 1, columns - 1], turn = 0;
 
 const bytesOf = async (index) => {
-  if (!held.has(index)) held.set(index, await page.bytes(`layer ${layers[index]}`));
+  const read = () => Promise.all(["layer", "mass"].map((name) => page.bytes(`${name} ${layers[index]}`)));
+  if (!held.has(index)) held.set(index, await read());
   if (held.size > 4) held.delete(held.keys().next().value); // a few layers at a time: each may take tens of MB
   return held.get(index);
 };
@@ -27,6 +28,15 @@ const decoded = (bytes, index, choice) => {
   const full = new Float32Array(rows * columns);
   for (let row = 0, from = 0; row < rows; from += ++row) full.set(packed.subarray(from, from + row + 1), row * columns);
   return full;
+};
+
+// How much of all that the selected position reads is an image's: exact to 1/255. Of the largest weights, no sum.
+const massOf = (image) => {
+  const row = rowOf[selected], choice = at("head").value;
+  if (row < 0 || choice === "max" || !receives()) return NaN;
+  const chosen = choice === "mean" ? [...heads.keys()] : [Number(choice)];
+  const from = (head) => (image * heads.length + head) * rows + row;
+  return chosen.reduce((sum, head) => sum + mass[from(head)] / 255, 0) / chosen.length;
 };
 
 const layerIndex = () => Number(at("layer").value);
@@ -104,7 +114,7 @@ const buttons = chips.map((chip) => {
   button.addEventListener("click", () => {
     if (chip.position !== undefined) return select(chip.position);
     document.querySelectorAll("#pictures .frame")[chip.image].focus();
-    if (!chip.positions.includes(selected)) select(chip.positions.find((position) => !names[position].includes("“")));
+    if (!chip.positions.includes(selected)) select(pictures[chip.image].views[0].patches[0][0]);
   });
   button.addEventListener("pointerenter", () => point(chip.position ?? null));
   button.addEventListener("pointerleave", () => point(null));
@@ -128,10 +138,8 @@ const paintWords = ({ high }) => {
     button.tabIndex = i === Math.max(0, first) ? 0 : -1;
     button.setAttribute("aria-pressed", chip.position === selected || (chip.positions ?? []).includes(selected));
     if (chip.position === undefined) {
-      const all = chip.positions.map(toward).filter((one) => one >= 0);
-      const sum = all.reduce((one, two) => one + two, 0);
-      button.textContent = `${pictures[chip.image].label}: ${chip.positions.length} tokens`;
-      if (all.length) button.textContent += `, ${told(sum)} in all`;
+      const sum = massOf(chip.image), count = `${pictures[chip.image].label}: ${chip.positions.length} tokens`;
+      button.textContent = count + (Number.isNaN(sum) ? "" : `, ${told(sum)} in all`);
       return;
     }
     const parts = Number.isNaN(value) ? null : colour(value / (high || 1));
@@ -178,8 +186,9 @@ const select = (position) => {
 const load = async () => {
   const mine = ++turn, index = layerIndex();
   at("layer-name").textContent = layers[index];
-  const bytes = await bytesOf(index);
+  const [bytes, sums] = await bytesOf(index);
   if (mine !== turn) return; // the slider has gone on
+  mass = sums;
   shown = decoded(bytes, index, at("head").value);
   drawMatrix();
   refresh();
