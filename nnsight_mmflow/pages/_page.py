@@ -50,7 +50,7 @@ class Page:
         >>> from nnsight_mmflow.pages._page import Page
         >>> page = Page("a page", "<p id='told'></p>", "told.textContent = page.data.word", data={"word": "</script>"})
         >>> page
-        Page('a page', 3 kB)
+        Page('a page', 2 kB)
     """
 
     title: str
