@@ -49,8 +49,8 @@ class Page:
     Example:
         >>> from nnsight_mmflow.pages._page import Page
         >>> page = Page("a page", "<p id='told'></p>", "told.textContent = page.data.word", data={"word": "</script>"})
-        >>> page
-        Page('a page', 2 kB)
+        >>> len(page.html()) < 3000
+        True
     """
 
     title: str
