@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -73,6 +73,7 @@ def flow(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
+    measured_by: Callable[[Graph, list[tuple]], Iterator[dict]] | None = None,
 ) -> FlowResult | FlowJob:
     """A FlowResult: for each prompt, edge and centre layer, how the answer's probability changes under knockout.
 
@@ -101,6 +102,7 @@ def flow(
         blocking: False sends everything and returns a FlowJob at once, for remote runs with a folder.
         progress: show a progress bar.
         report: where the cost is told before the run.
+        measured_by: what measures the prompts that are left, in any order; None: this process. See `flow_on_workers`.
 
     Raises:
         NoEffectError: an edge that would change nothing.
@@ -152,11 +154,14 @@ def flow(
         given |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
         work = list(zip(prompts, plans, ids, strict=True))
         return submit(graph, work, given, folder, journal, engine)
-    for prompt, plan, (spans, _, _), identity in progress_bar(
-        list(zip(prompts, plans, controls, ids, strict=True)), "flow", shown=progress
-    ):
-        if identity not in journal.done:
-            journal.add(_measure(graph, prompt, spans, plan, identity, only_correct, engine, max_new_tokens))
+    left = [
+        (prompt, spans, plan, identity, only_correct, engine, max_new_tokens)
+        for prompt, plan, (spans, _, _), identity in zip(prompts, plans, controls, ids, strict=True)
+        if identity not in journal.done
+    ]
+    measured = (measured_by or _measured_here)(graph, left)
+    for _ in progress_bar(left, "flow", shown=progress):
+        journal.add(next(measured))
     entries = [journal.done[identity] for identity in ids]
     if control:
         lacking = Counter(edge for _, _, why in controls for edge in why)
@@ -220,7 +225,12 @@ def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:
     )
 
 
-def _measure(
+def _measured_here(graph: Graph, left: list[tuple]) -> Iterator[dict]:
+    for given in left:
+        yield measure(graph, *given)
+
+
+def measure(
     graph: Graph,
     prompt: Prompt,
     spans: Spans,
@@ -230,7 +240,7 @@ def _measure(
     engine: str,
     max_new_tokens: int,
 ) -> dict:
-    """What the journal keeps of one prompt."""
+    """What the journal keeps of one prompt; the same on a worker as here."""
     if graph.remote and engine == "rows":
         return measure_there(graph, prompt, plan, identity, only_correct, max_new_tokens)
     if engine == "rows":
