@@ -1,12 +1,14 @@
-"""Ray, found or started: imported when a run asks for workers, told nothing to the network, ended only if begun here."""
+"""Ray, found or started: imported when a run asks for workers, ended only if it was begun here."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from nnsight_mmflow._errors import MMFlowError
 
@@ -49,6 +51,7 @@ def cluster(workers: int, address: str | None) -> Iterator[ModuleType]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _knock(address)
     # Both are read by the processes that Ray starts: reports of use are off, and a worker that is given no GPU keeps
     # seeing what this process sees.
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
@@ -62,17 +65,32 @@ def cluster(workers: int, address: str | None) -> Iterator[ModuleType]:
             **(own if address == "local" else {}),
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise MMFlowError(
-            f"no Ray cluster answers at {address!r} ({error}). `ray status` on its first machine says whether it runs;"
-            " without an address, workers are started on this machine."
-        ) from error
+        raise _silent(address, error) from error
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def share(per_node: Sequence[float], workers: int) -> float:
+def _knock(address: str) -> None:
+    """Tries the address first: Ray would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():  # "local" or "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise _silent(address, error) from error
+
+
+def _silent(address: str, error: Exception) -> MMFlowError:
+    return MMFlowError(
+        f"no Ray cluster answers at {address!r} ({error}). `ray status` on its first machine says whether it runs;"
+        " without an address, workers are started on this machine."
+    )
+
+
+def share(per_node: Sequence[int | float], workers: int) -> int | float:
     """How many CPUs or GPUs each worker gets so that all fit: a whole number, or a part of one; 0 where there are none.
 
     A worker's lie on one machine, and a part lies on one GPU, so it is not simply the sum over the workers.
@@ -95,6 +113,6 @@ def share(per_node: Sequence[float], workers: int) -> float:
     return int(10_000 / parts) / 10_000  # Ray counts in ten-thousandths: rounded up, the last would not fit
 
 
-def per_node(ray: ModuleType, what: str) -> list[float]:
-    """How many of "CPU" or "GPU" each machine of the cluster has."""
-    return [node["Resources"].get(what, 0) for node in ray.nodes() if node["Alive"]]
+def per_node(nodes: Sequence[Mapping[str, Any]], what: str) -> list[float]:
+    """How many of "CPU" or "GPU" each of the machines that `ray.nodes()` lists has."""
+    return [float(node["Resources"].get(what, 0)) for node in nodes if node["Alive"]]

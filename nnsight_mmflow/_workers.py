@@ -5,6 +5,7 @@ A worker has one thing to do at a time. So when it dies, what it was doing is kn
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
 
 DEATHS = 3  # so often may one prompt, or loading, lose its worker: more often is no accident
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Ray paints its errors
 PATIENCE = 60.0  # seconds without news before it is said what is waited for
 
 
@@ -75,20 +77,24 @@ def _answer(made: Callable[[], dict]) -> Answer:
 
 def facts(graph: Graph) -> dict[str, object]:
     """What must be the same in all workers and in the driver, or their numbers would not belong together."""
-    import torch
-
-    weights = "" if graph.device.type == "meta" else sha256()
-    for layer in range(graph.n_layers):
-        first = graph.mlp_out(layer)._module.weight.detach()[0]
-        if weights:
-            weights.update(first.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
         "family": graph.family,
         "n_layers": graph.n_layers,
         "attention": graph.backend,
         "versions": versions(),
-        "weights": weights and weights.hexdigest()[:16],
+        "weights": "" if graph.device.type == "meta" else _digest(graph),
     }
+
+
+def _digest(graph: Graph) -> str:
+    """A fingerprint of the weights, from the first row of each MLP's output, which every edit of a fact changes."""
+    import torch
+
+    mixed = sha256()
+    for layer in range(graph.n_layers):
+        row = graph.mlp_out(layer)._module.weight.detach()[0].cpu().contiguous()
+        mixed.update(row.view(torch.uint8).numpy().tobytes())
+    return mixed.hexdigest()[:16]
 
 
 class Crew:
@@ -174,7 +180,7 @@ class Crew:
 
     def _start(self) -> None:
         self.ray = self.stack.enter_context(cluster(self.workers, self.address))
-        gpus, asked = per_node(self.ray, "GPU"), self.how.get("device_map")
+        gpus, asked = per_node(self.ray.nodes(), "GPU"), self.how.get("device_map")
         wants = asked is not None and str(asked) != "cpu"
         if wants and not sum(gpus):
             raise MMFlowError(
@@ -182,7 +188,7 @@ class Crew:
                 " Leave the device out to run on CPUs."
             )
         self.needs = {
-            "num_cpus": min(1, share(per_node(self.ray, "CPU"), self.workers)),
+            "num_cpus": min(1, share(per_node(self.ray.nodes(), "CPU"), self.workers)),
             "num_gpus": share(gpus, self.workers) if wants else 0,
         }
         unused = "" if wants or not sum(gpus) else f"; {sum(gpus):g} GPU(s) stay unused, device_map='cuda' uses them"
@@ -209,9 +215,9 @@ class Crew:
         self.deaths[job] += 1
         if self.deaths[job] >= DEATHS:
             raise MMFlowError(
-                f"{what} lost its worker {DEATHS} times: the process ended without an error of Python's, as it does"
-                " when memory runs out. What is finished stays in the folder. Fewer workers leave more memory for each,"
-                f" and so does a smaller row_budget.\nRay says: {why}"
+                f"{what} lost its worker {DEATHS} times: the process ended, as it does when memory runs out. What is"
+                " finished stays in the folder. Fewer workers leave each more memory, a smaller row_budget needs less."
+                f"\nRay says: {COLOUR.sub('', why)}"
             )
         self.report(
             f"{what}: its worker died; another takes over (death {self.deaths[job]}, at {DEATHS} it is given up)."
