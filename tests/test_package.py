@@ -85,7 +85,7 @@ SHIPPED = [  # what a trace reaches
         for name in (
             "_attention _each_there _edits _errors _geometry _maps_there _masks _pattern _prune"
             " _prune_layers _prune_masks _qk _readout"
-            " _restore _row_spans _rows _saliency _site_names _spans _sweep_checks"
+            " _restore _row_spans _rows _saliency _site_names _spans _split _sweep_checks"
             " _sweep_there _restore_there _plan _tower _views"
         ).split()
     ),
