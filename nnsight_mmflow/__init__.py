@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow import flow as flow
     from nnsight_mmflow.patterns.flow_job import FlowJob as FlowJob
     from nnsight_mmflow.patterns.flow_result import FlowResult as FlowResult
+    from nnsight_mmflow.patterns.flow_workers import flow_on_workers as flow_on_workers
     from nnsight_mmflow.patterns.kept_tokens import KeptTokens as KeptTokens
     from nnsight_mmflow.patterns.kept_tokens import kept_tokens as kept_tokens
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
@@ -138,6 +139,7 @@ _WHERE = {
     "zeros": "patterns.values",
     "noise": "patterns.values",
     "flow": "patterns.flow",
+    "flow_on_workers": "patterns.flow_workers",
     "FlowResult": "patterns.flow_result",
     "FlowJob": "patterns.flow_job",
     "causal_trace": "patterns.causal_trace",

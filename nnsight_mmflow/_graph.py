@@ -64,7 +64,8 @@ class Graph(Placed):
         self.n_heads = int(adapter.text_config.num_attention_heads)
         self.d_model = int(adapter.text_config.hidden_size)
         out = getattr(getattr(adapter.roles()["layers"][0], self._text.attention), self._text.attention_out)
-        self.head_width = int(out.weight.shape[1]) // self.n_heads
+        # Quantised weights are packed, so their shape says nothing; older GPT-2 layers have no in_features.
+        self.head_width = int(getattr(out, "in_features", None) or out.weight.shape[1]) // self.n_heads
 
     def __repr__(self) -> str:
         return (

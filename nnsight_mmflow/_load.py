@@ -11,6 +11,7 @@ from transformers.utils import is_torchvision_available, logging
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._graph import Graph
 from nnsight_mmflow._images_only import load_images_only
+from nnsight_mmflow._split import make_ready
 from nnsight_mmflow.adapters import adapter_for
 
 TASK = "image-text-to-text"
@@ -23,8 +24,9 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
         name: what to load.
         processor: the processor to use; the model's own unless given.
         remote: run everything on NDIF (True, or a host): spans are made here, no weights are loaded.
-        kwargs: go to nnsight's TransformersModel and on to from_pretrained (dtype, device_map, attn_implementation,
-            revision). The weights are loaded at once; dispatch=False leaves them out (for remote runs).
+        kwargs: go to nnsight's TransformersModel and on to from_pretrained, untouched (dtype, also "nf4" or "int8",
+            quantization_config, device_map, distributed_config, attn_implementation, revision). The weights are loaded
+            at once; dispatch=False leaves them out (for remote runs, and where workers load them).
 
     Raises:
         ModelError: nothing is there under that name, or no adapter covers it.
@@ -47,6 +49,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
             " holds both model.save_pretrained and processor.save_pretrained."
         ) from error
     kwargs.setdefault("dispatch", not remote)
+    make_ready(kwargs)
     shown = logging.is_progress_bar_enabled()
     if asked == "nano" and shown:  # loads at once: a bar would only flicker
         logging.disable_progress_bar()

@@ -12,6 +12,8 @@ from nnsight_mmflow._rows import Rows, tail_start
 from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -48,15 +50,23 @@ def sizes_of(graph: Graph, prompt: Prompt) -> Sizes:
     """The sizes of a graph's model, and of the pictures that its tower sees of a prompt."""
     roles = graph.adapter.roles()
     seeing = {id(weight): weight.numel() for role in ("tower", "projector") for weight in roles[role].parameters()}
-    first = next(iter(roles["layers"].parameters()))
     return Sizes(
         n_layers=graph.n_layers,
-        layer_weights=sum(weight.numel() for weight in roles["layers"][0].parameters()),
+        layer_weights=_weights(roles["layers"][0]),
         width=graph.d_model,
         unembed_weights=roles["unembed"].weight.numel(),
         tower_flops=2 * sum(seeing.values()) * graph.adapter.tower_patches(prompt.inputs),
-        bytes_per_number=first.element_size(),
+        bytes_per_number=roles["embed"].weight.element_size(),
     )
+
+
+def _weights(layer: nn.Module) -> int:
+    """How many weights it has; quantised ones are packed, so that a linear module's own sizes count instead."""
+    total = sum(weight.numel() for weight in layer.parameters())
+    for part in layer.modules():
+        if hasattr(part, "in_features") and hasattr(part, "out_features"):
+            total += part.in_features * part.out_features - part.weight.numel()
+    return total
 
 
 @dataclass(frozen=True)

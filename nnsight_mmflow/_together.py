@@ -9,6 +9,8 @@ from nnsight_mmflow._apart import layout_of
 from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._prompt import Batch, Prompt
+from nnsight_mmflow._split import whole_here
+from nnsight_mmflow.patterns.knockout import Knockout
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,8 @@ def edited(
         check_together(graph, patterns, rows)
     layout = layout_of(graph, rows) if steps and graph.apart else None
     for pattern in patterns:
+        if type(pattern) is not Knockout:
+            whole_here(graph, str(pattern))
         pattern.check(graph, rows, steps)
     if layout is not None:
         check_apart(graph, patterns, rows)

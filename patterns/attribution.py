@@ -16,6 +16,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._split import whole_here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,7 @@ def attribution(
     """
     graph = graph.at(remote)
     needs_gradients(graph, "attribution")
+    whole_here(graph, "attribution")
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt

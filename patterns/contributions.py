@@ -17,6 +17,7 @@ from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
+from nnsight_mmflow._split import whole_here
 from nnsight_mmflow._targets import with_target
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def contributions(
         True
     """
     graph = graph.at(remote)
+    whole_here(graph, "contributions")
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt

@@ -16,6 +16,7 @@ from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import versions
+from nnsight_mmflow._split import whole_here
 from nnsight_mmflow._targets import answer_scores
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def edit(
     """
     graph = graph.at(remote)
     needs_gradients(graph, "edit")
+    whole_here(graph, "edit")
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     chosen = layer_list(layers, graph.n_layers)
     if isinstance(settings, str) and settings not in SETTINGS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -75,6 +75,7 @@ def flow(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
+    measured_by: Callable[[Graph, list[tuple]], Iterator[dict]] | None = None,
 ) -> FlowResult | FlowJob:
     """A FlowResult: for each prompt, edge and centre layer, how the answer's probability changes under knockout.
 
@@ -105,6 +106,7 @@ def flow(
         blocking: False sends everything and returns a FlowJob at once, for remote runs with a folder.
         progress: show a progress bar.
         report: where the cost is told before the run.
+        measured_by: what measures the prompts that are left, in any order; None: this process. See `flow_on_workers`.
 
     Raises:
         NoEffectError: an edge that would change nothing.
@@ -161,12 +163,14 @@ def flow(
         given |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
         work = list(zip(prompts, plans, ids, strict=True))
         return submit(graph, work, given, folder, journal, engine)
-    for prompt, plan, (spans, _, _), identity in progress_bar(
-        list(zip(prompts, plans, controls, ids, strict=True)), "flow", shown=progress
-    ):
-        if identity not in journal.done:
-            given = (only_correct, engine, max_new_tokens, most, journal)
-            journal.add(_measure(graph, prompt, spans, plan, identity, *given))
+    left = [
+        (prompt, spans, plan, identity, only_correct, engine, max_new_tokens)
+        for prompt, plan, (spans, _, _), identity in zip(prompts, plans, controls, ids, strict=True)
+        if identity not in journal.done
+    ]
+    measured = measured_by(graph, left) if measured_by else _measured_here(graph, left, most, journal)
+    for _ in progress_bar(left, "flow", shown=progress):
+        journal.add(next(measured))
     if graph.remote and engine == "rows":
         report(f"flow: {graph.traffic - before}.")
     entries = [journal.done[identity] for identity in ids]
@@ -243,7 +247,16 @@ def _travels(prompts: list[Prompt], plans: list[Plan], done: list[bool], most: i
     return f" {requests} request(s); at most {up:.0f} kB go up and {down:.0f} kB come back."
 
 
-def _measure(
+def _measured_here(graph: Graph, left: list[tuple], most: int, journal: Journal) -> Iterator[dict]:
+    for given in left:
+        prompt, _, plan, identity, only_correct, engine, max_new_tokens = given
+        if graph.remote and engine == "rows":
+            yield measure_there(graph, prompt, plan, identity, only_correct, max_new_tokens, most, journal)
+        else:
+            yield measure(graph, *given)
+
+
+def measure(
     graph: Graph,
     prompt: Prompt,
     spans: Spans,
@@ -252,12 +265,8 @@ def _measure(
     only_correct: bool,
     engine: str,
     max_new_tokens: int,
-    most: int,
-    journal: Journal,
 ) -> dict:
-    """What the journal keeps of one prompt."""
-    if graph.remote and engine == "rows":
-        return measure_there(graph, prompt, plan, identity, only_correct, max_new_tokens, most, journal)
+    """What the journal keeps of one prompt; the same on a worker as here."""
     if engine == "rows":
         clean = run_clean(graph, prompt, first_position(plan, prompt), max_new_tokens)
         text, (base, token) = clean.text, clean.numbers[0].tolist()

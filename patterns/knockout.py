@@ -11,6 +11,7 @@ from nnsight_mmflow._edits import MaskEdit, closing
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._masks import close, kept_keys, layer_mask
 from nnsight_mmflow._pattern import check_edge, layer_list, resolve
+from nnsight_mmflow._split import whole_here
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,8 @@ class Knockout:
         wrong = [head for head in self.heads or () if not 0 <= head < graph.n_heads]
         if wrong or (self.heads is not None and not len(self.heads)):
             raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
+        if self.heads is not None:
+            whole_here(graph, str(self))
         if graph.backend not in BACKENDS:
             raise MMFlowError(
                 f"the model runs {graph.backend!r} attention, which ignores a mask of four dimensions, so a knockout"

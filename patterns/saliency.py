@@ -13,6 +13,7 @@ from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._saliency import Flows, read_flows
+from nnsight_mmflow._split import whole_here
 from nnsight_mmflow._targets import with_target
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def saliency(
     """
     graph = graph.at(remote)
     needs_gradients(graph, "saliency")
+    whole_here(graph, "saliency")
     import pandas as pd
 
     from nnsight_mmflow._prompt import Prompt as OnePrompt

@@ -168,8 +168,8 @@ def test_finished_prompts_are_kept_and_not_repeated(graph, tmp_path, monkeypatch
     measured = []
     from nnsight_mmflow.patterns import flow as module
 
-    real = module._measure
-    monkeypatch.setattr(module, "_measure", lambda *given: measured.append(given[1].key) or real(*given))
+    real = module.measure
+    monkeypatch.setattr(module, "measure", lambda *given: measured.append(given[1].key) or real(*given))
     result = mmf.flow(
         graph, prompts, window=3, only_correct=False, folder=tmp_path, edges=default_edges(prompts), **QUIET
     )

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
             )
             told = "so many random spans of the same size for each edge (0: none)"
             command.add_argument("--control", type=int, default=0, metavar="N", help=told)
+            _workers(command)
         elif name == "prune":
             _prune(command)
         elif name == "saliency":
@@ -138,6 +139,13 @@ def _edit(command: argparse.ArgumentParser) -> None:
         "--settings", choices=("paper", "released"), default="paper", help="the paper's, or its released script's"
     )
     command.add_argument("--out", default="mmflow-edit", metavar="DIR", help="where results go")
+
+
+def _workers(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("several processes or machines (needs the extra `ray`)")
+    group.add_argument("--workers", type=int, metavar="N", help="so many processes with a model each, by Ray")
+    told = "of a Ray cluster, such as auto or 10.0.0.1:6379 (RAY_ADDRESS, else this machine alone)"
+    group.add_argument("--ray-address", metavar="ADDRESS", help=told)
 
 
 def _prune(command: argparse.ArgumentParser) -> None:

@@ -23,7 +23,11 @@ def load_graph(given: argparse.Namespace) -> Graph:
 
     logging.disable_progress_bar()
     options = {"attn_implementation": given.attention, "dtype": given.dtype, "device_map": given.device}
-    graph = mmf.load(given.model, remote=given.remote, **{name: value for name, value in options.items() if value})
+    if getattr(given, "workers", None) is not None:  # they load it; here it makes the prompts
+        options["dispatch"] = False
+    graph = mmf.load(
+        given.model, remote=given.remote, **{name: value for name, value in options.items() if value is not None}
+    )
     return graph.at(None, trusted=given.trusted)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._arrows import thresholds
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -18,11 +19,12 @@ def run(given: argparse.Namespace) -> None:
     """Runs the experiment and writes its curves, its diagram, its page, its table, the result to load, and a report."""
     import nnsight_mmflow as mmf
 
+    on = _where(given)
     graph = load_graph(given)
     prompts = make_prompts(graph, given)
     judged = all(prompt.answer is not None for prompt in prompts)
     folder = Path(given.out)
-    result = mmf.flow(
+    result = (mmf.flow_on_workers if on else mmf.flow)(
         graph,
         prompts,
         edges=given.edges,
@@ -31,6 +33,7 @@ def run(given: argparse.Namespace) -> None:
         engine=given.engine,
         control=given.control,
         folder=folder,
+        **on,
     )
     result.plot().savefig(folder / "flow.png", dpi=150)
     for window in dict.fromkeys(given.window):
@@ -43,6 +46,20 @@ def run(given: argparse.Namespace) -> None:
     (folder / "report.md").write_text(report_text(result))
     say(result.summary())
     say(f"written to {folder}: flow.png, flow_diagram.png and .svg, flow.html, flow.csv, flow.parquet, report.md")
+
+
+def _where(given: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a run on workers; {} for one in this process."""
+    if given.workers is None:
+        if given.ray_address is not None:
+            raise MMFlowError("--ray-address says where workers run: give --workers N too.")
+        return {}
+    if given.remote:
+        raise MMFlowError(
+            "--workers and --remote exclude each other: workers load the model themselves, and NDIF has it already."
+            " Leave one of them out."
+        )
+    return {"workers": given.workers, "address": given.ray_address}
 
 
 def report_text(result: FlowResult) -> str:

@@ -1,0 +1,24 @@
+"""Workers that kill themselves at prompts whose keys say so; a module, since workers import it by name."""
+
+import os
+import signal
+from pathlib import Path
+
+from nnsight_mmflow._workers import Worker
+
+ONCE, ALWAYS, FAILS = "kills its worker once, marked by ", "kills its worker always", "fails"
+
+
+class Dying(Worker):
+    """Ends as the kernel ends a process whose memory runs out: by SIGKILL, in the middle of the work."""
+
+    def run(self, task, given):
+        key = given[0].key
+        if key == ALWAYS:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key.startswith(ONCE):
+            marker = Path(key.removeprefix(ONCE))
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(task, given)
