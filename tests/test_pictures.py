@@ -268,10 +268,10 @@ def test_knockout_by_patch_is_drawn_saved_and_refused(graph, prompt, tmp_path, c
     for x, y in ((5.3, 40.1), (60.2, 3.3)):
         row = result.to_frame().query(f"row == {int(y // 32 * 4)} and column == {int(x // 32 * 4)}").iloc[0]
         assert seen_at(figure, 0, x, y) == row["change_percent"]
-    assert "img src" in result._repr_html_()
+    assert "data:image/png" in result._repr_html_()
     again = mmf.KnockoutByPatch.load(result.save(tmp_path))
     assert again.to_frame()["change_percent"].equals(result.to_frame()["change_percent"])
-    assert "img src" not in again._repr_html_()
+    assert "data:image/png" not in again._repr_html_()
     with pytest.raises(mmf.MMFlowError, match="a loaded result holds no picture"):
         again.plot()
     assert len(again.plot(prompt)._repr_png_()) > 5_000

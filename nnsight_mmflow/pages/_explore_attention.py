@@ -33,7 +33,7 @@ BODY = f"""
 <option value="sends">who reads the selected position</option></select></label>
 <label>position <input type="number" id="position" min="0" step="1"></label>
 <label id="views">view <select id="view"></select></label>
-<label>overlay <input type="range" id="opacity" min="0" max="100" value="80"></label>
+<label>overlay <input type="range" id="opacity" min="0" max="100" value="65"></label>
 <label><input type="checkbox" id="sinks" checked>
 leave attention sinks, and the position itself, out of the colour scales</label>
 </div>

@@ -24,7 +24,7 @@ BODY = f"""
 <option value="one">of this layer</option></select></label>
 <label>position <input type="number" id="position" min="0" step="1"></label>
 <label id="views">view <select id="view"></select></label>
-<label>overlay <input type="range" id="opacity" min="0" max="100" value="80"></label>
+<label>overlay <input type="range" id="opacity" min="0" max="100" value="65"></label>
 </div>
 <p id="state" role="status"></p>
 <div class="figures">
