@@ -32,7 +32,8 @@ def measure_there(
     A sweep of more than `most` chunks of rows goes in several requests, each kept in the journal as it comes back.
     """
     start, accepted = first_position(plan, prompt), accepted_ids(graph, prompt, only_correct)
-    parts, together = plan.parts(most), {}
+    parts = plan.parts(most)
+    together: dict = {}
     found: dict = {}
     for number, part in enumerate(parts):
         name = f"{identity}, part {number + 1} of {len(parts)}"
