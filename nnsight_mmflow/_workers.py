@@ -63,7 +63,7 @@ class Worker:
 
         return _answer(loaded)
 
-    def run(self, task: Callable[..., dict], given: tuple) -> Answer:
+    def do(self, task: Callable[..., dict], given: tuple) -> Answer:
         """The task on the model and what is given."""
         return _answer(lambda: task(self.graph, *given))
 
@@ -133,7 +133,7 @@ class Crew:
                 self.ray.kill(worker)
         self.stack.close()
 
-    def run(self, task: Callable[..., dict], jobs: list[tuple], names: list[str]) -> Iterator[dict]:
+    def results(self, task: Callable[..., dict], jobs: list[tuple], names: list[str]) -> Iterator[dict]:
         """The task's results on all jobs, as they are finished.
 
         Args:
@@ -199,7 +199,7 @@ class Crew:
         """Hands out jobs, and starts workers while there are more jobs than those that load could take."""
         while waiting and self.idle:
             worker, job = self.idle.pop(), waiting.popleft()
-            self.busy[worker.run.remote(task, jobs[job])] = worker, job
+            self.busy[worker.do.remote(task, jobs[job])] = worker, job
         loading = sum(job is None for _, job in self.busy.values())
         while loading < len(waiting) and len(self.busy) + len(self.idle) < self.workers:
             import torch

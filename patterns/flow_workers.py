@@ -82,7 +82,7 @@ def flow_on_workers(
 
         def measured(_: Graph, left: list[tuple]) -> Iterator[dict]:
             names = [f"prompt {given[0].key or given[0].question!r}" for given in left]
-            return crew.run(measure, left, names)
+            return crew.results(measure, left, names)
 
         return flow(graph, prompts, edges, window, report=report, measured_by=measured, **settings)
 

@@ -17,7 +17,20 @@ NOT_OURS = {"trace", "session", "edit", "generate", "save", "to", "items", "valu
 # What is called before a block opens: refusals, preparations, where it runs.
 BEFORE = {"check", "prepared", "prompt", "prompts", "checked", "edited", "at", "but", "remotely", "backend_there"}
 # Whose objects stand in no block: they hold weights, tables, files or a browser's page.
-STAY = (".adapters", ".checks", ".command_line", ".nano", ".pages", "_result", "_report", "_bridge", "_bound", "_job", "_workers", "_ray")
+STAY = (
+    ".adapters",
+    ".checks",
+    ".command_line",
+    ".nano",
+    ".pages",
+    "_result",
+    "_report",
+    "_bridge",
+    "_bound",
+    "_job",
+    "_workers",
+    "_ray",
+)
 STAY += ("_journal", "_results", "_questions", "_constraints", "_benchmarks", "_flops", "_attention_maps", "_cache")
 
 

@@ -136,7 +136,7 @@ class NoProcess:
 
             return SimpleNamespace(remote=later)
 
-        return SimpleNamespace(load=call("load"), run=call("run"))
+        return SimpleNamespace(load=call("load"), do=call("do"))
 
     def wait(self, calls, num_returns, timeout):
         return calls[-1:], calls[:-1]
@@ -172,11 +172,11 @@ def length(graph, number):
 def test_a_crew_does_every_job_once_and_ends_its_workers(crew_of):
     ray = NoProcess()
     with crew_of(ray) as crew:
-        found = list(crew.run(length, [(0,), (1,), (2,)], list("abc")))
+        found = list(crew.results(length, [(0,), (1,), (2,)], list("abc")))
         assert sorted(one["number"] for one in found) == [0, 1, 2]
         assert len(ray.made) == 2
         assert ray.needs == {"num_cpus": 1, "num_gpus": 0, "scheduling_strategy": "SPREAD"}
-        assert len(list(crew.run(length, [(7,)], ["d"]))) == 1
+        assert len(list(crew.results(length, [(7,)], ["d"]))) == 1
         assert len(ray.made) == 2, "the same workers go on"
     assert ray.killed == 2
 
@@ -186,12 +186,12 @@ def test_a_failure_names_its_prompt_with_the_traceback_there(crew_of):
         crew_of(NoProcess()) as crew,
         pytest.raises(mmf.MMFlowError, match="'q7' failed on a worker: KeyError") as told,
     ):
-        list(crew.run(length, [(3,)], ["prompt 'q7'"]))
+        list(crew.results(length, [(3,)], ["prompt 'q7'"]))
     assert "Traceback (most recent call last)" in str(told.value)
     assert 'raise KeyError("planted")' in str(told.value)
     refused = "prompt 'q8', on a worker: it would change nothing"
     with crew_of(NoProcess()) as crew, pytest.raises(mmf.NoEffectError, match=refused):
-        list(crew.run(length, [(4,)], ["prompt 'q8'"]))
+        list(crew.results(length, [(4,)], ["prompt 'q8'"]))
 
 
 def test_a_model_that_cannot_be_loaded_is_told_from_one_that_kills_its_process(crew_of):
@@ -199,16 +199,16 @@ def test_a_model_that_cannot_be_loaded_is_told_from_one_that_kills_its_process(c
         crew_of(NoProcess(), name="no/such") as crew,
         pytest.raises(mmf.ModelError, match="loading no/such, on a worker"),
     ):
-        list(crew.run(length, [(0,)], ["a"]))
+        list(crew.results(length, [(0,)], ["a"]))
     ray = NoProcess(dies=lambda call, given: call == "load")
     with crew_of(ray) as crew, pytest.raises(mmf.MMFlowError, match="loading nano lost its worker 3 times"):
-        list(crew.run(length, [(0,)], ["a"]))
+        list(crew.results(length, [(0,)], ["a"]))
 
 
 def test_jobs_after_a_deadly_one_are_done_before_it_is_given_up(crew_of):
-    ray, found = NoProcess(dies=lambda call, given: call == "run" and given[1] == (0,)), []
+    ray, found = NoProcess(dies=lambda call, given: call == "do" and given[1] == (0,)), []
     with crew_of(ray, workers=1) as crew, pytest.raises(mmf.MMFlowError, match="^a lost its worker 3 times"):
-        found.extend(one["number"] for one in crew.run(length, [(0,), (1,), (2,)], list("abc")))
+        found.extend(one["number"] for one in crew.results(length, [(0,), (1,), (2,)], list("abc")))
     assert found == [1, 2]
     assert len(ray.made) == 3
 
@@ -217,11 +217,11 @@ def test_a_worker_with_another_model_is_refused(crew_of):
     expected = facts(mmf.load("nano"))
     assert expected["weights"]
     with crew_of(NoProcess(), expected=expected) as crew:
-        assert len(list(crew.run(length, [(0,)], ["a"]))) == 1
+        assert len(list(crew.results(length, [(0,)], ["a"]))) == 1
     edited = mmf.load("nano")
     edited.mlp_out(4)._module.weight.data.mul_(2)
     with crew_of(NoProcess(), expected=facts(edited)) as crew, pytest.raises(mmf.MMFlowError, match="weights is '"):
-        list(crew.run(length, [(0,)], ["a"]))
+        list(crew.results(length, [(0,)], ["a"]))
 
 
 def test_gpus_are_divided_by_what_fits_and_left_alone_on_cpu(crew_of):
@@ -229,7 +229,7 @@ def test_gpus_are_divided_by_what_fits_and_left_alone_on_cpu(crew_of):
     assert [share(*given) for given in (([2], 3), ([1], 6), ([], 2), ([0], 1))] == [0.5, 0.1666, 0, 0]
     ray = NoProcess(gpus=1)
     with crew_of(ray) as crew:
-        list(crew.run(length, [(0,)], ["a"]))
+        list(crew.results(length, [(0,)], ["a"]))
     assert ray.needs["num_gpus"] == 0
     assert "1 GPU(s) stay unused, device_map='cuda' uses them" in ray.told[0]
     ray = NoProcess(gpus=1)
@@ -237,7 +237,7 @@ def test_gpus_are_divided_by_what_fits_and_left_alone_on_cpu(crew_of):
         crew._start()
     assert crew.needs["num_gpus"] == 0.5
     with crew_of(NoProcess(), device_map="cuda") as crew, pytest.raises(mmf.MMFlowError, match="has no GPU"):
-        list(crew.run(length, [(0,)], ["a"]))
+        list(crew.results(length, [(0,)], ["a"]))
 
 
 def test_only_what_is_left_is_handed_out(graph, tmp_path):
