@@ -42,7 +42,7 @@ def cluster(workers: int, address: str | None) -> Iterator[ModuleType]:
         MMFlowError: Ray is not installed, or no cluster answers there.
     """
     if not address and "RAY_ADDRESS" not in os.environ:
-        # Read when Ray is imported: without it Ray 2.60 listens at the host's address, not the loopback one it is given.
+        # Read when Ray is imported: without it Ray 2.60 listens at the host's address, not the loopback one given.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = import_ray()
     if ray.is_initialized():
