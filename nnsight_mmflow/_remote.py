@@ -22,7 +22,7 @@ PACKAGE = "nnsight_mmflow"
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
 BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
-_READY: set[str] = set()
+_READY: dict[str, dict[str, str]] = {}  # by host, the versions of its packages
 
 
 def make_ready(remote: bool | str) -> None:
@@ -65,7 +65,7 @@ def make_ready(remote: bool | str) -> None:
         )
     if packages.get("nnsight-mmflow", packages.get(PACKAGE)) != version("nnsight-mmflow"):
         nnsight.register(PACKAGE)
-    _READY.add(host)
+    _READY[host] = packages
 
 
 def has_key() -> bool:
@@ -102,7 +102,7 @@ def told(graph: Graph, text: str) -> MMFlowError:
             "the server ended the job, which took too long. Make each request smaller (flow: chunks_per_request=8; else"
             f" fewer prompts, layers or spans at once), and go on with the same folder=. It says: {last}"
         )
-    return RemoteFailure(f"the job failed on the server. It says:\n{text}")
+    return RemoteFailure(f"the job failed on the server.{_other_versions(graph)} It says:\n{text}")
 
 
 def changed_nothing(error: Exception) -> bool:
@@ -130,6 +130,19 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
             raise
 
     return wrapped
+
+
+def _other_versions(graph: Graph) -> str:
+    """Packages whose version there is another than here: the first thing to look at when a job fails."""
+    from nnsight.schema.config import CONFIG
+
+    there = _READY.get(graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST, {})
+    different = [
+        f"{name} {there[name]} (here {version(name)})"
+        for name in ("nnsight", "transformers", "torch")
+        if name in there and there[name].split("+")[0] != version(name).split("+")[0]
+    ]
+    return f" It has {', '.join(different)}." if different else ""
 
 
 def needs_gradients(graph: Graph, what: str) -> None:

@@ -77,7 +77,7 @@ def client(server, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
-    monkeypatch.setattr(_remote, "_READY", set())
+    monkeypatch.setattr(_remote, "_READY", {})
 
 
 @pytest.fixture(scope="module")

@@ -283,6 +283,16 @@ def test_with_another_nnsight_there(here, there, monkeypatch):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 
+def test_a_failed_job_tells_of_other_versions(here, there, server, monkeypatch):
+    real = _remote.version
+    monkeypatch.setattr(_remote, "version", lambda name: "5.99.0" if name == "transformers" else real(name))
+    broken = mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
+    with pytest.raises(
+        mmf.RemoteFailure, match=r"failed on the server\. It has transformers 5\.23\.0 \(here 5\.99\.0\)\."
+    ):
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=False, timed=0, **QUIET)
+
+
 def test_a_pattern_that_changes_nothing_there_is_told_as_here(here, there):
     """Planted: the ranking keeps all; only the server's forward can know."""
     keeps = mmf.Prune(own=[mmf.Stage(layer=2, keep=0, rank=keep_all, reads="", exact=True)])
