@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph as Graph
     from nnsight_mmflow._load import adapt as adapt
     from nnsight_mmflow._load import load as load
+    from nnsight_mmflow._on_image import on_image as on_image
     from nnsight_mmflow._prompt import Batch as Batch
     from nnsight_mmflow._prompt import Prompt as Prompt
     from nnsight_mmflow._prune import Seen as Seen
@@ -68,8 +69,12 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.kept_tokens import KeptTokens as KeptTokens
     from nnsight_mmflow.patterns.kept_tokens import kept_tokens as kept_tokens
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
+    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch as KnockoutByPatch
+    from nnsight_mmflow.patterns.knockout_by_patch import knockout_by_patch as knockout_by_patch
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
+    from nnsight_mmflow.patterns.lens_by_patch import LensByPatch as LensByPatch
+    from nnsight_mmflow.patterns.lens_by_patch import lens_by_patch as lens_by_patch
     from nnsight_mmflow.patterns.patch import Patch as Patch
     from nnsight_mmflow.patterns.prune import Prune as Prune
     from nnsight_mmflow.patterns.prune_controls import DropAll as DropAll
@@ -116,6 +121,11 @@ _WHERE = {
     "PooledAttention": "_attention_maps",
     "attention_and_effect": "_beside",
     "EffectResult": "_beside",
+    "on_image": "_on_image",
+    "knockout_by_patch": "patterns.knockout_by_patch",
+    "KnockoutByPatch": "patterns.knockout_by_patch",
+    "lens_by_patch": "patterns.lens_by_patch",
+    "LensByPatch": "patterns.lens_by_patch",
     "show_attention": "_show_attention",
     "show_tokens": "_show_tokens",
     "knockout_by_token": "_show_tokens",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._plots import STYLES, ShownFigure, draw_band, label_layers
 from nnsight_mmflow._results import bootstrap_band
-from nnsight_mmflow._shaded import shaded_picture
+from nnsight_mmflow._token_values import of_result
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._image_values import Panels
     from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow.patterns.contributions_result import ContributionsResult
 
@@ -37,14 +39,18 @@ def contributions_figure(result: ContributionsResult) -> ShownFigure:
     return figure
 
 
-def contributions_on_image(result: ContributionsResult, prompt: Prompt, layer: int | None) -> ShownFigure:
-    """The norms on the picture: each token's own pixels, darker where less is taken."""
-    table = result.table[(result.table["head"] == -1) & (result.table["prompt"] == (prompt.key or "0"))]
-    if layer is not None:
-        table = table[table["layer"] == layer]
-    norms = {int(position): float(norm) for position, norm in table.groupby("position")["norm"].sum().items()}  # type: ignore[call-overload]
-    where = "all layers" if layer is None else f"layer {layer}"
-    return shaded_picture(prompt, norms, f"{result.header['source']} to {result.header['target']}, {where}")
+def contribution_panels(
+    result: ContributionsResult, prompt: Prompt, image: int, layers: Sequence[int | None]
+) -> Panels:
+    """The norm of what is taken from each image token, a panel for each layer; None: summed over layers."""
+    import numpy as np
+
+    from nnsight_mmflow._image_values import Panels, by_position
+
+    numbers = np.stack([by_position(prompt, image, of_result(prompt, result, layer, "norm")[0]) for layer in layers])
+    titles = tuple("all layers" if layer is None else f"layer {layer}" for layer in layers)
+    edge = f"{result.header['source']} to {result.header['target']}"
+    return Panels(numbers, titles, f"contribution, {edge}: norm" + (" (sum over layers)" if layers == [None] else ""))
 
 
 def correctness_figure(result: ContributionsResult) -> ShownFigure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,7 @@ def make_plan(
     windows: tuple[int, ...],
     row_budget: int = ROW_BUDGET,
     blocks: tuple[tuple[int, int], ...] = (),
+    centres: Sequence[int] | None = None,
 ) -> Plan:
     """The plan of one prompt.
 
@@ -159,32 +161,31 @@ def make_plan(
         row_budget: how many positions a chunk may hold.
         blocks: (first, end) of stretches whose positions read one another backwards and forwards. A tail that starts
             inside one takes all of it, since what lies before a tail must not read it.
+        centres: of the windows; every layer unless given.
 
     Raises:
         NoEffectError: an edge without any open key.
     """
-    groups: dict[int, list[tuple[int, int, str]]] = {}
+    groups: dict[int, dict[tuple[int, int, str], None]] = {}  # ordered sets
     wanted: dict[tuple[str, int, int], tuple[int, int]] = {}
     positions = {edge: edge_positions(spans, edge, blocks) for edge in edges}
     for edge in edges:
         start = tail_start(positions[edge][1][0], blocks)
         for size in windows:
-            for centre in range(sizes.n_layers):
+            for centre in range(sizes.n_layers) if centres is None else centres:
                 layers = window_layers(centre, size, sizes.n_layers)
                 wanted[edge, size, centre] = (layers.start, layers.stop)
-                row = (layers.start, layers.stop, edge)
-                if row not in groups.setdefault(start, []):
-                    groups[start].append(row)
+                groups.setdefault(start, {})[layers.start, layers.stop, edge] = None
     length = len(spans["all"])
     chunks: list[Rows] = []
     where: dict[tuple[int, int, str], tuple[int, int]] = {}
-    for start, rows in sorted(groups.items()):
+    for start, held in sorted(groups.items()):
         tail = length - start
         per_chunk = max(1, row_budget // tail)
-        rows.sort()
+        rows = sorted(held)
         for first in range(0, len(rows), per_chunk):
             part = rows[first : first + per_chunk]
-            names = tuple(dict.fromkeys(edge for *_, edge in part))
+            names = {edge: number for number, edge in enumerate(dict.fromkeys(edge for *_, edge in part))}
             for number, row in enumerate(part):
                 where[row] = (len(chunks), number)
             chunks.append(
@@ -192,7 +193,7 @@ def make_plan(
                     start,
                     tail,
                     tuple((a, b) for a, b, _ in part),
-                    tuple(names.index(edge) for *_, edge in part),
+                    tuple(names[edge] for *_, edge in part),
                     tuple(tuple(target - start for target in positions[name][1]) for name in names),
                     tuple(positions[name][0] for name in names),
                 )

@@ -1,14 +1,19 @@
-"""The figure of a prune report: accuracy against image tokens per layer."""
+"""Figures of pruning: accuracy against image tokens per layer, and which tokens each layer still sees."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._plots import STYLES, ShownFigure
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._image_values import Panels
+    from nnsight_mmflow.patterns.kept_tokens import KeptTokens
     from nnsight_mmflow.patterns.prune_report import PruneReport
+
+TICKS = ((0.0, "dropped"), (1.0, "seen"))
 
 
 def prune_figure(result: PruneReport) -> ShownFigure:
@@ -50,3 +55,28 @@ def prune_figure(result: PruneReport) -> ShownFigure:
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(f"{result.header['model']}: {result.header['n_prompts']} prompts, 95% intervals", fontsize=10)
     return figure
+
+
+def kept_panels(found: KeptTokens, image: int, by_layer: bool) -> Panels:
+    """How many layers see each image token; or, by layer, 1 for those seen and 0 for those that were dropped."""
+    import numpy as np
+
+    from nnsight_mmflow._image_values import Panels, by_position
+
+    positions = list(found.prompt.spans["image"])
+    seen = np.zeros((len(found.layers), len(positions)))
+    for layer, kept in enumerate(found.layers):
+        seen[layer, kept] = 1
+
+    def drawn(row: np.ndarray) -> np.ndarray:
+        return by_position(found.prompt, image, dict(zip(positions, row.tolist(), strict=True)))
+
+    if not by_layer:
+        return Panels(drawn(seen.sum(0))[None], ("all layers",), f"layers, of {len(seen)}, that see the token")
+    stretches = [list(group) for _, group in itertools.groupby(range(len(seen)), lambda layer: found.layers[layer])]
+    titles = tuple(
+        (f"layer {group[0]}" if len(group) == 1 else f"layers {group[0]} to {group[-1]}")
+        + f": {found.counts[group[0]]} tokens"
+        for group in stretches
+    )
+    return Panels(np.stack([drawn(seen[group[0]]) for group in stretches]), titles, "image tokens", TICKS)

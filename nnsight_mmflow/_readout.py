@@ -39,6 +39,46 @@ def read_words(
     return probabilities[:, tokens].cpu(), best.indices.cpu(), best.values.cpu()
 
 
+def read_top(
+    layers: Envoy,
+    chosen: list[int],
+    norm: Envoy,
+    unembed: Envoy,
+    cap: float | None,
+    positions: list[int],
+    top: int,
+    at_once: int,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Inside a trace: the words that each position's residual stream would say after each chosen layer.
+
+    Logits are made for `at_once` positions at a time and cut to the top words before the next ones are made.
+
+    Args:
+        layers: the decoder layers.
+        chosen: which to read, in ascending order.
+        norm: the final norm.
+        unembed: the unembedding.
+        cap: as in `read_words`.
+        positions: where to read.
+        top: how many of the most likely tokens to return.
+        at_once: positions whose logits are held at a time.
+
+    Returns:
+        For each layer (ids, probabilities), (positions, top) each.
+    """
+    read = []
+    with torch.no_grad():  # the caller's does not travel
+        for layer in chosen:
+            stream = layers[layer].output[0, positions].detach()
+            ids, probabilities = [], []
+            for first in range(0, len(positions), at_once):
+                _, best, sure = read_words(stream[first : first + at_once], norm, unembed, cap, [], top)
+                ids.append(best.detach())
+                probabilities.append(sure.detach())
+            read.append((torch.cat(ids), torch.cat(probabilities)))
+    return read
+
+
 def read_layers(
     layers: Envoy,
     attentions: list[tuple[Envoy, bool]],

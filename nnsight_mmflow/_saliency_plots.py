@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._plots import STYLES, ShownFigure, label_layers
-from nnsight_mmflow._shaded import shaded_picture
+from nnsight_mmflow._token_values import of_layer, of_prompt
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._image_values import Panels
     from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow.patterns.disruption import DisruptionResult
     from nnsight_mmflow.patterns.saliency import SaliencyResult
@@ -42,15 +45,25 @@ def saliency_figure(result: SaliencyResult) -> ShownFigure:
     return figure
 
 
-def saliency_on_image(result: SaliencyResult, prompt: Prompt, layer: int | None) -> ShownFigure:
-    """What flows from each image token, drawn on the picture: darker where less flows."""
-    tokens = result.tokens()
-    tokens = tokens[tokens["prompt"] == (prompt.key or "0")]
-    if layer is not None:
-        tokens = tokens[tokens["layer"] == layer]
-    flows, positions = tokens.groupby("index")["saliency"].sum(), list(prompt.spans["image"])
-    numbers = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
-    return shaded_picture(prompt, numbers, f"saliency, {'all layers' if layer is None else f'layer {layer}'}")
+def saliency_panels(result: SaliencyResult, prompt: Prompt, image: int, layers: Sequence[int | None]) -> Panels:
+    """What flows from each image token, a panel for each layer; None: summed over layers."""
+    import numpy as np
+
+    from nnsight_mmflow._image_values import Panels, by_position
+
+    tokens, positions, numbers = of_prompt(result.tokens(), prompt), list(prompt.spans["image"]), []
+    for layer in layers:
+        flows = (tokens if layer is None else of_layer(tokens, layer)).groupby("index")["saliency"].sum()
+        if len(flows) != len(positions):
+            raise MMFlowError(
+                f"the result holds {len(flows)} image tokens of this prompt, which has {len(positions)}: another"
+                " prompt, or another picture."
+            )
+        found = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
+        numbers.append(by_position(prompt, image, found))
+    titles = tuple("all layers" if layer is None else f"layer {layer}" for layer in layers)
+    label = f"saliency of what flows from the token ({result.header['mode']} mode)"
+    return Panels(np.stack(numbers), titles, label + (" (sum over layers)" if layers == [None] else ""))
 
 
 def disruption_figure(result: DisruptionResult) -> ShownFigure:

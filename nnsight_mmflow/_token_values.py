@@ -37,7 +37,7 @@ def values_of(
         MMFlowError: a position without a number, or a result that holds none.
     """
     if isinstance(values, Result):
-        found, label = _of_result(prompt, values, layer, column)
+        found, label = of_result(prompt, values, layer, column)
     elif isinstance(values, Mapping):
         found, label = {int(position): float(value) for position, value in values.items()}, "value"
     else:
@@ -62,7 +62,8 @@ def values_of(
     return numbers, label
 
 
-def _of_result(prompt: Prompt, result: Result, layer: int | None, column: str | None) -> tuple[dict[int, float], str]:
+def of_result(prompt: Prompt, result: Result, layer: int | None, column: str | None) -> tuple[dict[int, float], str]:
+    """(a number by position, what they are): what a result holds of a prompt; arguments as in `values_of`."""
     table, kind = result.table, result.kind
     if kind not in COLUMNS:
         raise MMFlowError(
@@ -72,12 +73,7 @@ def _of_result(prompt: Prompt, result: Result, layer: int | None, column: str | 
     column = column or COLUMNS[kind]
     if column not in table:
         raise MMFlowError(f"the result has no column {column!r}; it has {', '.join(map(str, table.columns))}.")
-    names = list(dict.fromkeys(table["prompt"]))
-    if len(names) > 1 and prompt.key not in names:
-        raise MMFlowError(
-            f"the result is of {len(names)} prompts ({', '.join(map(str, names[:4]))}), none of this key."
-        )
-    table = table[table["prompt"] == (prompt.key if prompt.key in names else names[0])]
+    table = of_prompt(table, prompt)
     if kind == "lens":
         if layer is None:
             raise MMFlowError("a lens reads each layer by itself: layer=... says which (-1 is the embeddings).")
@@ -85,10 +81,7 @@ def _of_result(prompt: Prompt, result: Result, layer: int | None, column: str | 
     if kind == "contributions":
         table = table[table["head"] == -1]
     if layer is not None:
-        there = sorted({int(one) for one in table["layer"]})
-        if layer not in there:
-            raise MMFlowError(f"layer {layer} is not in the result; it has {there[0]} to {there[-1]}.")
-        table = table[table["layer"] == layer]
+        table = of_layer(table, layer)
     if kind == "flow":
         return _of_flow(prompt, table, layer, column)
     grouped = table.groupby("position")[column].sum()
@@ -96,6 +89,25 @@ def _of_result(prompt: Prompt, result: Result, layer: int | None, column: str | 
     label = f"{kind}, {column.replace('_', ' ')}, {where}"
     _check_tokens(prompt, table)
     return {int(str(position)): float(value) for position, value in grouped.items()}, label
+
+
+def of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
+    """The rows of a prompt: those of its key, or all where the table is of one prompt."""
+    names = list(dict.fromkeys(table["prompt"]))
+    if len(names) > 1 and prompt.key not in names:
+        raise MMFlowError(
+            f"the result is of {len(names)} prompts ({', '.join(map(str, names[:4]))}), none of this key."
+            " Ask with one of their prompts, and give each a key of its own: graph.prompt(..., key='first')."
+        )
+    return table[table["prompt"] == (prompt.key if prompt.key in names else names[0])]
+
+
+def of_layer(table: pd.DataFrame, layer: int) -> pd.DataFrame:
+    """The rows of a layer."""
+    there = sorted({int(one) for one in table["layer"]})
+    if layer not in there:
+        raise MMFlowError(f"layer {layer} is not in the result; it has {there[0]} to {there[-1]}.")
+    return table[table["layer"] == layer]
 
 
 def _of_flow(prompt: Prompt, table: pd.DataFrame, layer: int | None, column: str) -> tuple[dict[int, float], str]:

@@ -163,11 +163,15 @@ class ContributionsResult(Result):
 
         return contributions_figure(self)
 
-    def on_image(self, prompt: Prompt, layer: int | None = None) -> ShownFigure:
-        """The norms drawn on a prompt's picture, of one layer or summed over layers."""
-        from nnsight_mmflow._contribution_plots import contributions_on_image
+    def on_image(
+        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
+    ) -> ShownFigure:
+        """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None)."""
+        from nnsight_mmflow._contribution_plots import contribution_panels
+        from nnsight_mmflow._heat import heat_figure
 
-        return contributions_on_image(self, prompt, layer)
+        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
+        return heat_figure(prompt, contribution_panels(self, prompt, image, layers), image=image, view=view)
 
     def summary(self) -> str:
         """Where the target takes most from the source."""

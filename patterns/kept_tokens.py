@@ -47,13 +47,19 @@ class KeptTokens:
 
         return kept_html(self)
 
-    def on_image(self) -> ShownFigure:
-        """The picture, each patch as bright as the number of layers that see it."""
-        from nnsight_mmflow._shaded import shaded_picture
+    def on_image(self, by_layer: bool = False, *, image: int = 0, view: str | None = None) -> ShownFigure:
+        """The picture, each patch as bright as the number of layers that see its token.
 
-        seen = [sum(number in kept for kept in self.layers) for number in range(len(self.prompt.spans["image"]))]
-        numbers = {position: float(count) for position, count in zip(self.prompt.spans["image"], seen, strict=True)}
-        return shaded_picture(self.prompt, numbers, f"layers of {len(self.layers)} that see each image token")
+        Args:
+            by_layer: a panel for each stretch of layers that see the same tokens; those that were dropped are dark.
+            image: which of the prompt's images.
+            view: "base" or "tiles", where the processor divided the picture; None: at each pixel the finest.
+        """
+        from nnsight_mmflow._heat import heat_figure
+        from nnsight_mmflow._prune_plots import kept_panels
+
+        panels = kept_panels(self, image, by_layer)
+        return heat_figure(self.prompt, panels, image=image, view=view, shade=True)
 
 
 def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:

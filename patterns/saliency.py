@@ -66,11 +66,15 @@ class SaliencyResult(Result):
 
         return saliency_figure(self)
 
-    def on_image(self, prompt: Prompt, layer: int | None = None) -> ShownFigure:
-        """What flows from each image token, drawn on the prompt's picture; of one layer, or summed over layers."""
-        from nnsight_mmflow._saliency_plots import saliency_on_image
+    def on_image(
+        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
+    ) -> ShownFigure:
+        """What flows from each image token, on the picture: of one layer, several (a panel each), or summed (None)."""
+        from nnsight_mmflow._heat import heat_figure
+        from nnsight_mmflow._saliency_plots import saliency_panels
 
-        return saliency_on_image(self, prompt, layer)
+        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
+        return heat_figure(prompt, saliency_panels(self, prompt, image, layers), image=image, view=view)
 
     def summary(self) -> str:
         """Where each group matters most, and the image's share."""

@@ -1,6 +1,7 @@
 """Saliency against a probe on eager's own weights; zeroed weights against zeroed weights; disruptions."""
 
 import math
+from dataclasses import replace
 
 import nnsight
 import numpy as np
@@ -130,7 +131,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_curves_pictures_and_errors(tmp_path):
     graph = tiny_graph("llama", n_layers=3)
-    prompts = [asked(graph, seed=seed) for seed in (0, 1)]
+    prompts = [replace(asked(graph, seed=seed), key=f"seed {seed}") for seed in (0, 1)]
     result = mmf.saliency(graph, prompts, progress=False)
     curves = result.curves()
     assert curves.to_numpy().min() == 0
@@ -143,6 +144,8 @@ def test_curves_pictures_and_errors(tmp_path):
     assert np.allclose(per_image, result.to_frame()["S_img"] * 64, rtol=1e-4)
     assert len(result.plot()._repr_png_()) > 10_000
     assert len(result.on_image(prompts[0])._repr_png_()) > 3_000
+    with pytest.raises(mmf.MMFlowError, match="none of this key"):
+        result.on_image(asked(graph, seed=1))
     assert "paper mode: 2 prompts" in result.summary()
     result.save(tmp_path)
     again = mmf.SaliencyResult.load(tmp_path)

@@ -65,7 +65,9 @@ def test_a_generation_that_takes_itself_for_trusted_is_wrong_beside_the_model(he
     assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
 
 
-@pytest.mark.parametrize("name", ["flow", "lens", "skip_flow", "disruption", "contributions"])
+@pytest.mark.parametrize(
+    "name", ["flow", "lens", "skip_flow", "disruption", "contributions", "knockout_by_patch", "lens_by_patch"]
+)
 def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
     prompts = mmf.nano.prompts(here, 1)
     one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
