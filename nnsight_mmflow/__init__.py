@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import PromptError as PromptError
     from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
+    from nnsight_mmflow._explore import explore as explore
     from nnsight_mmflow._graph import Graph as Graph
     from nnsight_mmflow._load import adapt as adapt
     from nnsight_mmflow._load import load as load
@@ -126,6 +127,7 @@ _WHERE = {
     "KnockoutByPatch": "patterns.knockout_by_patch",
     "lens_by_patch": "patterns.lens_by_patch",
     "LensByPatch": "patterns.lens_by_patch",
+    "explore": "_explore",
     "show_attention": "_show_attention",
     "show_tokens": "_show_tokens",
     "knockout_by_token": "_show_tokens",

@@ -6,6 +6,7 @@ import base64
 import json
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from importlib.resources import files
 from os import PathLike
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
+def pack(array: np.ndarray, *, runs: bool = False) -> str:
+    """An array's bytes deflated, as text.
+
+    Args:
+        array: of any type; the script sees its bytes.
+        runs: look for runs alone. For quantised noise (attention weights) that is seven times as fast as to look for
+            repeats, and smaller.
+    """
+    packer = zlib.compressobj(9, strategy=zlib.Z_RLE) if runs else zlib.compressobj(9)
+    return base64.b64encode(packer.compress(array.tobytes()) + packer.flush()).decode()
+
+
 @dataclass(frozen=True)
 class Page:
     """An interactive picture, which notebooks show by itself.
@@ -30,7 +43,7 @@ class Page:
             `await page.bytes(name)` (the array as Uint8Array), `page.fit()` (after the height has changed).
         style: CSS beside `page.css`.
         data: plain values for the script.
-        arrays: uint8 arrays for the script; they are kept deflated, a few bytes a hundred numbers.
+        arrays: uint8 arrays for the script, or what `pack` made of them; they are kept deflated.
         summary: what a terminal shows.
 
     Example:
@@ -45,15 +58,18 @@ class Page:
     script: str
     style: str = ""
     data: dict = field(default_factory=dict, repr=False)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    arrays: dict[str, np.ndarray | str] = field(default_factory=dict, repr=False)
     summary: str = ""
 
     def html(self) -> str:
         """The whole document."""
+        return self._document
+
+    @cached_property
+    def _document(self) -> str:
+        """Made once: a notebook asks for it again and again."""
         parts = files("nnsight_mmflow.pages")
-        packed = {
-            name: base64.b64encode(zlib.compress(array.tobytes(), 9)).decode() for name, array in self.arrays.items()
-        }
+        packed = {name: array if isinstance(array, str) else pack(array) for name, array in self.arrays.items()}
         # "<" never stands in the script's numbers, so no token can end the element that holds them.
         held = json.dumps({"data": self.data, "arrays": packed}).replace("<", "\\u003c")
         return (
