@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WIDTH = 9.5  # inches: what a notebook shows at 100 dots per inch without shrinking it
 WIDE = 6.2  # inches of a panel with words
 MOST_ACROSS = 5
+GREY = (0.42, 0.42, 0.42)  # neither dark nor bright parts of a picture look like it
 OPAQUE = 0.66  # how much of the colour covers the picture, which is grey and light beneath it
 # Orange below 0, blue above, as mmf.show_tokens has them; told apart by colour-blind readers.
 SIGNED = ("#A63C00", "#E68A3C", "#FFFFFF", "#4B9CD3", "#00508C")
@@ -49,7 +50,7 @@ def heat_figure(
         view: as in `drawn_boxes`.
         signed: colours around white at 0; None: where a number is below 0.
         max_value: where the scale ends; the largest number drawn unless given.
-        shade: the picture keeps its colours and is darkened instead, the more the smaller the number.
+        shade: the picture keeps its colours; flat grey covers it instead, the more the smaller the number.
         wide: the one panel is large, the picture small.
         notes: said below beside the others.
     """
@@ -99,8 +100,8 @@ def _scale(
     end = max_value or (high if high > start else start + 1.0)
     extend = "max" if high > end else "neither"
     if shade:
-        dark = LinearSegmentedColormap.from_list("shade", [(0, 0, 0, 0.85), (0, 0, 0, 0)])
-        return (start, end), dark, None, extend
+        grey = LinearSegmentedColormap.from_list("shade", [(*GREY, 0.92), (*GREY, 0)])
+        return (start, end), grey, None, extend
     return (start, end), colormaps["cividis"], OPAQUE, extend
 
 
@@ -113,9 +114,9 @@ def _axes(picture: Picture, panels: int, wide: bool) -> tuple[ShownFigure, list[
         axes = figure.subplots(1, 2, width_ratios=(beside, WIDE)).tolist()
         axes[0].set_anchor("N")
         return figure, axes, 5
-    across = min(panels + 1, MOST_ACROSS if panels > 7 else 4)
+    across = min(panels + 1, 2 if shape < 0.45 else MOST_ACROSS if panels > 7 else 4)
     down = math.ceil((panels + 1) / across)
-    each = min(4.0, (WIDTH - 1.1) / across)
+    each = min(4.0, (WIDTH - 1.1) / across, 6.0 / shape)
     figure = ShownFigure(figsize=(each * across + 1.1, down * (each * shape + 0.3) + 0.35), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
     for spare in axes[panels + 1 :]:

@@ -48,10 +48,10 @@ class KeptTokens:
         return kept_html(self)
 
     def on_image(self, by_layer: bool = False, *, image: int = 0, view: str | None = None) -> ShownFigure:
-        """The picture, each patch as bright as the number of layers that see its token.
+        """The picture, each patch the clearer the more layers see its token, and grey where few do.
 
         Args:
-            by_layer: a panel for each stretch of layers that see the same tokens; those that were dropped are dark.
+            by_layer: a panel for each stretch of layers that see the same tokens; those that were dropped are grey.
             image: which of the prompt's images.
             view: "base" or "tiles", where the processor divided the picture; None: at each pixel the finest.
         """
