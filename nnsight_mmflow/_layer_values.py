@@ -142,13 +142,14 @@ def _tokens(table: pd.DataFrame, where: dict[int, int]) -> list[list[int]]:
 
 
 def _of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
-    names = list(dict.fromkeys(table["prompt"]))
-    if len(names) > 1 and prompt.key not in names:
+    names = list(dict.fromkeys(map(str, table["prompt"])))
+    wanted = prompt.key or ("0" if len(names) == 1 else "")  # a lone prompt without a key is called 0
+    if wanted not in names:
         raise MMFlowError(
-            f"the result is of {len(names)} prompts ({', '.join(map(str, names[:4]))}), and prompt= is none of them by"
-            f" its key ({prompt.key!r})."
+            f"the result is of {len(names)} prompt(s) ({', '.join(names[:4])}), and prompt= is none of them by its key"
+            f" ({prompt.key!r}): give the one it was made of."
         )
-    return table[table["prompt"] == (prompt.key if prompt.key in names else names[0])]
+    return table[table["prompt"].astype(str) == wanted]
 
 
 def _words(words: object, found: LayerValues) -> Words:

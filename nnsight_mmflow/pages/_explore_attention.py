@@ -1,7 +1,7 @@
 """Attention on the image as a page: weights as bytes, one array for each layer.
 
 A weight w of a head whose largest is m is kept as round(255 * (w / m) ** p). With p = 1/2, the square root, most bytes
-go to small weights, of which attention mostly consists. Where a layer would then take more than 1.8 MB and 0.31 bytes
+go to small weights, of which attention mostly consists. Where a layer would then take more than 1.75 MB and 0.3 bytes
 per weight, p is the smallest with which it does not: small weights get coarser, large ones no worse. With
 a = (w / m) ** p, what is read back differs from w by at most m * ((a + 1/510) ** (1 / p) - a ** (1 / p)), and nowhere
 by more than m / 255.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STEPS = 255
 POWERS = tuple(number / 100 for number in range(50, 102, 2))
-LAYER_BYTES, BYTES_PER_WEIGHT = 1_800_000, 0.31  # as text in the page; the picture and the script come on top
+LAYER_BYTES, BYTES_PER_WEIGHT = 1_750_000, 0.3  # as text in the page; the picture and the script come on top
 BODY = f"""
 <h1 id="title"></h1>
 <div class="controls">

@@ -50,7 +50,7 @@ def values_page(prompt: Prompt, values: LayerValues, title: str, layer: int | st
     import numpy as np
 
     check_picture(prompt)
-    numbers = values.numbers.astype("<f4")
+    numbers: np.ndarray = values.numbers.astype("<f4")
     signed = bool(np.nanmin(numbers) < 0)
     arrays: dict[str, np.ndarray | str] = {"palette": palette(signed), "values": numbers}
     data = {

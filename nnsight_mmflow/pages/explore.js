@@ -72,10 +72,11 @@ const figure = (picture, select, point) => {
   if (pictures.length > 1) whole.append(make("figcaption", { textContent: picture.label }));
   at("pictures").append(whole);
   let view = picture.views[0], chosen = null;
+  const topmost = (patches, x, y) =>
+    patches.findLast((one) => one[3] <= x && x < one[5] && one[4] <= y && y < one[6]); // the last lies on top
   const under = (event) => {
     const x = (event.offsetX * picture.width) / frame.clientWidth;
-    const y = (event.offsetY * picture.height) / frame.clientHeight;
-    return view.patches.findLast((one) => one[3] <= x && x < one[5] && one[4] <= y && y < one[6]); // the last lies on top
+    return topmost(view.patches, x, (event.offsetY * picture.height) / frame.clientHeight);
   };
   const holding = (position) => view.patches.find((one) => one[0] === position);
   frame.addEventListener("click", (event) => under(event) && select(under(event)[0]));
@@ -100,8 +101,12 @@ const figure = (picture, select, point) => {
   };
   return {
     views: picture.views.map((one) => one.name),
-    has: (name, position) =>
-      picture.views.some((one) => one.name === name && one.patches.some((patch) => patch[0] === position)),
+    // Whether a view shows this position's patch, and not only a rim of it below finer ones.
+    has: (name, position) => {
+      const patches = picture.views.find((one) => one.name === name)?.patches ?? [];
+      const patch = patches.find((one) => one[0] === position);
+      return patch && topmost(patches, (patch[3] + patch[5]) / 2, (patch[4] + patch[6]) / 2) === patch;
+    },
     positions: () => view.patches.map((patch) => patch[0]),
     choose: (name) => { view = picture.views.find((one) => one.name === name) ?? picture.views[0]; },
     // `shade` gives a position's colour, or null; `mark` says which have a ring, which are hatched.
