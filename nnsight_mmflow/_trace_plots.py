@@ -45,7 +45,7 @@ def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
                     color="white" if dark else "black",
                 )
     axes[-1].set_xlabel("centre layer")
-    figure.colorbar(image, ax=list(axes), label=quantity.replace("_", " "))
+    figure.colorbar(image, ax=list(axes), label=quantity.replace("_", " "), aspect=20 * len(maps))
     figure.suptitle(fill(f"Causal tracing, {result.header['model']}: {result.caption(quantity)}", 100), fontsize=9)
     return figure
 
@@ -56,7 +56,7 @@ def attribution_figure(result: AttributionResult) -> ShownFigure:
     spans, checked = list(dict.fromkeys(result.table["span"])), result.table.dropna(subset=["exact"])
     n_layers, n_heads = int(result.header["n_layers"]), int(result.header["n_heads"])
     count = len(spans) + bool(len(checked))
-    across = min(count, 3)
+    across = 2 if count == 4 else min(count, 3)
     down = -(-count // across)
     figure = ShownFigure(figsize=(2.9 * across + 0.8, 0.8 + 2.6 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten().tolist()

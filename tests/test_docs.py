@@ -79,14 +79,17 @@ def test_numbers_in_prose_are_printed_by_a_cell(path):
     """Percentages and decimals, apart from those that a sign of the text marks as somebody else's."""
     notebook = nbformat.read(path, 4)
     shown = texts(notebook) + "".join(
-        "".join(output["data"].get(kind, "") for kind in ("text/plain", "text/html")) for output in outputs(notebook)
+        "".join(output["data"].get(kind, "") for kind in ("text/plain", "text/html"))
+        for output in outputs(notebook)
         if "data" in output
     )
     # As they are printed: 31.7, or .317 for 31.7%.
     printed = {float(found) for found in re.findall(r"\d+\.?\d*", shown)}
     allowed = {round(value * scale, places) for value in printed for scale in (1, 100) for places in range(5)}
     prose = re.sub(
-        r"arXiv [\d.]+|`[^`]*`|\]\([^)]*\)|LLaVA-1\.5", "", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+        r"arXiv [\d.]+|`[^`]*`|\]\([^)]*\)|LLaVA-1\.5",
+        "",
+        "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"),
     )
     told = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", prose) + re.findall(r"(?<![\w.])(\d+)%", prose)
     assert [number for number in told if float(number) not in allowed] == []
