@@ -63,7 +63,8 @@ def label_layers(axes: Axes, x: str, n_layers: int) -> None:
 def flow_figure(result: FlowResult) -> ShownFigure:
     """Change of the answer's probability by centre layer: a line per edge, a panel per window size."""
     windows = [int(window) for window in result.table["window"].unique()]
-    figure = ShownFigure(figsize=(3.2 + 4.4 * len(windows), 4.2), layout="constrained")
+    # No wider than a notebook or a page: a wider one would be shrunk, its letters with it.
+    figure = ShownFigure(figsize=(max(6.4, min(9.0, 4.5 * len(windows))), 5.2), layout="constrained")
     panels = list(figure.subplots(1, len(windows), sharey=True, squeeze=False)[0])
     n_layers = int(result.header["n_layers"])
     for axes, window in zip(panels, windows, strict=True):
@@ -76,9 +77,10 @@ def flow_figure(result: FlowResult) -> ShownFigure:
         label_layers(axes, "centre layer of the blocked window", n_layers)
         axes.set_title(f"window of {window} layer{'s' if window > 1 else ''}", fontsize=10)
     panels[0].set_ylabel("change of the answer's probability (%)")
-    panels[-1].legend(
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
+    figure.legend(
+        *panels[-1].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if len(windows) > 1 else 2,
         frameon=False,
         fontsize=9,
         title="source $\\nrightarrow$ target",
@@ -112,7 +114,7 @@ def lens_figure(result: LensResult) -> ShownFigure:
     from nnsight_mmflow.patterns.lens import FOLLOWED
 
     sites = {"resid": "residual stream", "attn": "attention output", "mlp": "MLP output"}
-    figure = ShownFigure(figsize=(12.5, 3.8), layout="constrained")
+    figure = ShownFigure(figsize=(9.0, 3.9), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (site, title) in zip(panels, sites.items(), strict=True):
         table = result.table[result.table["site"] == site]
@@ -128,7 +130,8 @@ def lens_figure(result: LensResult) -> ShownFigure:
         axes.set_xlim(-1.4 if site == "resid" else -0.4)
         axes.set_title(title, fontsize=10)
     panels[0].set_ylabel("probability (%)")
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     normed = "with the final norm" if result.header["norm"] else "without norm (last point normed)"
     figure.suptitle(
         f"Lens at {result.header['at']}, {normed}, {_short(result.header['model'])}:"

@@ -20,9 +20,10 @@ def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
     names = {"mlp": "MLP output", "attn": "attention output", "resid": "residual stream"}
     spans = max(len(table) for table in maps.values())
     layers = max(table.shape[1] for table in maps.values())
-    wide = max(5.0, 1.6 + 0.5 * layers)
-    figure = ShownFigure(figsize=(wide * len(maps) + 1.2, 1.9 + 0.42 * spans), layout="constrained")
-    axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    # One panel under the other, no wider than a notebook or a page: side by side they would be shrunk.
+    wide = min(9.0, 3.6 + 0.5 * layers)
+    figure = ShownFigure(figsize=(wide, 1.2 + len(maps) * (0.6 + 0.36 * spans)), layout="constrained")
+    axes = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
     largest = max(float(table.abs().to_numpy().max()) for table in maps.values()) or 1.0
     lowest = min(0.0, min(float(table.to_numpy().min()) for table in maps.values()))
     for axis, (site, table) in zip(axes, maps.items(), strict=True):
@@ -30,7 +31,6 @@ def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
         image = axis.imshow(values, aspect="auto", cmap="cividis", vmin=lowest, vmax=largest)
         axis.set_yticks(range(len(table)), [fill(str(span), 26) for span in table.index], fontsize=8)
         axis.set_xticks(range(0, layers, max(1, layers // 12)))
-        axis.set_xlabel("centre layer")
         axis.set_title(names[site], fontsize=10)
         if layers <= 16:
             for (row, column), value in np.ndenumerate(values):
@@ -44,8 +44,9 @@ def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
                     fontsize=7,
                     color="white" if dark else "black",
                 )
-    figure.colorbar(image, ax=list(axes), label=quantity.replace("_", " "))
-    figure.suptitle(fill(f"Causal tracing, {result.header['model']}: {result.caption(quantity)}", 110), fontsize=9)
+    axes[-1].set_xlabel("centre layer")
+    figure.colorbar(image, ax=list(axes), label=quantity.replace("_", " "), aspect=20 * len(maps))
+    figure.suptitle(fill(f"Causal tracing, {result.header['model']}: {result.caption(quantity)}", 100), fontsize=9)
     return figure
 
 
@@ -55,8 +56,12 @@ def attribution_figure(result: AttributionResult) -> ShownFigure:
     spans, checked = list(dict.fromkeys(result.table["span"])), result.table.dropna(subset=["exact"])
     n_layers, n_heads = int(result.header["n_layers"]), int(result.header["n_heads"])
     count = len(spans) + bool(len(checked))
-    figure = ShownFigure(figsize=(3.3 * count + 0.8, 3.4), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False).flatten().tolist()
+    across = 2 if count == 4 else min(count, 3)
+    down = -(-count // across)
+    figure = ShownFigure(figsize=(2.9 * across + 0.8, 0.8 + 2.6 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten().tolist()
+    for axes in panels[count:]:
+        axes.set_visible(False)
     largest = float(means.abs().max()) or 1.0
     for axes, span in zip(panels, spans, strict=False):
         grid = means[span].unstack().to_numpy()
@@ -65,10 +70,11 @@ def attribution_figure(result: AttributionResult) -> ShownFigure:
         axes.set_xlabel("layer")
         axes.set_xticks(range(0, n_layers, max(1, n_layers // 10)))
         axes.set_yticks(range(0, n_heads, max(1, n_heads // 16)))
-    panels[0].set_ylabel("head")
+    for axes in panels[: len(spans) : across]:
+        axes.set_ylabel("head")
     figure.colorbar(image, ax=panels[: len(spans)], label="estimate (nats)")
     if len(checked):
-        axes = panels[-1]
+        axes = panels[count - 1]
         axes.scatter(checked["exact"], checked["estimate"], s=10, color="#0072B2", alpha=0.6, linewidths=0)
         ends = [
             float(checked[["exact", "estimate"]].to_numpy().min()),
@@ -85,5 +91,5 @@ def attribution_figure(result: AttributionResult) -> ShownFigure:
         f" mean P_clean {one['clean_probability'].mean():.2f}, P_corrupt {one['corrupt_probability'].mean():.2f};"
         f" {result.header['n_prompts']} prompts, 0 left out"
     )
-    figure.suptitle(fill(told, 40 * count), fontsize=9)
+    figure.suptitle(fill(told, 40 * across), fontsize=9)
     return figure

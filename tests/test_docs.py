@@ -43,12 +43,69 @@ def test_ci_runs_the_printed_test_command():
         assert "-c constraints.txt" in command
 
 
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WITHOUT_FIGURES = ("07_your_own_model",)
+LARGEST = 500_000  # bytes of a committed notebook, outputs and all
+SECONDS = 120  # for a cell
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def texts(notebook):
+    return "".join(output.get("text", "") for output in outputs(notebook))
+
+
+def figures(notebook):
+    return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_outputs_are_there_and_small(path):
+    assert path.stat().st_size < LARGEST
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run once, from top to bottom"
+    assert figures(notebook) or path.stem in WITHOUT_FIGURES
+    assert "Warning" not in texts(notebook)
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    assert not notebook.metadata.get("widgets")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_numbers_in_prose_are_printed_by_a_cell(path):
+    """Percentages and decimals, apart from those that a sign of the text marks as somebody else's."""
+    notebook = nbformat.read(path, 4)
+    shown = texts(notebook) + "".join(
+        "".join(output["data"].get(kind, "") for kind in ("text/plain", "text/html"))
+        for output in outputs(notebook)
+        if "data" in output
+    )
+    # As they are printed: 31.7, or .317 for 31.7%.
+    printed = {float(found) for found in re.findall(r"\d+\.?\d*", shown)}
+    allowed = {round(value * scale, places) for value in printed for scale in (1, 100) for places in range(5)}
+    prose = re.sub(
+        r"arXiv [\d.]+|`[^`]*`|\]\([^)]*\)|LLaVA-1\.5",
+        "",
+        "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"),
+    )
+    told = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", prose) + re.findall(r"(?<![\w.])(\d+)%", prose)
+    assert [number for number in told if float(number) not in allowed] == []
+
+
+def test_readme_names_every_notebook():
+    assert {path.name for path in NOTEBOOKS} == set(re.findall(r"notebooks/(\w+\.ipynb)", README))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path):
     notebook = nbformat.read(path, 4)
+    committed = len(figures(notebook))
     # The kernel is another process: what it warns of does not fail this test, what it raises does.
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in shown) >= 3
-    assert not [output for output in shown if output.get("name") == "stderr" and "Warning" in output.get("text", "")]
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=where).execute()
+    assert len(figures(notebook)) == committed
+    assert "Warning" not in texts(notebook)
