@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.edit_result import Edit
 
 SHADES = {"before": "#bbbbbb", "optimised": "#9ecae1", "after": "#2171b5"}
-COLORS = ("#2171b5", "#e6550d", "#31a354", "#756bb1", "#d94801", "#17becf", "#8c564b", "#7f7f7f", "#bcbd22", "#e377c2")
+# Okabe and Ito's colours, and hatches for print in grey.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#B8A500")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "|||", "ooo")
 
 
 def edit_figure(result: Edit) -> ShownFigure:
@@ -34,6 +36,11 @@ def edit_figure(result: Edit) -> ShownFigure:
     return figure
 
 
+def _look(number: int) -> dict[str, object]:
+    at = number % len(COLORS)
+    return {"color": COLORS[at], "hatch": HATCHES[at], "edgecolor": "white", "linewidth": 0}
+
+
 def report_figure(result: EditReport) -> ShownFigure:
     """Bars with 95% intervals: a panel per measure, a group per way, a bar per method."""
     import numpy as np
@@ -52,7 +59,7 @@ def report_figure(result: EditReport) -> ShownFigure:
             part = part.reindex(ways[measure])
             spots = np.arange(len(part)) + (i - (len(methods) - 1) / 2) * width
             error = [part["right"] - part["low"], part["high"] - part["right"]]
-            axes.bar(spots, part["right"], width * 0.94, color=COLORS[i % len(COLORS)], label=method)
+            axes.bar(spots, part["right"], width * 0.94, label=method, **_look(i))
             axes.errorbar(spots, part["right"], yerr=np.clip(error, 0, None), fmt="none", ecolor="black", lw=0.8)
         axes.set_xticks(range(len(ways[measure])), [way.replace(" ", "\n") for way in ways[measure]], fontsize=7)
         axes.set_title(measure, fontsize=9)

@@ -123,6 +123,56 @@ def _edit(result: Any) -> pd.DataFrame:
     return result.table[["fact", "question", "target", "layer", "before", "after", "answered"]].head(12)
 
 
+def _effect(result: Any) -> pd.DataFrame:
+    named = result.table["span"].where(result.table["span"] == "source", "random, as many")
+    means = result.table.groupby(["layer", named], sort=False)[["mass", "change_percent"]].mean()
+    most = means.xs("source", level=1)["change_percent"].abs().nlargest(3).index
+    return _frame(
+        [
+            {
+                "layer": int(layer),
+                "span": span,
+                "attention (%)": f"{100 * row['mass']:.1f}",
+                "change of probability (%)": f"{row['change_percent']:+.2f}",
+            }
+            for layer in sorted(most)
+            for span, row in means.loc[layer].iterrows()
+        ]
+    )
+
+
+def _patches(result: Any) -> pd.DataFrame:
+    lowest = result.table.nsmallest(5, "change_percent")
+    return _frame(
+        [
+            {
+                "row": row["row"],
+                "column": row["column"],
+                "layers": f"{row['first_layer']} to {row['last_layer']}",
+                "tokens": row["n_tokens"],
+                "change of probability (%)": f"{row['change_percent']:+.2f}",
+            }
+            for _, row in lowest.iterrows()
+        ]
+    )
+
+
+def _words(result: Any) -> pd.DataFrame:
+    first = result.table[result.table["rank"] == 0]
+    rows = []
+    for layer, part in first.groupby("layer"):
+        words = part["word"].value_counts()
+        rows.append(
+            {
+                "after layer": int(layer),
+                "most frequent word": words.index[0],
+                "at patches": int(words.iloc[0]),
+                "mean probability of the first word (%)": f"{100 * part['probability'].mean():.1f}",
+            }
+        )
+    return _frame(rows)
+
+
 OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "flow": _flow,
     "skip_flow": _skip,
@@ -136,4 +186,7 @@ OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "prune_report": _prune,
     "edit_report": _edit_report,
     "edit": _edit,
+    "attention_and_effect": _effect,
+    "knockout_by_patch": _patches,
+    "lens_by_patch": _words,
 }

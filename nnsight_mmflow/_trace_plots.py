@@ -23,7 +23,7 @@ def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
     # One panel under the other, no wider than a notebook or a page: side by side they would be shrunk.
     wide = min(9.0, 3.6 + 0.5 * layers)
     figure = ShownFigure(figsize=(wide, 1.2 + len(maps) * (0.6 + 0.36 * spans)), layout="constrained")
-    axes = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
+    axes = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0].tolist()
     largest = max(float(table.abs().to_numpy().max()) for table in maps.values()) or 1.0
     lowest = min(0.0, min(float(table.to_numpy().min()) for table in maps.values()))
     for axis, (site, table) in zip(axes, maps.items(), strict=True):

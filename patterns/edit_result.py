@@ -151,12 +151,12 @@ class Edit(Result):
         updates = {layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
         if graph is None:
             return replace(read, updates=updates)
-        for path, here in weight_digests(graph, layers).items():
+        for layer, (path, here) in zip(layers, weight_digests(graph, layers).items(), strict=True):
             made = read.header["weights"].get(path)
             if made != here:
                 raise DataError(
-                    f"the edit in {folder} was made on other weights ({path}: {made}, here {here}): on"
-                    f" {read.header['model']!r}. Load that model, and undo edits that were applied since."
+                    f"the edit in {folder} was made on other weights of layer {layer} ({path}: {made}, here {here}):"
+                    f" on {read.header['model']!r}. Load that model, and undo edits that were applied since."
                 )
         return replace(read, updates=updates, original=graph, edited=edited_view(graph, updates))
 

@@ -127,6 +127,11 @@ MADE = {
     mmf.DisruptionResult: lambda g, p: mmf.disruption(g, p[:1], ["img2txt"], **QUIET),
     mmf.ContributionsResult: lambda g, p: mmf.contributions(g, p, source="image", target="last", progress=False),
     mmf.WordOverlapResult: lambda g, p: mmf.word_overlap(g, p[:1], at="text('color')", progress=False),
+    mmf.EffectResult: lambda g, p: mmf.attention_and_effect(
+        g, p[0], "text('color')", layers=[3, 4], controls=2, progress=False
+    ),
+    mmf.KnockoutByPatch: lambda g, p: mmf.knockout_by_patch(g, p[0], size=2, window=3, progress=False),
+    mmf.LensByPatch: lambda g, p: mmf.lens_by_patch(g, p[0], layers=[3, 5]),
     mmf.PruneReport: lambda g, p: mmf.prune_report(g, p, [mmf.FastV(k=5)], timed=0, **QUIET),
     mmf.TraceResult: lambda g, p: mmf.causal_trace(g, *mmf.nano.trace_pairs(g, 2, "flag"), **QUIET),
     mmf.AttributionResult: lambda g, p: mmf.attribution(g, *mmf.nano.trace_pairs(g, 2, "flag"), progress=False),
