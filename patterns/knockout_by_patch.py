@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TARGET, WHOLE = "knockout_target", "knockout_whole"  # names beside the prompt's own spans
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KnockoutByPatch(Result):
     """The effect of each image token, or square of them. One table row per region and window of layers.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BYTES_AT_ONCE = 256_000_000  # of logits in float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LensByPatch(Result):
     """Words of image tokens. One table row per layer, image token and rank.
 
