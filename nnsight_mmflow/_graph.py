@@ -228,7 +228,7 @@ class Graph(Placed):
         """
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         inputs = here.checked(prompt)
-        return here.edited(prompt, patterns).trace(**inputs, **here.remotely, **kwargs)
+        return here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs))
 
     def generate(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
@@ -241,7 +241,7 @@ class Graph(Placed):
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         inputs = here.checked(prompt)
         model = here.edited(prompt, patterns, steps=True)
-        return model.trace(fn=model.generate, **inputs, **here.remotely, **kwargs)
+        return model.trace(fn=model.generate, **inputs, **here.placed(kwargs))
 
     def edited(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False

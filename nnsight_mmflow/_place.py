@@ -79,6 +79,19 @@ class Placed:
             return {"remote": self.remote}
         return {"backend": self.backend_there()}
 
+    def placed(self, given: dict[str, object]) -> dict[str, object]:
+        """The keyword arguments of a trace, with where it runs; `backend`, `blocking` and `job_id` are the caller's."""
+        if not self.remote or self.remote == "local":
+            return {**given, **self.remotely}
+        if "backend" in given:  # of the caller's own, such as nnsight's AsyncRemoteBackend
+            from nnsight_mmflow._remote import make_ready
+
+            make_ready(self.remote)
+            return given
+        rest = dict(given)
+        backend = self.backend_there(bool(rest.pop("blocking", True)), rest.pop("job_id", None))  # type: ignore[arg-type]
+        return {**rest, "backend": backend}
+
     def backend_there(self, blocking: bool = True, job: str | None = None) -> Backend:
         """The nnsight backend for one request to the server, its bytes counted.
 

@@ -64,7 +64,7 @@ KINDS = sorted(
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("later steps", "one head", "resid", "skip")])
 @pytest.mark.parametrize("which", KINDS)
 def test_every_family_in_a_padded_batch(which, name, request):
     check(family(which, "eager" if which in EAGER_ONLY else "sdpa"), name, True, request)

@@ -149,6 +149,31 @@ def test_a_job_is_awaited(here, there, tmp_path):
         assert result.to_frame().equals(mmf.flow(here, prompt, window=9, **QUIET).to_frame())
 
 
+def test_traces_of_your_own_are_polled_and_awaited(here, there):
+    import asyncio
+
+    from nnsight.intervention.backends.remote import AsyncRemoteBackend
+
+    prompt = mmf.nano.prompts(here, 1)[0]
+    blocked = mmf.Knockout(source="image", target="last", layers=range(3, 6))
+    with torch.no_grad(), here.trace(prompt, blocked, use_cache=False):
+        wanted = here.unembed.output[0, -1].save()
+    with there.trace(prompt, blocked, use_cache=False, blocking=False) as tracer:
+        logits = there.unembed.output[0, -1].detach().save()
+    found = None
+    while found is None:
+        found = tracer.backend.poll()
+    assert (found["logits"] - wanted).abs().max() <= 1e-6
+    backend = AsyncRemoteBackend(there.model.to_model_key())
+    with there.trace(prompt, blocked, use_cache=False, backend=backend):
+        logits = there.unembed.output[0, -1].detach().save()  # noqa: F841, comes back under this name
+
+    async def waited():
+        return await backend
+
+    assert (asyncio.run(waited())["logits"] - wanted).abs().max() <= 1e-6
+
+
 def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
     with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):
