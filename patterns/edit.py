@@ -104,6 +104,11 @@ def edit(
         check_written(graph, edited, chosen, settings)
     prompts, targets = [fact.prompt for fact in facts], [fact.target for fact in facts]
     before, after = (answer_scores(one, prompts, targets, settings.first_token) for one in (graph, edited))
+    if graph.remote and before == after:  # no weight is here to compare; what the edit adds was rounded away
+        raise NoEffectError(
+            "the edit would change nothing: with it every answer is as probable as before, to the last bit. Is the clip"
+            f" ({settings.clip}) meant? settings='paper' has none."
+        )
     header = {
         "model": graph.name,
         "layers": chosen,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -211,9 +210,11 @@ def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
 
 def weight_digests(graph: Graph, layers: Sequence[int]) -> dict[str, str]:
     """By where the matrix lies in the model, a short fingerprint of it, made where the weights are."""
-    from nnsight_mmflow.patterns.edit_there import digests_there
+    from nnsight_mmflow.patterns.edit_there import digests_of, digests_there
 
-    found = digests_there(graph, layers) if graph.remote else {layer: weight_digest(graph, layer) for layer in layers}
+    found = (
+        digests_there(graph, layers) if graph.remote else digests_of({layer: graph.mlp_out(layer) for layer in layers})
+    )
     return {weight_path(graph, layer): digest for layer, digest in found.items()}
 
 
@@ -221,9 +222,3 @@ def weight_path(graph: Graph, layer: int) -> str:
     """Where the edited matrix lies in the model."""
     module = graph.mlp_out(layer)._module
     return next(name for name, one in graph.adapter.model.named_modules() if one is module) + ".weight"
-
-
-def weight_digest(graph: Graph, layer: int) -> str:
-    """A short fingerprint of a layer's matrix."""
-    weight = graph.mlp_out(layer)._module.weight.detach().float().cpu().contiguous()
-    return sha256(weight.numpy().tobytes()).hexdigest()[:16]

@@ -54,7 +54,7 @@ def add_updates(outs: list[Envoy], parts: list[tuple[torch.Tensor, torch.Tensor]
 
 
 def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
-    """A short fingerprint of each layer's matrix, made where the weights are; as `weight_digest`."""
+    """A short fingerprint of each layer's matrix, made where the weights are."""
     outs, model, remotely = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.remotely
     ids = torch.zeros(1, 1, dtype=torch.long)
     with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **remotely):
@@ -64,10 +64,11 @@ def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
 
 def digests_of(outs: dict[int, Envoy]) -> dict[int, str]:
     """Inside a trace: by layer, the fingerprint of a projection's matrix."""
+    return {layer: digest_of(out._module.weight) for layer, out in outs.items()}
+
+
+def digest_of(weight: torch.Tensor) -> str:
+    """A short fingerprint of a matrix."""
     from hashlib import sha256
 
-    found = {}
-    for layer, out in outs.items():
-        weight = out._module.weight.detach().float().cpu().contiguous()
-        found[layer] = sha256(weight.numpy().tobytes()).hexdigest()[:16]
-    return found
+    return sha256(weight.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -14,7 +14,13 @@ from nnsight_mmflow.patterns.controls import with_controls
 from nnsight_mmflow.patterns.edges import NEEDS, default_edges, named_spans
 from nnsight_mmflow.patterns.flow_job import FlowJob, submit
 from nnsight_mmflow.patterns.flow_result import FlowResult, collect
-from nnsight_mmflow.patterns.flow_there import CHUNKS_PER_REQUEST, expected_bytes, first_position, measure_there
+from nnsight_mmflow.patterns.flow_there import (
+    CHUNKS_PER_REQUEST,
+    expected_bytes,
+    first_position,
+    measure_there,
+    requests_of,
+)
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
@@ -242,7 +248,7 @@ def _travels(prompts: list[Prompt], plans: list[Plan], done: list[bool], most: i
         for prompt, plan, ready in zip(prompts, plans, done, strict=True)
         if not ready
     ]
-    requests = sum(len(plan.parts(most)) for plan, ready in zip(plans, done, strict=True) if not ready)
+    requests = sum(requests_of(plan, most) for plan, ready in zip(plans, done, strict=True) if not ready)
     up, down = (sum(one[way] for one in left) / 1e3 for way in (0, 1))
     return f" {requests} request(s); at most {up:.0f} kB go up and {down:.0f} kB come back."
 

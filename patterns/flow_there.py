@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 
-CHUNKS_PER_REQUEST = 64  # about ten seconds of a 7B model on a server's GPU
+CHUNKS_PER_REQUEST = 64  # bounds what a broken request loses; a sweep of the paper's edges is far below it
 CODE_BYTES, CELL_BYTES, ANSWER_BYTES = 30_000, 40, 2_000  # measured on nano, rounded up
 
 
@@ -51,10 +51,15 @@ def measure_there(
     return entry_of(graph, prompt, plan, identity, only_correct, max_new_tokens, found)
 
 
+def requests_of(plan: Plan, most: int) -> int:
+    """How many requests a sweep takes with at most so many chunks in one."""
+    return max(1, -(-len(plan.chunks) // most))
+
+
 def expected_bytes(prompt: Prompt, plan: Plan, most: int) -> tuple[int, int]:
     """(bytes up, bytes down) of one prompt, at most: tensors count as they are, though they are compressed."""
     tensors = sum(tensor.nbytes for tensor in prompt.inputs.values())
-    requests = len(plan.parts(most))
+    requests = requests_of(plan, most)
     return requests * (tensors + CODE_BYTES), requests * ANSWER_BYTES + len(plan.cells) * CELL_BYTES
 
 

@@ -269,6 +269,14 @@ def test_an_edit_on_the_server_equals_it_here(here, there, server, tmp_path):
     assert no_weights(there)
 
 
+def test_an_edit_that_rounds_away_is_an_error_there_too(here, there):
+    """Planted: a clip so small that no number of the output moves."""
+    fact, tiny_clip = mmf.nano.edits(here, 1), mmf.EditSettings(steps=2, clip=1e-12)
+    for graph in (here, there):
+        with pytest.raises(mmf.NoEffectError, match="the edit would change nothing.*Is the clip"):
+            mmf.edit(graph, fact, 4, settings=tiny_clip, **QUIET)
+
+
 def test_an_edit_report_on_the_server(here, there):
     facts, others = mmf.nano.edits(here, 2), mmf.nano.prompts(here, 4)
     kwargs = {"fine_tuning": False, **QUIET}
