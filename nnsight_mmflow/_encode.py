@@ -8,12 +8,13 @@ from transformers import BatchFeature
 
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._geometry import ImageGeometry
+from nnsight_mmflow._pictures import as_square
 from nnsight_mmflow._prompt import Batch, Prompt
 from nnsight_mmflow._row_spans import Spans
 from nnsight_mmflow._spans import ImageTokens, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from PIL.Image import Image as Picture
@@ -25,8 +26,7 @@ def encode(
     adapter: Adapter,
     text: str,
     question: tuple[int, int],
-    pictures: list[Picture],
-    sizes: list[tuple[int, int]],
+    pictures: Sequence[Picture],
     squared: bool,
 ) -> tuple[dict[str, torch.Tensor], Spans]:
     """What the model takes for one prompt, and its spans.
@@ -35,11 +35,11 @@ def encode(
         adapter: knows the family.
         text: the prompt with one placeholder per picture.
         question: where the question starts and ends in `text`.
-        pictures: as the processor is to see them.
-        sizes: (width, height) of the pictures as given.
-        squared: whether they were padded to squares.
+        pictures: upright and in RGB.
+        squared: whether each is padded to a square before the processor sees it.
 
     Raises:
+        DataError: a square above the limit of pixels.
         PromptError: pictures and placeholders, or image tokens and features, do not agree; an unknown word.
     """
     processor = adapter.processor
@@ -56,11 +56,13 @@ def encode(
         )
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
-    encoded = _processed(adapter, text, pictures, special)
+    mean = processor.image_processor.image_mean
+    seen = [as_square(picture, mean) for picture in pictures] if squared else list(pictures)
+    encoded = _processed(adapter, text, seen, special)
     replaced: list[dict] = next(iter(encoded.pop("text_replacement_offsets", None) or []), [])
     taken = {name: value for name, value in encoded.items() if name in adapter.input_names}
     inputs = dict(BatchFeature(taken, tensor_type="pt"))
-    geometries = adapter.images(inputs, sizes, squared) if pictures else []
+    geometries = adapter.images(inputs, [picture.size for picture in pictures], squared) if pictures else []
     ids = inputs["input_ids"][0].tolist()
     check_counts(ids.count(adapter.image_token_id), [len(geometry.cells) for geometry in geometries])
     text, question = adapter.prepared(text, question)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._asked import check_asked, checked_boxes, checked_options
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
-from nnsight_mmflow._pictures import as_square, open_pictures
+from nnsight_mmflow._pictures import LONGEST, open_pictures
 from nnsight_mmflow._place import Placed, Traffic
-from nnsight_mmflow._prompt import Batch, Prompt, join
+from nnsight_mmflow._prompt import Batch, Making, Prompt, join
 from nnsight_mmflow._templates import render
 
 if TYPE_CHECKING:
@@ -137,11 +138,13 @@ class Graph(Placed):
         boxes: Sequence[Sequence[int | float]] = (),
         key: str = "",
         kind: str = "",
+        max_aspect_ratio: float = LONGEST,
     ) -> Prompt:
         """A Prompt: the question about the picture in the model's own chat form, encoded, with its spans.
 
         Args:
-            image: a path, a PIL image, a uint8 array, a list of these, or None for text alone.
+            image: a path, a PIL image, a uint8 array, a list of these, or None for text alone. It is turned upright
+                by its EXIF orientation, and what is transparent becomes white.
             question: exactly the user's text; it becomes the span `question`.
             answer: the right answer, lower case, for experiments that keep correct prompts only.
             template: "chat" (the processor's own, the default), or the paper's "vicuna_v1" or "llava_llama_3".
@@ -152,13 +155,15 @@ class Graph(Placed):
             pad_to_square: pad the picture with the mean colour first, as the papers do, where the processor would
                 crop; boxes then follow the paper's raster rule.
             options: (true, false) answers that the question offers.
-            boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the picture as given.
+            boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the upright picture.
             key: the question's id, for results.
             kind: the question's type, for results.
+            max_aspect_ratio: a picture more times as long as wide is refused; the limit on its pixels is Pillow's
+                (PIL.Image.MAX_IMAGE_PIXELS).
 
         Raises:
             PromptError: pictures and text do not fit together, or the tokenizer does not know a word.
-            DataError: a picture that cannot be read.
+            DataError: a picture that cannot be read or shown faithfully, or is above a limit.
 
         Example:
             >>> import nnsight_mmflow as mmf
@@ -168,11 +173,10 @@ class Graph(Placed):
             >>> len(prompt.spans["image"])
             64
         """
-        if options and len(options) != 2:
-            raise PromptError(f"options are two, (true, false), but {len(options)} came: {tuple(options)}.")
-        if any(len(box) != 4 for box in boxes):
-            raise PromptError(f"boxes are (x0, y0, x1, y1) each, in pixels, but {tuple(boxes)} came.")
-        pictures = open_pictures(image)
+        check_asked(question, answer, instruction, key, kind)
+        offered = checked_options(options)
+        pictures = open_pictures(image, max_aspect_ratio)
+        about = checked_boxes(boxes, pictures[0].size if pictures else None)
         token = self.processor.image_token
         text, start, end = render(
             self.processor,
@@ -184,22 +188,10 @@ class Graph(Placed):
             instruction=instruction,
             plain=self.adapter.plain_template,
         )
-        mean = self.processor.image_processor.image_mean
-        seen = [as_square(picture, mean) for picture in pictures] if pad_to_square else pictures
-        sizes = [picture.size for picture in pictures]
-        inputs, spans = encode(self.adapter, text, (start, end), seen, sizes, pad_to_square)
-        return Prompt(
-            text,
-            text[start:end],
-            inputs,
-            spans,
-            answer,
-            tuple(pictures),
-            (options[0], options[1]) if options else None,
-            tuple((box[0], box[1], box[2], box[3]) for box in boxes),
-            key,
-            kind,
-        )
+        inputs, spans = encode(self.adapter, text, (start, end), pictures, pad_to_square)
+        made = Making((start, end), pad_to_square, max_aspect_ratio)
+        asked = text[start:end]
+        return Prompt(text, asked, inputs, spans, answer, tuple(pictures), offered, about, key, kind, made)
 
     def batch(self, prompts: list[Prompt] | tuple[Prompt, ...]) -> Batch:
         """The prompts as one left-padded batch; `batch.spans[i]` are row i's, counted after padding.

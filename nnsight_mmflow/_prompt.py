@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._pictures import LONGEST
 from nnsight_mmflow._row_spans import Spans
 from nnsight_mmflow._spans import Span
 from nnsight_mmflow._views import Box
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Making:
+    """What a prompt was made with, beside its text and its pictures; `made_again` needs it.
+
+    Attributes:
+        place: (start, end) of the question in the prompt's text.
+        pad_to_square: whether each picture was padded to a square first.
+        max_aspect_ratio: how many times as long as wide a picture may be.
+    """
+
+    place: tuple[int, int] = (0, 0)
+    pad_to_square: bool = False
+    max_aspect_ratio: float = LONGEST
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One prompt, encoded.
 
@@ -28,11 +44,12 @@ class Prompt:
         inputs: what the model takes: input_ids and attention_mask (1, positions), pixel_values if there are images.
         spans: the labelled positions.
         answer: the right answer, if known.
-        images: the pictures as given, in RGB.
+        images: the pictures, upright and in RGB.
         options: (true, false) answer that the question offers.
-        boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the (first) picture.
+        boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the (first) picture in `images`.
         key: tells prompts apart in results; the question's id where the data has one.
         kind: the question's type, where the data has one.
+        made: what else it was made with.
     """
 
     text: str
@@ -45,6 +62,7 @@ class Prompt:
     boxes: tuple[Box, ...] = ()
     key: str = ""
     kind: str = ""
+    made: Making = field(default=Making(), repr=False)
 
     def __len__(self) -> int:
         """The number of positions."""

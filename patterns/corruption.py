@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, floor
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from nnsight_mmflow.patterns.patch import Patch
 from nnsight_mmflow.patterns.values import noise
 
+from nnsight_mmflow._again import made_again
+from nnsight_mmflow._asked import checked_boxes
 from nnsight_mmflow._errors import PromptError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._pictures import OnePicture
@@ -51,9 +57,7 @@ def replace_phrase(graph: Graph, prompt: Prompt, constraint: str, phrase: str) -
     if start < 0 or not constraint:
         raise PromptError(f"the constraint {constraint!r} does not stand in the question {prompt.question!r}.")
     question = prompt.question[:start] + phrase + prompt.question[start + len(constraint) :]
-    before, _, after = prompt.text.rpartition(prompt.question)
-    text = before + question + after
-    corrupt = graph.prompt(list(prompt.images) or None, text, prompt.answer, raw=True, key=prompt.key, kind=prompt.kind)
+    corrupt = made_again(graph, prompt, question=question)
     if len(corrupt) != len(prompt):
         raise PromptError(
             f"with {phrase!r} for {constraint!r} the prompt has {len(corrupt)} tokens instead of {len(prompt)}, so"
@@ -92,18 +96,10 @@ def other_image(graph: Graph, prompt: Prompt, image: OnePicture, how: str = "ano
     """The same question about another image, which must give as many tokens.
 
     Raises:
-        PromptError: it gives another number of tokens.
+        PromptError: it gives another number of tokens, or the prompt has no picture.
+        DataError: a picture that cannot be read.
     """
-    squared = bool(prompt.spans["image"].images and prompt.spans["image"].images[0].geometry.raster)
-    corrupt = graph.prompt(
-        [image, *prompt.images[1:]],
-        prompt.text,
-        prompt.answer,
-        raw=True,
-        pad_to_square=squared,
-        key=prompt.key,
-        kind=prompt.kind,
-    )
+    corrupt = made_again(graph, prompt, image=image)
     if len(corrupt) != len(prompt):
         raise PromptError(
             f"the other image gives a prompt of {len(corrupt)} tokens instead of {len(prompt)}: resize it to"
@@ -116,21 +112,43 @@ def blank_image(graph: Graph, prompt: Prompt, color: Sequence[int] = (127, 127, 
     """The same question about an empty picture of one colour."""
     from PIL import Image
 
-    return other_image(
-        graph, prompt, Image.new("RGB", prompt.images[0].size, tuple(color)), f"blank image {tuple(color)}"
-    )
+    fill = _color(color)
+    return other_image(graph, prompt, Image.new("RGB", _first(prompt).size, fill), f"blank image {fill}")
 
 
 def masked_box(
     graph: Graph, prompt: Prompt, boxes: Sequence[Sequence[Number]], color: Sequence[int] = (127, 127, 127)
 ) -> Corruption:
-    """The same question about the picture with boxes painted over, (x0, y0, x1, y1) each in original pixels."""
+    """The same question about the picture with boxes painted over, (x0, y0, x1, y1) each in original pixels.
+
+    Every pixel that a box touches is painted.
+
+    Raises:
+        PromptError: a box that is none or lies outside the picture, or no box.
+    """
     from PIL import ImageDraw
 
-    painted = prompt.images[0].copy()
-    for left, top, right, bottom in boxes:
-        ImageDraw.Draw(painted).rectangle((left, top, right - 1, bottom - 1), fill=tuple(color))
-    return other_image(graph, prompt, painted, f"{len(boxes)} box(es) masked")
+    painted = _first(prompt).copy()
+    masks = checked_boxes(boxes, painted.size)
+    if not masks:
+        raise PromptError("no box was given; each is (x0, y0, x1, y1) in pixels of the picture.")
+    for left, top, right, bottom in masks:
+        corners = floor(left), floor(top), ceil(right) - 1, ceil(bottom) - 1
+        ImageDraw.Draw(painted).rectangle(corners, fill=_color(color))
+    return other_image(graph, prompt, painted, f"{len(masks)} box(es) masked")
+
+
+def _first(prompt: Prompt) -> Picture:
+    if not prompt.images:
+        raise PromptError(f"prompt {prompt.question!r} has no picture to corrupt.")
+    return prompt.images[0]
+
+
+def _color(color: Sequence[int]) -> tuple[int, int, int]:
+    if len(color) != 3 or not all(isinstance(one, Integral) and 0 <= one <= 255 for one in color):
+        raise PromptError(f"a colour is three whole numbers from 0 to 255, but {color!r} came.")
+    red, green, blue = map(int, color)
+    return red, green, blue
 
 
 def noisy_image(prompt: Prompt, scale: float = 3.0, seed: int = 0) -> Corruption:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnsight_mmflow._errors import DataError
+from nnsight_mmflow._questions import prompts_of
 from nnsight_mmflow.nano import facts, samples
 from nnsight_mmflow.patterns.edit_value import Fact
 
@@ -44,13 +45,13 @@ def edit_facts(graph: Graph, n: int, seed: int = 0) -> list[Fact]:
         flag, name = by_flag[number], by_name[number]
         made.append(
             Fact(
-                prompt=graph.prompt(flag.image, flag.question, flag.answer, key=flag.key, kind=flag.kind),
+                prompt=prompts_of(graph, [flag])[0],
                 target=answers[int(random.integers(len(answers)))],
                 at=CONSTRAINT,
                 same={
                     "other image": [_by_flag(graph, place, relation, 0, random) for _ in range(2)],
                     "rephrased": [_by_flag(graph, place, relation, form, random) for form in (1, 2)],
-                    "by name": [graph.prompt(name.image, name.question, name.answer, key=name.key, kind=name.kind)],
+                    "by name": prompts_of(graph, [name]),
                 },
             )
         )
