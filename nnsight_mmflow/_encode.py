@@ -78,7 +78,7 @@ def _processed(adapter: Adapter, text: str, pictures: list[Picture], special: di
     images = adapter.nested(pictures) if pictures else None
     try:
         return dict(adapter.processor(text=text, images=images, return_text_replacement_offsets=True, **special))
-    except ValueError as error:
+    except (ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         raise PromptError(f"the processor refuses this prompt: {error}") from error
 
 

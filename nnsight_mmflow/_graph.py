@@ -138,7 +138,7 @@ class Graph(Placed):
         boxes: Sequence[Sequence[int | float]] = (),
         key: str = "",
         kind: str = "",
-        max_aspect_ratio: float = LONGEST,
+        max_aspect_ratio: int | float = LONGEST,
     ) -> Prompt:
         """A Prompt: the question about the picture in the model's own chat form, encoded, with its spans.
 

@@ -34,7 +34,7 @@ LONGEST = 200.0  # times as long as wide; what Qwen's processors take at most
 BYTES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
-def open_pictures(images: Pictures, max_aspect_ratio: float = LONGEST) -> list[Picture]:
+def open_pictures(images: Pictures, max_aspect_ratio: int | float = LONGEST) -> list[Picture]:
     """The pictures upright and in RGB, opened if a path came; no picture gives an empty list.
 
     Raises:
@@ -68,7 +68,7 @@ def as_square(picture: Picture, mean: Sequence[float]) -> Picture:
     return square
 
 
-def _open(image: object, max_aspect_ratio: float) -> Picture:
+def _open(image: object, max_aspect_ratio: int | float) -> Picture:
     import numpy as np
     from PIL import Image
 
@@ -93,10 +93,9 @@ def _open(image: object, max_aspect_ratio: float) -> Picture:
     )
 
 
-def _from_array(array: np.ndarray, max_aspect_ratio: float) -> Picture:
+def _from_array(array: np.ndarray, max_aspect_ratio: int | float) -> Picture:
     import numpy as np
     from PIL import Image
-    from transformers.image_transforms import convert_to_rgb
 
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
     if array.dtype != np.uint8 or not shaped or 0 in array.shape or isinstance(array, np.ma.MaskedArray):
@@ -112,10 +111,10 @@ def _from_array(array: np.ndarray, max_aspect_ratio: float) -> Picture:
         )
     _check_size(array.shape[1], array.shape[0], "the array", max_aspect_ratio)
     three = array[..., None] if array.ndim == 2 else array
-    return Image.fromarray(convert_to_rgb(three, return_numpy=True, input_data_format="channels_last"))
+    return Image.fromarray(on_white(three))
 
 
-def _from_file(name: str | PathLike[str], max_aspect_ratio: float) -> Picture:
+def _from_file(name: str | PathLike[str], max_aspect_ratio: int | float) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     check_is_file(name)
@@ -158,10 +157,9 @@ def check_is_file(name: str | PathLike[str]) -> None:
         raise DataError(f"{shown} cannot be read as an image: it is {what}.")
 
 
-def _shown(picture: Picture, name: str, max_aspect_ratio: float) -> Picture:
+def _shown(picture: Picture, name: str, max_aspect_ratio: int | float) -> Picture:
     """The picture upright and in RGB, its size checked before its pixels are read."""
-    from PIL import Image, ImageOps
-    from transformers.image_transforms import convert_to_rgb
+    from PIL import Image
 
     _check_size(*picture.size, name, max_aspect_ratio)
     if picture.mode not in BYTES:
@@ -170,10 +168,28 @@ def _shown(picture: Picture, name: str, max_aspect_ratio: float) -> Picture:
             " cut off at 255. Scale it to 0 to 255 first, such as"
             ' PIL.Image.fromarray((np.asarray(picture) / 256).astype("uint8")) for 16 bits, and pass that.'
         )
-    return Image.fromarray(convert_to_rgb(ImageOps.exif_transpose(picture), return_numpy=True))
+    turned = upright(picture)
+    if turned.mode == "RGB" and turned.info.get("transparency") is None:
+        return turned
+    return Image.fromarray(on_white(turned))
 
 
-def _check_size(width: int, height: int, name: str, max_aspect_ratio: float) -> None:
+def upright(picture: Picture) -> Picture:
+    """A copy of the picture, turned as its EXIF orientation says; the copy has none."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def on_white(picture: Picture | np.ndarray) -> np.ndarray:
+    """The picture, or array with its channels last, in RGB, on white where it is transparent, as processors have it."""
+    from transformers.image_transforms import convert_to_rgb
+
+    form = None if not hasattr(picture, "dtype") else "channels_last"
+    return convert_to_rgb(picture, return_numpy=True, input_data_format=form)
+
+
+def _check_size(width: int, height: int, name: str, max_aspect_ratio: int | float) -> None:
     if not width or not height:
         raise DataError(f"{name} is {width}x{height}: it has no pixel.")
     _check_pixels(width, height, name)

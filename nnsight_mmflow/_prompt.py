@@ -31,7 +31,7 @@ class Making:
 
     place: tuple[int, int] = (0, 0)
     pad_to_square: bool = False
-    max_aspect_ratio: float = LONGEST
+    max_aspect_ratio: int | float = LONGEST
 
 
 @dataclass(frozen=True)
