@@ -17,6 +17,7 @@ import torch
 from families import QUESTION, family
 from PIL import Image
 from tiny import picture
+from transformers import BatchFeature
 from transformers.image_utils import load_image
 
 import nnsight_mmflow as mmf
@@ -149,7 +150,7 @@ def by_hand(graph, shown):
     """What the family's own processor makes of a picture."""
     nested = [[shown]] if graph.family in ("gemma3", "idefics3", "smolvlm") else [shown]
     made = graph.processor(text=text_of(graph), images=nested)  # PaliGemma's return_tensors is deprecated in numpy
-    return {name: torch.as_tensor(np.array(made[name])) for name in SEEN if name in made}
+    return BatchFeature({name: made[name] for name in SEEN if name in made}, tensor_type="pt").data
 
 
 def transparent(shown):
