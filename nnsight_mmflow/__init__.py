@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt as Prompt
     from nnsight_mmflow._prune import Seen as Seen
     from nnsight_mmflow._prune import Stage as Stage
+    from nnsight_mmflow._question_files import read_questions as read_questions
     from nnsight_mmflow._questions import Question as Question
     from nnsight_mmflow._questions import prompts_of as prompts_of
-    from nnsight_mmflow._questions import read_questions as read_questions
     from nnsight_mmflow._row_spans import Spans as Spans
     from nnsight_mmflow._show_attention import show_attention as show_attention
     from nnsight_mmflow._show_tokens import knockout_by_token as knockout_by_token
@@ -190,7 +190,7 @@ _WHERE = {
     "Stage": "_prune",
     "Seen": "_prune",
     "Question": "_questions",
-    "read_questions": "_questions",
+    "read_questions": "_question_files",
     "prompts_of": "_questions",
     "Benchmark": "_benchmarks",
     "read_benchmark": "_benchmarks",

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._row_spans import Spans
 
 
-def made_again(
-    graph: Graph, prompt: Prompt, *, question: str | None = None, image: OnePicture | None = None
-) -> Prompt:
+def made_again(graph: Graph, prompt: Prompt, *, question: str | None = None, image: OnePicture | None = None) -> Prompt:
     """The prompt with another question, or another (first) picture.
 
     The text around the question stays as it is, whatever template, instruction or raw text it came from; the pictures

@@ -6,21 +6,26 @@ from a mapping or from the files that hold them. Source: spec causal-trace, sect
 
 from __future__ import annotations
 
-import csv
-import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from nnsight_mmflow._constraints import Constraint, ConstraintQuestion, joined_answers
 from nnsight_mmflow._errors import DataError
-from nnsight_mmflow._questions import ENDINGS, refuse_bad_rows
+from nnsight_mmflow._pictures import check_picture
+from nnsight_mmflow._question_files import ENDINGS, refuse_bad_rows
+from nnsight_mmflow._row_files import INDEX, is_json, read_rows, unknown
+from nnsight_mmflow._user_files import bad_text, checked_file, checked_folder, in_folder, json_value, read_text
 
 # By the columns that tell them apart: (source, the column that names the subject).
 FORMS = {"subject": "known", "director": "movies"}
 NEEDED = ("question", "main_entity", "image_url")
+EXPECTED = " Expected a VQA-Constraints file: '', question, main_entity, image_url, and subject or director."
+# Our own JSON lines.
+TEXTS = ("key", "image", "question", "subject", "replacement", "source", "kind")
+LISTS = ("visual", "textual", "answers", "replaced_answers")
 Answers = Mapping[str, Sequence[str] | str]
 
 
@@ -32,19 +37,22 @@ def read_constraint_questions(
     candidate: int = 0,
     replacement: str = "",
     skip_bad: bool = False,
+    ignore: Collection[str] = (),
 ) -> tuple[list[ConstraintQuestion], list[str]]:
     r"""The questions of a VQA-Constraints file, and what was wrong with the rows that were skipped.
 
     Args:
         file: a released CSV (okvqa.csv, multimodal_known.csv or multimodal_movies.csv, told apart by their columns), or
-            JSON lines as `write_constraint_questions` writes them.
-        images: the folder that `image_url` is relative to; each must be there. None checks none.
+            JSON lines as `write_constraint_questions` writes them (key, image, question, visual, textual, subject,
+            answers, replacement, replaced_answers, source, kind). Any other field is refused.
+        images: the folder that `image_url` is relative to; each must be there, and lie in it. None checks none.
         answers: by key, subject (Known and Movies) or question; or a JSON file with such a mapping, or with ROME's
             known facts (a list of objects with subject and attribute).
         candidate: which picture to take where `image_url` names a folder of candidates, counted from 0 in the order of
             their numbers.
         replacement: what may stand for the visual constraint in corrupt runs; mind its number of tokens.
         skip_bad: skip bad rows instead of raising.
+        ignore: names of further fields, to be left out.
 
     Raises:
         DataError: the file cannot be read, or rows are bad and `skip_bad` is not set; each is named with its line.
@@ -59,33 +67,38 @@ def read_constraint_questions(
         >>> rows[0].visual.text
         'this place'
     """
-    file = Path(file)
-    if not file.is_file():
-        raise DataError(f"there is no question file {str(file)!r}.")
-    folder = None if images is None else Path(images)
-    if folder is not None and not folder.is_dir():
-        raise DataError(f"there is no folder of images {str(folder)!r}.")
+    path, folder = checked_file(file), checked_folder(images)
+    if not isinstance(candidate, int) or isinstance(candidate, bool) or candidate < 0:
+        raise DataError(f"candidate is which picture to take, counted from 0, not {candidate!r}.")
     known = _answers(answers)
-    rows: Sequence[tuple[int, dict | DataError]] = _lines(file) if file.suffix in (".jsonl", ".json") else _csv(file)
-    found, bad = [], []
-    for line, row in rows:
+    needed, allowed = ((), (*NEEDED, *FORMS, *TEXTS)) if is_json(path) else (NEEDED, tuple(FORMS))
+    found: list[ConstraintQuestion] = []
+    lines: dict[str, int] = {}
+    bad = []
+    for line, row, problem in read_rows(path, needed, allowed, ignore, LISTS if is_json(path) else (), EXPECTED):
         try:
-            if isinstance(row, DataError):
-                raise row
-            made = _own(row) if "visual" in row else _released(row, file)
-            image = made.image if folder is None else find_image(folder, str(made.image), candidate)
+            if problem:
+                raise DataError(problem)
+            made = _own(row) if "visual" in row else _released(row, path, line)
+            if made.key in lines:
+                raise DataError(f"key {made.key!r} stands on line {lines[made.key]} already")
+            image = made.image
+            if folder is not None:
+                image = find_image(folder, str(made.image), candidate)
+                check_picture(image)
             right = next(
                 (known[name] for name in (made.key, made.subject, made.question) if name in known), made.answers
             )
             found.append(
                 replace(made, image=image, answers=joined_answers(right), replacement=replacement or made.replacement)
             )
+            lines[made.key] = line
         except DataError as error:
             bad.append(f"line {line}: {error}")
     if not skip_bad:
-        refuse_bad_rows(file, bad, len(found) + len(bad))
+        refuse_bad_rows(path, bad, len(found) + len(bad))
     if not found:
-        raise DataError(f"{file} holds no usable question" + (f": {bad[0]}" if bad else "."))
+        raise DataError(f"{path} holds no usable question" + (f": {bad[0]}" if bad else "."))
     return found, bad
 
 
@@ -97,67 +110,49 @@ def find_image(folder: Path, name: str, candidate: int = 0) -> Path:
     Raises:
         DataError: it is not there, or there are fewer candidates.
     """
-    if Path(name).is_absolute() and Path(name).is_file():
-        return Path(name)
+    try:
+        path = _spelled(folder, name)
+        if path.is_dir():
+            pictures = [one for one in path.iterdir() if one.suffix.lower() in ENDINGS]
+            pictures.sort(key=lambda one: ([int(part) for part in one.stem.split("_") if part.isdecimal()], one.name))
+            if candidate >= len(pictures):
+                raise DataError(
+                    f"{path} holds {len(pictures)} picture(s); candidate {candidate}, counted from 0, is not there"
+                )
+            path = pictures[candidate]
+    except OSError as error:
+        raise DataError(f"image {name!r:.200} cannot be looked up in {folder} ({error})") from None
+    return in_folder(folder, str(path.relative_to(folder)))
+
+
+def _spelled(folder: Path, name: str) -> Path:
+    """The path as it is spelled on disk, accents composed or not."""
+    if in_folder(folder, name).exists():
+        return folder / name
     path = folder
     for part in Path(name).parts:
-        if part in (".", "/"):
-            continue
-        if not (path / part).exists():
-            wanted = unicodedata.normalize("NFC", part)
-            near = [one for one in path.iterdir() if unicodedata.normalize("NFC", one.name) == wanted]
-            if not near:
-                raise DataError(f"image {name!r} is missing in {folder}")
-            path = near[0]
-        else:
-            path = path / part
-    if path.is_file():
-        return path
-    pictures = [one for one in path.iterdir() if one.suffix.lower() in ENDINGS]
-    pictures.sort(key=lambda one: ([int(part) for part in one.stem.split("_") if part.isdigit()] or [0], one.name))
-    if candidate >= len(pictures):
-        raise DataError(f"{path} holds {len(pictures)} picture(s); candidate {candidate}, counted from 0, is not there")
-    return pictures[candidate]
+        wanted = unicodedata.normalize("NFC", part)
+        inside = path.iterdir() if path.is_dir() else iter(())
+        near = [one for one in inside if unicodedata.normalize("NFC", one.name) == wanted]
+        if not near:
+            raise DataError(f"image {name!r} is missing in {folder}")
+        path = near[0]
+    return path
 
 
-def _csv(file: Path) -> list[tuple[int, dict]]:
-    with file.open(newline="", encoding="utf-8") as opened:
-        reader = csv.DictReader(opened)
-        names = reader.fieldnames or ()
-        missing = [name for name in NEEDED if name not in names]
-        if missing:
-            raise DataError(
-                f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(repr, names)) or 'none'}."
-                " Expected a VQA-Constraints file: '', question, main_entity, image_url, and subject or director."
-            )
-        return [(reader.line_num, row) for row in reader]
-
-
-def _lines(file: Path) -> list[tuple[int, dict | DataError]]:
-    rows: list[tuple[int, dict | DataError]] = []
-    for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if text.strip():
-            try:
-                rows.append((line, json.loads(text)))
-            except json.JSONDecodeError as error:
-                rows.append((line, DataError(f"is no JSON ({error})")))
-    return rows
-
-
-def _released(row: dict, file: Path) -> ConstraintQuestion:
+def _released(row: dict, file: Path, line: int) -> ConstraintQuestion:
     """A row of a released CSV."""
-    if None in row or None in row.values():
-        raise DataError(f"has {len(row)} fields where the header has another number")
+    missing = [name for name in NEEDED if not isinstance(row.get(name), str) or not str(row[name]).strip()]
+    if missing:
+        raise DataError(f"{missing[0]} is empty or no text")
     question, entity = str(row["question"]).strip(), str(row["main_entity"]).strip()
-    if not question or not entity:
-        raise DataError(f"{'question' if not question else 'main_entity'} is empty")
     source, subject = "okvqa", ""
     for column, name in FORMS.items():
         if column in row:
             source, subject = name, str(row[column]).strip()
     # Some annotations end in a comma that belongs to the sentence.
     visual = Constraint.find(entity.rstrip(","), question)
-    number = str(row.get("", "")).strip() or "?"
+    number = next((str(row[name]).strip() for name in INDEX if name in row), "") or f"line {line}"
     return ConstraintQuestion(
         key=f"{source}-{number}",
         image=str(row["image_url"]),
@@ -171,10 +166,17 @@ def _released(row: dict, file: Path) -> ConstraintQuestion:
 
 def _own(row: dict) -> ConstraintQuestion:
     """A row of our own JSON lines."""
+    strange = unknown(row, (*TEXTS, *LISTS))
+    if strange:
+        raise DataError(strange)
     try:
-        visual = None if row["visual"] is None else Constraint(**row["visual"])
-        textual = tuple(Constraint(**one) for one in row.get("textual", ()))
-        lists = {name: joined_answers(row.get(name, ())) for name in ("answers", "replaced_answers")}
+        wrong = [name for name in TEXTS if name in row and not isinstance(row[name], str)]
+        wrong += [name for name in TEXTS[:3] if not str(row[name]).strip()]
+        if wrong:
+            raise DataError(f"{wrong[0]} is {type(row[wrong[0]]).__name__} ({row[wrong[0]]!r:.80}), expected text")
+        visual = None if row["visual"] is None else _constraint(row["visual"])
+        textual = tuple(_constraint(one) for one in row.get("textual", ()))
+        lists = {name: _texts(name, row.get(name, [])) for name in ("answers", "replaced_answers")}
         rest = {name: row[name] for name in ("subject", "replacement", "source", "kind") if name in row}
         made = ConstraintQuestion(row["key"], row["image"], row["question"], visual, textual, **rest)
         return replace(made, **lists)  # type: ignore[arg-type]
@@ -182,21 +184,51 @@ def _own(row: dict) -> ConstraintQuestion:
         raise DataError(f"has not the fields of a ConstraintQuestion ({type(error).__name__}: {error})") from None
 
 
-def _answers(answers: Answers | str | PathLike[str] | None) -> dict[str, Sequence[str] | str]:
+def _constraint(value: object) -> Constraint:
+    if not isinstance(value, dict) or set(value) != {"text", "start", "end"}:
+        raise DataError(f"the constraint is {value!r:.80}, expected text, start and end")
+    places = [value["start"], value["end"]]
+    if not isinstance(value["text"], str) or not all(type(one) is int and one >= 0 for one in places):
+        raise DataError(
+            f"the constraint is {value!r:.80}, expected a text and two places, counted in characters from 0"
+        )
+    return Constraint(**value)
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """One text or a list of them, as a tuple."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(one, str) and one.strip() for one in values):
+        raise DataError(f"{name} is {value!r:.80}, expected a text or a list of texts")
+    told = next((problem for one in values if (problem := bad_text(one))), "")
+    if told:
+        raise DataError(f"{name} {told}")
+    return tuple(values)
+
+
+def _answers(answers: Answers | str | PathLike[str] | None) -> dict[str, tuple[str, ...]]:
     if answers is None:
         return {}
     if isinstance(answers, Mapping):
-        return dict(answers)
+        return {name: _texts(f"the answer of {name!r}", _listed(one)) for name, one in answers.items()}
     path = Path(answers)
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        read = json_value(read_text(path))
+    except DataError as error:
         raise DataError(f"no answers can be read from {str(path)!r} ({error}).") from None
     if isinstance(read, list) and all(isinstance(one, dict) and {"subject", "attribute"} <= set(one) for one in read):
-        return {str(one["subject"]): str(one["attribute"]).strip() for one in read}
+        return {str(one["subject"]): _texts("attribute", _stripped(one["attribute"])) for one in read}
     if isinstance(read, dict) and all(isinstance(one, str | list) for one in read.values()):
-        return read
+        return {name: _texts(f"the answer of {name!r}", one) for name, one in read.items()}
     raise DataError(
         f"{path} is neither a mapping from key, subject or question to answers, nor a list of known facts (objects with"
         " subject and attribute)."
     )
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value

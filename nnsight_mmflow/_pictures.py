@@ -115,23 +115,46 @@ def _from_array(array: np.ndarray, max_aspect_ratio: int | float) -> Picture:
 
 
 def _from_file(name: str | PathLike[str], max_aspect_ratio: int | float) -> Picture:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     check_is_file(name)
     try:
         with Image.open(name) as opened:
             return _shown(opened, repr(str(name)), max_aspect_ratio)
-    except MMFlowError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{str(name)!r} has too many pixels: {error} {_raised(Image.MAX_IMAGE_PIXELS)}") from None
-    except UnidentifiedImageError:
-        raise DataError(
+    except Exception as error:  # Pillow's readers raise whatever a broken file makes of them
+        raise _no_picture(name, error) from None
+
+
+def check_picture(path: Path) -> None:
+    """Refuses a file whose start is no picture's; quick, so a file that is cut short is found when it is read.
+
+    Raises:
+        DataError: what it is instead.
+    """
+    from PIL import Image
+
+    try:
+        check_is_file(path)
+        with Image.open(path) as opened:
+            opened.verify()
+    except Exception as error:  # as above
+        raise DataError(f"image {_no_picture(path, error)}") from None
+
+
+def _no_picture(name: str | PathLike[str], error: Exception) -> MMFlowError:
+    """The error of a file that Pillow cannot read, in words."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, MMFlowError):
+        return error
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return DataError(f"{str(name)!r} has too many pixels: {error} {_raised(Image.MAX_IMAGE_PIXELS)}")
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(
             f"{str(name)!r} cannot be read as an image: Pillow does not know its format. Convert it to PNG or JPEG"
             " (SVG is a drawing; HEIC needs pillow-heif)."
-        ) from None
-    except Exception as error:  # Pillow's readers raise whatever a broken file makes of them
-        raise DataError(f"{str(name)!r} cannot be read as an image ({type(error).__name__}: {error}).") from None
+        )
+    return DataError(f"{str(name)!r} cannot be read as an image ({type(error).__name__}: {error}).")
 
 
 def check_is_file(name: str | PathLike[str]) -> None:

@@ -38,7 +38,8 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
         MMFlowError: --image, --question, --data and --images do not go together as given.
     """
     from nnsight_mmflow import nano
-    from nnsight_mmflow._questions import Question, prompts_of, read_questions
+    from nnsight_mmflow._question_files import read_questions
+    from nnsight_mmflow._questions import Question, prompts_of
 
     settings = {
         "template": given.template,
