@@ -114,7 +114,7 @@ def find_image(folder: Path, name: str, candidate: int = 0) -> Path:
         path = _spelled(folder, name)
         if path.is_dir():
             pictures = [one for one in path.iterdir() if one.suffix.lower() in ENDINGS]
-            pictures.sort(key=lambda one: ([int(part) for part in one.stem.split("_") if part.isdecimal()], one.name))
+            pictures.sort(key=_number)
             if candidate >= len(pictures):
                 raise DataError(
                     f"{path} holds {len(pictures)} picture(s); candidate {candidate}, counted from 0, is not there"
@@ -123,6 +123,11 @@ def find_image(folder: Path, name: str, candidate: int = 0) -> Path:
     except OSError as error:
         raise DataError(f"image {name!r:.200} cannot be looked up in {folder} ({error})") from None
     return in_folder(folder, str(path.relative_to(folder)))
+
+
+def _number(path: Path) -> tuple[list[int], str]:
+    """The numbers in a picture's name, so that Image_10 comes after Image_2."""
+    return [int(part) for part in path.stem.split("_") if part.isdecimal()] or [0], path.name
 
 
 def _spelled(folder: Path, name: str) -> Path:

@@ -130,7 +130,7 @@ def _csv_rows(
 def _check_header(
     header: list[str], file: Path, needed: Sequence[str], allowed: Collection[str], expected: str
 ) -> None:
-    told = ", ".join(repr(name) if "" in (name, *header) else name for name in header) or "none"
+    told = ", ".join(map(repr if expected else str, header)) or "none"
     wrong = next((problem for name in header if (problem := bad_text(name))), "")
     if wrong:
         raise DataError(f"{str(file)!r}, line 1: the header {wrong}.")
