@@ -6,8 +6,7 @@ own evaluation rules.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._answers import as_letter, as_yes_or_no, vqa_accuracy
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow._questions import Question, prompts_of
+from nnsight_mmflow._user_files import bad_text, checked_folder, in_folder, json_value, read_text
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -85,6 +85,9 @@ def read_benchmark(
     """
     if name not in READERS:
         raise DataError(f"there is no benchmark {name!r}; there are {', '.join(READERS)}.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise DataError(f"limit is how many questions, from 1, not {limit!r}.")
+    folder = checked_folder(images)
     read, instruction, score = READERS[name]
     rows = _rows(name, source, split) if isinstance(source, str | PathLike) else enumerate(source)
     questions: list[Question] = []
@@ -94,17 +97,25 @@ def read_benchmark(
             break
         try:
             made = read(str(number), row, split)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{name}, row {number}: not in the published format ({type(error).__name__}: {error})."
             ) from None
         if made is None:
             continue
         key, image, text, right = made
-        if isinstance(image, str) and images is not None:
-            image = Path(images) / image
-            if not image.is_file():
-                raise DataError(f"{name}, row {number}: there is no picture {str(image)!r}.")
+        wrong = [one for one in (key, text, *right) if not isinstance(one, str) or bad_text(one)]
+        if wrong or not right:
+            raise DataError(
+                f"{name}, row {number}: {wrong[0]!r:.80} is no text." if wrong else f"{name}, row {number}: no answer."
+            )
+        if key in answers:
+            raise DataError(
+                f"{name}, row {number}: question {key!r} came before, so answers could not be told apart by their key."
+                " Read one part (category, split) at a time."
+            )
+        if isinstance(image, str) and folder is not None:
+            image = _there(folder, image, f"{name}, row {number}")
         questions.append(Question(key, image, text, right[0], kind=name))  # type: ignore[arg-type]
         answers[key] = right
     if not questions:
@@ -112,6 +123,17 @@ def read_benchmark(
             f"{name}: {source if isinstance(source, str | PathLike) else 'the rows'} hold no usable question."
         )
     return Benchmark(name, tuple(questions), answers, instruction, score)
+
+
+def _there(folder: Path, image: str, row: str) -> Path:
+    """The picture in its folder."""
+    try:
+        path = in_folder(folder, image)
+        if path.is_file():
+            return path
+    except (DataError, OSError) as error:
+        raise DataError(f"{row}: {error}.") from None
+    raise DataError(f"{row}: there is no picture {str(path)!r}.")
 
 
 Made = tuple[str, object, str, tuple[str, ...]]  # key, picture or its path, text, answers
@@ -122,47 +144,80 @@ def _science(number: str, row: Mapping, split: str) -> Made | None:
         return None
     image = row["image"] if not isinstance(row["image"], str) else f"{split}/{number}/{row['image']}"
     context = f"Context: {row['hint']}\n" if row.get("hint") else ""
-    text = f"{context}{row['question']}\n{_lettered(row['choices'])}"
-    return number, image, text, (LETTERS[int(row["answer"])],)
+    text = f"{context}{_asked(row)}\n{_lettered(row['choices'])}"
+    return number, image, text, (_letter(row["answer"], row["choices"]),)
 
 
 def _aokvqa(number: str, row: Mapping, split: str) -> Made | None:
     image = row.get("image") or f"{int(row['image_id']):012d}.jpg"
-    text = f"{row['question']}\n{_lettered(row['choices'])}"
-    return str(row["question_id"]), image, text, (LETTERS[int(row["correct_choice_idx"])],)
+    text = f"{_asked(row)}\n{_lettered(row['choices'])}"
+    return str(row["question_id"]), image, text, (_letter(row["correct_choice_idx"], row["choices"]),)
 
 
 def _textvqa(number: str, row: Mapping, split: str) -> Made | None:
     image = row.get("image") or f"{row['image_id']}.jpg"
-    return str(row["question_id"]), image, str(row["question"]), tuple(str(one) for one in row["answers"])
+    return str(row["question_id"]), image, _asked(row), tuple(str(one) for one in _listed(row["answers"]))
 
 
 def _pope(number: str, row: Mapping, split: str) -> Made | None:
-    text, label = row.get("text") or row["question"], str(row.get("label") or row["answer"]).strip().lower()
+    text, label = (
+        _asked(row, "text" if row.get("text") else "question"),
+        str(row.get("label") or row["answer"]).strip().lower(),
+    )
     if label not in ("yes", "no"):
         raise ValueError(f"the label is {label!r}, not yes or no")
-    return str(row["question_id"]), row["image"], str(text), (label,)
+    return str(row["question_id"]), row["image"], text, (label,)
+
+
+def _asked(row: Mapping, name: str = "question") -> str:
+    text = row[name]
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}, not text")
+    return text
+
+
+def _listed(values: object) -> Iterable[str]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{values!r:.80} is no list of texts")
+    return values
 
 
 def _lettered(choices: Iterable[str]) -> str:
-    return "\n".join(f"{LETTERS[i]}. {choice}" for i, choice in enumerate(choices))
+    return "\n".join(f"{LETTERS[i]}. {choice}" for i, choice in enumerate(_listed(choices)))
+
+
+def _letter(number: int, choices: Sequence[str]) -> str:
+    """The letter of the right choice, counted from 0."""
+    if isinstance(number, bool) or int(number) != number or not 0 <= number < len(choices):
+        raise ValueError(f"the answer is choice {number!r} of {len(choices)}, counted from 0")
+    return LETTERS[int(number)]
 
 
 def _rows(name: str, source: str | PathLike[str], split: str) -> Iterable[tuple[object, Mapping]]:
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if name == "pope":
-            return list(enumerate(json.loads(line) for line in text.splitlines() if line.strip()))
-        read = json.loads(text)
-    except (OSError, json.JSONDecodeError) as error:
+            return [(line, _line(line, one)) for line, one in enumerate(text.split("\n")) if one.strip()]
+        read = json_value(text)
+    except DataError as error:
         raise DataError(f"{name}: {str(path)!r} cannot be read ({error}).") from None
     if name == "scienceqa" and isinstance(read, dict):
-        return [(key, row) for key, row in read.items() if row.get("split", split) == split]
+        return [(key, row) for key, row in read.items() if isinstance(row, dict) and row.get("split", split) == split]
     rows = read.get("data") if isinstance(read, dict) else read
     if not isinstance(rows, list):
         raise DataError(f"{name}: {str(path)!r} holds no list of questions.")
     return list(enumerate(rows))
+
+
+def _line(number: int, text: str) -> Mapping:
+    try:
+        read = json_value(text)
+    except DataError as error:
+        raise DataError(f"row {number} {error}") from None
+    if not isinstance(read, dict):
+        raise DataError(f"row {number} is {type(read).__name__}, not an object with fields")
+    return read
 
 
 READERS: dict[str, tuple[Callable[[str, Mapping, str], Made | None], str, Callable[[str, tuple[str, ...]], float]]] = {
