@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import NamedTuple
 
 from nnsight_mmflow._errors import SpanError
@@ -139,11 +141,15 @@ class ImageGeometry:
         if len(box) != 4:
             raise SpanError(f"a box is (x0, y0, x1, y1) in pixels, but {box!r} came.")
         left, top, right, bottom = box
+        if not all(isinstance(edge, Real) for edge in box):
+            raise SpanError(f"a box is four numbers, (x0, y0, x1, y1) in pixels, but {box!r} came.")
         if not (left < right and top < bottom):
             raise SpanError(
                 f"box {tuple(box)} has no area: (x0, y0, x1, y1) needs x0 < x1 and y0 < y1."
                 " If it is (x, y, width, height), pass (x, y, x + width, y + height)."
             )
+        if not all(map(isfinite, box)):
+            raise SpanError(f"box {tuple(box)} holds a number that is no place in a picture.")
         if left >= width or top >= height or right <= 0 or bottom <= 0:
             raise SpanError(f"box {tuple(box)} lies outside the picture, which is {width}x{height} pixels.")
 

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.command_line._options import at_least, refuse_ignored
 
 COMMANDS = {
     "flow": "layer-by-layer knockout curves: figure, table, report",
@@ -45,13 +46,18 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "flow":
             command.add_argument("--edges", nargs="+", metavar="A->B", help="such as 'image->question' (quote them)")
             command.add_argument(
-                "--window", nargs="+", type=int, default=[9], metavar="N", help="consecutive layers blocked at once (9)"
+                "--window",
+                nargs="+",
+                type=at_least(1),
+                default=[9],
+                metavar="N",
+                help="consecutive layers blocked at once (9)",
             )
             command.add_argument(
                 "--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way"
             )
             told = "so many random spans of the same size for each edge (0: none)"
-            command.add_argument("--control", type=int, default=0, metavar="N", help=told)
+            command.add_argument("--control", type=at_least(0), default=0, metavar="N", help=told)
             _workers(command)
         elif name == "prune":
             _prune(command)
@@ -114,10 +120,12 @@ def _trace(command: argparse.ArgumentParser) -> None:
     group.add_argument("--images", metavar="DIR", help="where the pictures of --data lie")
     group.add_argument("--answers", metavar="FILE", help="JSON: the right answers of --data by subject, or known facts")
     group.add_argument("--skip-bad", action="store_true", help="go on without rows of --data that cannot be used")
-    group.add_argument("--limit", type=int, metavar="N", help="the first N questions (nano: 48)")
+    group.add_argument("--limit", type=at_least(1), metavar="N", help="the first N questions (nano: 48)")
     command.add_argument("--spans", nargs="+", metavar="SPAN", help="which spans are restored (what is corrupted on)")
     command.add_argument("--sites", nargs="+", default=["mlp", "attn", "resid"], help="mlp, attn, resid")
-    command.add_argument("--half-width", type=int, default=0, metavar="N", help="layers on each side of the centre (0)")
+    command.add_argument(
+        "--half-width", type=at_least(0), default=0, metavar="N", help="layers on each side of the centre (0)"
+    )
     command.add_argument("--each-position", action="store_true", help="restore each position of a span on its own")
     command.add_argument("--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way")
     command.add_argument("--all", action="store_true", help="count prompts that the model answers wrongly as well")
@@ -130,8 +138,8 @@ def _edit(command: argparse.ArgumentParser) -> None:
     group.add_argument("--question", metavar="TEXT", help="a question about it")
     group.add_argument("--constraint", metavar="TEXT", help="the words of the question that stand for the thing")
     group.add_argument("--target", metavar="TEXT", help="the new answer")
-    group.add_argument("--limit", type=int, metavar="N", help="nano: so many facts (20)")
-    group.add_argument("--together", type=int, default=10, metavar="N", help="nano: also so many at once (10)")
+    group.add_argument("--limit", type=at_least(1), metavar="N", help="nano: so many facts (20)")
+    group.add_argument("--together", type=at_least(1), metavar="N", help="nano: also so many at once (10)")
     group.add_argument("--controls", nargs="+", type=int, metavar="N", help="nano: layers to compare with (all)")
     group.add_argument("--bound", type=float, metavar="X", help="nano: also fine-tune with numbers held this near")
     command.add_argument("--layers", nargs="+", type=int, metavar="N", help="where the edit goes (nano: 4)")
@@ -143,7 +151,7 @@ def _edit(command: argparse.ArgumentParser) -> None:
 
 def _workers(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("several processes or machines (needs the extra `ray`)")
-    group.add_argument("--workers", type=int, metavar="N", help="so many processes with a model each, by Ray")
+    group.add_argument("--workers", type=at_least(1), metavar="N", help="so many processes with a model each, by Ray")
     told = "of a Ray cluster, such as auto or 10.0.0.1:6379 (RAY_ADDRESS, else this machine alone)"
     group.add_argument("--ray-address", metavar="ADDRESS", help=told)
 
@@ -156,8 +164,12 @@ def _prune(command: argparse.ArgumentParser) -> None:
     command.add_argument("--k1", type=int, metavar="N", help="the layer of the (first) prune (a fifth of the depth)")
     command.add_argument("--k2", type=int, metavar="N", help="the layer of the second (half the depth)")
     command.add_argument("--mode", choices=("drop", "mask"), default="drop", help="tokens leave, or their keys close")
-    command.add_argument("--max-new-tokens", type=int, default=8, metavar="N", help="how long an answer may get (8)")
-    command.add_argument("--timed", type=int, default=3, metavar="N", help="how often times are measured (3; 0: never)")
+    command.add_argument(
+        "--max-new-tokens", type=at_least(1), default=8, metavar="N", help="how long an answer may get (8)"
+    )
+    command.add_argument(
+        "--timed", type=at_least(0), default=3, metavar="N", help="how often times are measured (3; 0: never)"
+    )
 
 
 def _questions(command: argparse.ArgumentParser) -> None:
@@ -168,17 +180,17 @@ def _questions(command: argparse.ArgumentParser) -> None:
     group.add_argument("--data", metavar="FILE", help="CSV or JSON lines: question_id, img_id, question, answer, ...")
     group.add_argument("--images", metavar="DIR", help="where pictures are looked up by img_id")
     group.add_argument("--skip-bad", action="store_true", help="go on without rows that are bad")
-    group.add_argument("--limit", type=int, metavar="N", help="the first N questions (nano: 120)")
+    group.add_argument("--limit", type=at_least(1), metavar="N", help="the first N questions (nano: 120)")
 
 
 def _nano(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("train", "eval", "samples"), help="rebuild it; measure it; show its world")
-    command.add_argument("--out", default="mmflow-nano", metavar="DIR", help="where the result goes")
-    command.add_argument("--seed", type=int, default=0, help="train: the seed")
-    command.add_argument("--steps", type=int, help="train: how many steps (all)")
-    command.add_argument("--device", default="cpu", help="train: such as cuda")
-    command.add_argument("--model", default="nano", help="eval: another folder")
-    command.add_argument("--limit", type=int, default=10_000, metavar="N", help="eval: questions of each type")
+    command.add_argument("--out", metavar="DIR", help="train, samples: where the result goes (mmflow-nano)")
+    command.add_argument("--seed", type=int, help="train: the seed (0)")
+    command.add_argument("--steps", type=at_least(1), help="train: how many steps (all)")
+    command.add_argument("--device", help="train: such as cuda (cpu)")
+    command.add_argument("--model", help="eval: another folder (nano)")
+    command.add_argument("--limit", type=at_least(1), metavar="N", help="eval: questions of each type (all)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     module = import_module(f"nnsight_mmflow.command_line.{given.command}")
     try:
+        refuse_ignored(given)
         return module.run(given) or 0
     except MMFlowError as error:
         sys.stderr.write(f"mmflow {given.command}: {error}\n")

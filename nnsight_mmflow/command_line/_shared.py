@@ -48,8 +48,6 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
     }
     if bool(given.image) != bool(given.question):
         raise MMFlowError("--image and --question belong together: give both, or --data FILE --images DIR.")
-    if given.data and given.image:
-        raise MMFlowError("--data and --image exclude each other: a file of questions, or one.")
     if given.image:
         if given.answer:
             return prompts_of(graph, [Question("", given.image, given.question, given.answer)], **settings)
@@ -58,9 +56,13 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
         if not given.images:
             raise MMFlowError("--data needs --images DIR, the folder in which pictures are looked up by img_id.")
         questions, bad = read_questions(given.data, given.images, skip_bad=given.skip_bad)
-        for problem in bad:
+        none: list[str] | None = [] if given.skip_bad else None
+        prompts = prompts_of(graph, questions[: given.limit], bad=none, **settings)
+        for problem in (*bad, *(none or ())):
             say(f"skipped: {problem}")
-        return prompts_of(graph, questions[: given.limit], **settings)
+        if not prompts:
+            raise MMFlowError(f"no question of {given.data} is left: every row was skipped.")
+        return prompts
     if given.model != "nano":
         raise MMFlowError(
             f"which questions should {given.model} answer? --image FILE --question TEXT, or --data FILE --images DIR."

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow.patterns.edit_report import EditReport
 
-FACTS, NANO_LAYERS, OTHERS = 20, [4], 60
+FACTS, TOGETHER, NANO_LAYERS, OTHERS = 20, 10, [4], 60
 
 
 def run(given: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
     facts = mmf.nano.edits(graph, count)
     others = mmf.nano.prompts(graph, OTHERS, ("fact-flag", "fact-name"))
     others += [replace(prompt, kind="scene") for prompt in mmf.nano.prompts(graph, OTHERS)]
-    every, together = given.controls or range(graph.n_layers), min(given.together, count)
+    every, together = given.controls or range(graph.n_layers), min(given.together or TOGETHER, count)
     results = {}
     for name, at_once, controls in (("one_at_a_time", 1, every), (f"{together}_at_once", together, ())):
         if at_once > 1 or controls:

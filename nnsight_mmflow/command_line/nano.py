@@ -8,6 +8,8 @@ from pathlib import Path
 
 from nnsight_mmflow._progress import say
 
+FOLDER = "mmflow-nano"
+
 
 def run(given: argparse.Namespace) -> None:
     """Runs the action."""
@@ -17,8 +19,8 @@ def run(given: argparse.Namespace) -> None:
 def _train(given: argparse.Namespace) -> None:
     from nnsight_mmflow.nano.train import STEPS, save, train
 
-    folder = Path(given.out)
-    model = train(folder, steps=given.steps or STEPS, seed=given.seed, device=given.device, report=say)
+    folder = Path(given.out or FOLDER)
+    model = train(folder, steps=given.steps or STEPS, seed=given.seed or 0, device=given.device or "cpu", report=say)
     save(model, folder / "model")
     say(f"written to {folder / 'model'}; measure it with: mmflow nano eval --model {folder / 'model'}")
 
@@ -30,11 +32,11 @@ def _eval(given: argparse.Namespace) -> None:
     from nnsight_mmflow.nano.evaluate import as_table, evaluate
 
     logging.disable_progress_bar()
-    sys.stdout.write(as_table(evaluate(mmf.load(given.model), given.limit)) + "\n")
+    sys.stdout.write(as_table(evaluate(mmf.load(given.model or "nano"), given.limit or 10_000)) + "\n")
 
 
 def _samples(given: argparse.Namespace) -> None:
     from nnsight_mmflow.nano.contact_sheet import write_samples
 
-    folder = write_samples(Path(given.out))
+    folder = write_samples(Path(given.out or FOLDER))
     say(f"written to {folder}: contact_sheet.png, questions.jsonl and images/, which mmflow flow takes as --data")

@@ -80,15 +80,17 @@ def _data(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[C
     settings = {"template": given.template, "instruction": given.instruction, "pad_to_square": given.pad_to_square}
     prompts, made = [], []
     for question in questions[: given.limit]:
-        prompt = question.prompt(graph, **settings)
+        hint = ""
         try:
+            prompt = question.prompt(graph, **settings)
+            hint = " Or --token WORD."
             if given.token:
                 one = corruption.repeat_token(graph, prompt, question.constraints[0].text, given.token)
             else:
                 one = question.corrupted(graph, prompt, given.phrase or "")
         except MMFlowError as error:
             if not given.skip_bad:
-                raise MMFlowError(f"question {question.key}: {error} Or --token WORD, or --skip-bad.") from None
+                raise MMFlowError(f"question {question.key}: {error}{hint} --skip-bad goes on without it.") from None
             say(f"skipped: question {question.key}: {error}")
             continue
         prompts.append(prompt)
@@ -125,9 +127,7 @@ def _own(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[Co
     if given.constraint and bool(given.phrase) == bool(given.token):
         raise MMFlowError("--constraint needs --phrase or --token: what to put in its place.")
     if given.other_image:
-        from nnsight_mmflow._pictures import open_pictures
-
-        made = corruption.other_image(graph, prompt, open_pictures(given.other_image)[0], f"image {given.other_image}")
+        made = corruption.other_image(graph, prompt, given.other_image, f"image {given.other_image}")
     elif given.blank:
         made = corruption.blank_image(graph, prompt)
     elif given.phrase:
