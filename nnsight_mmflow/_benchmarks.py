@@ -47,7 +47,7 @@ class Benchmark:
 
     def prompts(self, graph: Graph, **kwargs: object) -> list[Prompt]:
         """The questions as prompts; keyword arguments go to graph.prompt."""
-        return prompts_of(graph, self.questions, **{"instruction": self.instruction, **kwargs})
+        return prompts_of(graph, self.questions, **{"instruction": self.instruction, **kwargs})  # type: ignore[arg-type]
 
     def judge(self, prompt: Prompt, written: str) -> float:
         """How right an answer is, by the benchmark's own rule: for `mmf.prune_report(..., judge=benchmark.judge)`."""

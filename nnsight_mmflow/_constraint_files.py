@@ -194,9 +194,7 @@ def _constraint(value: object) -> Constraint:
         raise DataError(f"the constraint is {value!r:.80}, expected text, start and end")
     places = [value["start"], value["end"]]
     if not isinstance(value["text"], str) or not all(type(one) is int and one >= 0 for one in places):
-        raise DataError(
-            f"the constraint is {value!r:.80}, expected a text and two places, counted in characters from 0"
-        )
+        raise DataError(f"the constraint is {value!r:.80}, expected text, and start and end in characters")
     return Constraint(**value)
 
 
@@ -211,12 +209,12 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _answers(answers: Answers | str | PathLike[str] | None) -> dict[str, tuple[str, ...]]:
+def _answers(answers: object) -> dict[str, tuple[str, ...]]:
     if answers is None:
         return {}
     if isinstance(answers, Mapping):
         return {name: _texts(f"the answer of {name!r}", _listed(one)) for name, one in answers.items()}
-    path = Path(answers)
+    path = Path(answers)  # type: ignore[arg-type]
     try:
         read = json_value(read_text(path))
     except DataError as error:

@@ -184,7 +184,8 @@ def _shown(picture: Picture, name: str, max_aspect_ratio: int | float) -> Pictur
     """The picture upright and in RGB, its size checked before its pixels are read."""
     from PIL import Image
 
-    _check_size(*picture.size, name, max_aspect_ratio)
+    width, height = picture.size
+    _check_size(width, height, name, max_aspect_ratio)
     if picture.mode not in BYTES:
         raise DataError(
             f"{name} is of mode {picture.mode}, whose values are not bytes or cannot be shown as they are: it would be"

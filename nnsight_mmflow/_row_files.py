@@ -73,15 +73,14 @@ def _json_rows(text: str, file: Path) -> Iterator[Row]:
     for line, one in enumerate(text.split("\n"), 1):
         if not one.strip(" \t\r"):
             continue
-        problem, row = bad_text(one), {}
+        problem, value = bad_text(one), None
         if not problem:
             try:
-                row = json_value(one)
+                value = json_value(one)
+                problem = "" if isinstance(value, dict) else f"is {type(value).__name__}, not an object with fields"
             except DataError as error:
                 problem = f"{error}; each line is one whole object"
-        if not isinstance(row, dict):
-            problem, row = f"is {type(row).__name__}, not an object with fields", {}
-        yield line, row, problem
+        yield line, value if isinstance(value, dict) else {}, problem
 
 
 def _csv_rows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-from os import PathLike
 from pathlib import Path
 
 from nnsight_mmflow._errors import DataError
@@ -21,14 +20,14 @@ ENCODINGS = {  # the longer marks first: one is the start of another
 }
 
 
-def checked_file(file: str | PathLike[str]) -> Path:
+def checked_file(file: object) -> Path:
     """The path of a file of questions.
 
     Raises:
         DataError: there is none.
     """
     try:
-        path = Path(file)
+        path = Path(file)  # type: ignore[arg-type]
         if path.is_file():
             return path
     except (TypeError, ValueError, OSError):
@@ -36,7 +35,7 @@ def checked_file(file: str | PathLike[str]) -> Path:
     raise DataError(f"there is no question file {str(file)!r}.")
 
 
-def checked_folder(images: str | PathLike[str] | None) -> Path | None:
+def checked_folder(images: object) -> Path | None:
     """The folder of images, or None where none was given.
 
     Raises:
@@ -45,8 +44,8 @@ def checked_folder(images: str | PathLike[str] | None) -> Path | None:
     if images is None:
         return None
     try:
-        if Path(images).is_dir():
-            return Path(images)
+        if Path(images).is_dir():  # type: ignore[arg-type]
+            return Path(images)  # type: ignore[arg-type]
     except (TypeError, ValueError, OSError):
         pass
     raise DataError(f"there is no folder of images {str(images)!r}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nnsight_mmflow._errors import MMFlowError
 
 # For each command: an option, and those of which one must be given too, or it would be ignored.
-_ASKED = {"answer": ("image",), "images": ("data",), "skip_bad": ("data",)}
+_ASKED: dict[str, tuple[str, ...]] = {"answer": ("image",), "images": ("data",), "skip_bad": ("data",)}
 _HOW = ("template", "instruction", "pad_to_square")
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "flow": {**_ASKED, "ray_address": ("workers",)},
