@@ -487,7 +487,7 @@ def test_rows_with_constraints(tmp_path, images):
         if error or [one.key for one in read[0]] != ["k1", "k3"]:
             wrong.append(f"{name}, skipped: {error}")
     for name, (content, text) in LINES.items():
-        if content.startswith((b"{", b'"')) and "JSON" not in text and "too" not in text:
+        if name in WRONG_FIELDS or not re.match("is |holds |has the field", text):
             continue  # what a field means differs
         file.write_bytes(as_json(CONSTRAINED) + content + b"\n" + as_json({**CONSTRAINED, "key": "k3"}))
         error, _ = told(mmf.read_constraint_questions, file)

@@ -83,7 +83,8 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def _there(given: argparse.Namespace, name: str) -> bool:
-    return getattr(given, name, None) not in (None, False)
+    value = getattr(given, name, None)
+    return value is not None and value is not False
 
 
 def _flag(name: str) -> str:
