@@ -62,7 +62,7 @@ def same(one, other, names=None):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_equals_the_prompt_made_from_the_start(small, way):
-    """The reference is the prompt that graph.prompt makes of the changed question or picture, with the same settings."""
+    """The reference is the prompt that graph.prompt makes of the changed question or picture, all else the same."""
     prompt = asked(small, way)
     assert same(made_again(small, prompt), prompt) == []
     assert same(HOW["phrase"](small, prompt).prompt, asked(small, way, OTHER)) == []
