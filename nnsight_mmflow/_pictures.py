@@ -193,9 +193,11 @@ def _shown(picture: Picture, name: str, max_aspect_ratio: int | float) -> Pictur
             ' PIL.Image.fromarray((np.asarray(picture) / 256).astype("uint8")) for 16 bits, and pass that.'
         )
     turned = upright(picture)
-    if turned.mode == "RGB" and turned.info.get("transparency") is None:
-        return turned
-    return Image.fromarray(on_white(turned))
+    if "A" in turned.getbands() or turned.info.get("transparency") is not None:
+        return Image.fromarray(on_white(turned))
+    turned = turned if turned.mode == "RGB" else turned.convert("RGB")
+    turned.info = {}  # what a photo says besides, such as where it was taken, goes no further
+    return turned
 
 
 def upright(picture: Picture) -> Picture:

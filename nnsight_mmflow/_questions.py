@@ -27,7 +27,7 @@ class Question:
         question: the question.
         answer: the right answer.
         options: (true, false) option, where the question offers two.
-        boxes: (x0, y0, x1, y1) of what it is about, in pixels of the original picture.
+        boxes: (x0, y0, x1, y1) of what it is about, in pixels of the upright picture.
         kind: the question's type.
         line: where it stands in its file.
     """
