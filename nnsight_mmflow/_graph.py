@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
+from nnsight_mmflow._forwards import check_given
 from nnsight_mmflow._pictures import as_square, open_pictures
 from nnsight_mmflow._place import Placed, Traffic
 from nnsight_mmflow._prompt import Batch, Prompt, join
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._bound import BoundBridge
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._pictures import Pictures
     from nnsight_mmflow.adapters._base import Adapter
@@ -228,6 +230,7 @@ class Graph(Placed):
         """
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         inputs = here.checked(prompt)
+        check_given(inputs, kwargs, patterns, steps=False)
         return here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs))
 
     def generate(
@@ -235,24 +238,41 @@ class Graph(Placed):
     ) -> InterleavingTracer:
         """An nnsight generation of the prompt with the patterns applied; read `tracer.result` for the ids.
 
-        Patterns act on the prompt's forward (the prefill); those with `when="all"` act on every step.
-        Keyword arguments go to the model's `generate`. Raises as `trace` does.
+        Patterns act wherever the prompt's positions are computed; those with `when="decode"` or "all" on each new
+        token. Keyword arguments go to the model's `generate`; what they leave open, the checkpoint's own generation
+        config says, as in transformers (`graph.generation_settings(...)` tells). With patterns these forms are exact:
+        greedy, sampling, beams, several returned sequences, each with a cache (dynamic or static) or without, a cache
+        of the prompt's first positions given as `past_key_values`, prefill in chunks, and several new tokens a step
+        (prompt lookup, an assistant model); the documentation's table says which pattern takes which.
+
+        Raises:
+            NoEffectError: a pattern that would change nothing.
+            PromptError: tensors that do not fit together.
+            MMFlowError: settings in which a pattern could not act, before any forward.
         """
+        from nnsight_mmflow._forms import form_of
+
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         inputs = here.checked(prompt)
-        model = here.edited(prompt, patterns, steps=True)
-        return model.trace(fn=model.generate, **inputs, **here.placed(kwargs))
+        check_given(inputs, kwargs, patterns, steps=True)
+        form = form_of(here, kwargs, inputs["input_ids"].shape[1]) if patterns else None
+        model = here.edited(prompt, patterns, form)
+        fixed = {} if form is None else form.fixed
+        return model.trace(fn=model.generate, **inputs, **here.placed({**kwargs, **fixed}))
 
     def edited(
-        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False
+        self,
+        prompt: Prompt | Batch | Mapping[str, torch.Tensor],
+        patterns: tuple[Pattern, ...],
+        form: Form | None = None,
     ) -> TransformersModel:
         """A copy of the nnsight model that replays the patterns; the original stays as it is.
 
-        Each pattern is an edit of its own, so that two may touch the same layer.
+        Each pattern is an edit of its own, so that two may touch the same layer. `form` is that of a generation.
         """
         from nnsight_mmflow._together import edited
 
-        return edited(self, prompt, patterns, steps)
+        return edited(self, prompt, patterns, form)
 
     def to_transformer_lens(self) -> TransformerBridge:
         """A TransformerLens bridge over the same weights; a ModelError where TransformerLens knows no such model."""

@@ -71,10 +71,13 @@ def cut_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way:
     return finite(cut)
 
 
-def closed_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way: Way) -> torch.Tensor:
+def closed_mask(
+    handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way: Way, room: int | None = None
+) -> torch.Tensor:
     """The layer's mask with the keys of dropped tokens closed; those that are dropped still read themselves."""
-    mask = layer_mask(handed, hidden, 0, way.causal).expand(hidden.shape[0], -1, -1, -1).clone()
-    mask.masked_fill_(gone(kept, hidden.shape[1])[:, None, None], torch.finfo(mask.dtype).min)
+    mask = layer_mask(handed, hidden, 0, way.causal, room).expand(hidden.shape[0], -1, -1, -1).clone()
+    missing = gone(kept, hidden.shape[1])
+    mask[..., : missing.shape[1]].masked_fill_(missing[:, None, None], torch.finfo(mask.dtype).min)
     return finite(mask)
 
 
@@ -87,5 +90,5 @@ def gone(kept: Kept, length: int) -> torch.Tensor:
 def finite(mask: torch.Tensor) -> torch.Tensor:
     """Queries without any open key (dead ones) read themselves: nothing reads them."""
     starved = (mask > torch.finfo(mask.dtype).min / 2).any(-1).logical_not()
-    diagonal = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)[None, None]
+    diagonal = torch.eye(*mask.shape[-2:], dtype=torch.bool, device=mask.device)[None, None]
     return mask.masked_fill(starved[..., None] & diagonal, 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._edits import MaskEdit
+from nnsight_mmflow._edits import MaskEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._forwards import Held, each_forward, factor_of
+from nnsight_mmflow._pattern import check_whole
 from nnsight_mmflow._prune import Row, Stage, Way
 from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
 from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._apart import Layout
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -44,7 +47,7 @@ class Prune:
         NoEffectError: when run, if every image token stays.
         MMFlowError: when run, if a stage's layer or number does not exist, or there is no image.
 
-    In a generation it acts on the prompt's forward; the kept set is frozen, and steps read what is left.
+    In a generation the prompt's first forward chooses; the kept set is frozen, and all after it read what is left.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -92,7 +95,7 @@ class Prune:
 
         return sum(tokens_per_layer(self.stages(graph, image_tokens), image_tokens, graph.n_layers)) / graph.n_layers
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+    def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         if self.mode not in MODES:
             raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}.")
@@ -117,7 +120,11 @@ class Prune:
                     f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
                 )
             _check_stages(self, graph, stages, len(spans["image"]))
-        if (self.mode == "drop" and steps) or self.positions == "renumbered":
+        if form is not None:
+            check_whole(str(self), rows, form)
+            self._check_form(form)
+        forgets = form is not None and form.cached
+        if (self.mode == "drop" and forgets) or (self.positions == "renumbered" and (form is None or forgets)):
             window = getattr(graph.text_config, "sliding_window", None)
             longest = max(spans["all"].row[1] for spans in rows)
             uses = getattr(graph.text_config, "use_sliding_window", True)
@@ -126,6 +133,17 @@ class Prune:
                     f"the prompt has {longest} positions and the model's sliding window {window}: its cache would"
                     " forget by what is left, not by where it stood. Take mode='mask', positions='original'."
                 )
+
+    def _check_form(self, form: Form) -> None:
+        """Refuses generations whose cache cannot lose tokens."""
+        why = "a static cache has room for every position in every layer" if form.static else ""
+        if form.several:
+            why = f"{form.several} takes back tokens from every layer of the cache alike"
+        if why and (self.mode == "drop" or self.positions == "renumbered"):
+            raise MMFlowError(
+                f"{self} leaves each layer another number of positions, but {why}. Take mode='mask',"
+                " positions='original' (kept tokens get the same results), or leave that setting out."
+            )
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Prune:
         """Itself: it needs nothing from other runs."""
@@ -151,22 +169,32 @@ class Prune:
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
         rows = spans if isinstance(spans, tuple) else (spans,)
-        self.check(graph, rows, steps=False)
+        self.check(graph, rows, None)
         return dropped_tokens(self, self.prefill(graph, rows), rows)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
-        from nnsight.intervention.interleaver import OutOfOrderError
-        from nnsight.intervention.iterator import Iterations
+        """Does it inside the edit that `graph.trace` makes."""
+        dropped_tokens(self, self.prefill(graph, rows), rows)
 
-        found = self.prefill(graph, rows)
-        dropped_tokens(self, found, rows)
-        length = rows[0]["all"].row[1]
-        try:
-            for _ in Iterations()[1:]:
-                prune_step(graph.layers, found, length, self._way(graph))
-        except OutOfOrderError:  # a trace has one step, and a generation ends
-            pass
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.generate` makes: chosen once, left out in each forward after it."""
+        length, way, told = row_length(rows), self._way(graph), Told()
+
+        def read() -> None:
+            told.towers = self._read_towers(graph, rows)
+
+        def act(held: Held) -> bool:
+            if told.found is not None and held.cached:
+                prune_step(graph.layers, told.found, length, way)
+            else:
+                again = told.found is not None
+                found = self._prefill(graph, rows, told.towers, held.factor, told.found)
+                if not again:
+                    told.found = found
+                    dropped_tokens(self, found, rows)
+            return False
+
+        each_forward(graph.decoder, len(rows), length, act, read)
 
     def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
         """Does it in a generation whose blocks run apart from the model's process."""
@@ -174,15 +202,16 @@ class Prune:
         from nnsight.intervention.iterator import Iterations
 
         attentions, way = [graph.attention(layer) for layer in range(graph.n_layers)], self._way(graph)
+        towers, factor = self._read_towers(graph, rows), layout.factor
         found = prune_prefill_apart(
             graph.decoder,
             graph.layers,
             attentions,
             QueryKeyReader(graph),
-            [self.plan(graph, spans) for spans in rows],
-            [row_of(spans) for spans in rows],
+            spread([self.plan(graph, spans) for spans in rows], factor),
+            spread(rows_of(rows), factor),
             way,
-            _towers(graph, rows) if self.reads_tower else [None] * len(rows),
+            spread(towers, factor),
             layout,
         )
         dropped_tokens(self, found, rows)
@@ -196,20 +225,52 @@ class Prune:
 
     def prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> Pruned:
         """Does it inside a trace of the prompt, and returns what each layer keeps."""
+        return self._prefill(graph, rows, self._read_towers(graph, rows), 1, None)
+
+    def _prefill(
+        self,
+        graph: Graph,
+        rows: tuple[Spans, ...],
+        towers: list[TowerSeen | None],
+        factor: int,
+        before: Pruned | None,
+    ) -> Pruned:
         return prune_prefill(
             graph.layers,
             graph.n_layers,
             QueryKeyReader(graph),
-            [self.plan(graph, spans) for spans in rows],
-            [row_of(spans) for spans in rows],
+            spread([self.plan(graph, spans) for spans in rows], factor),
+            spread(rows_of(rows), factor),
             self._way(graph),
-            _towers(graph, rows) if self.reads_tower else [None] * len(rows),
+            spread(towers, factor),
+            before,
         )
+
+    def _read_towers(self, graph: Graph, rows: tuple[Spans, ...]) -> list[TowerSeen | None]:
+        return _towers(graph, rows) if self.reads_tower else [None] * len(rows)
 
     def _way(self, graph: Graph) -> Way:
         cap = getattr(graph.text_config, "attn_logit_softcapping", None)
         scale = graph.attention(0)._module.scaling
         return Way(self.mode == "drop", self.positions == "renumbered", graph.causal, scale, cap)
+
+
+@dataclass
+class Told:
+    """What a generation's first forward has told: the towers' output, and what each layer keeps."""
+
+    towers: list[TowerSeen | None] = field(default_factory=list)
+    found: Pruned | None = None
+
+
+def spread(parts: Sequence, factor: int) -> list:
+    """A thing per prompt as one per row."""
+    return [part for part in parts for _ in range(factor)]
+
+
+def rows_of(rows: tuple[Spans, ...]) -> list[Row]:
+    """The plain positions of each prompt."""
+    return [replace(row_of(spans), number=number) for number, spans in enumerate(rows)]
 
 
 def row_of(spans: Spans) -> Row:
@@ -224,10 +285,11 @@ def _towers(graph: Graph, rows: tuple[Spans, ...]) -> list[TowerSeen | None]:
     """What the tower made of each row's pictures, which lie one row after another."""
     assert graph.tower_layer is not None
     seen, first, found = read_tower(graph, graph.tower_layer), 0, []
-    for spans in rows:
-        count = 1 + max(place.image for place in spans["image"].places())
-        found.append(seen.of(first, count))
-        first += count
+    counts = [1 + max(place.image for place in spans["image"].places()) for spans in rows]
+    factor = factor_of(len(seen.features), sum(counts))  # pictures may come once for each row that stands for a prompt
+    for count in counts:
+        found.append(seen.of(first, count, factor))
+        first += count * factor
     return list(found)
 
 
@@ -269,7 +331,7 @@ def dropped_tokens(pattern: Prune, found: Pruned, rows: tuple[Spans, ...]) -> in
     last = found.kept[-1]
     assert last is not None
     real = sum(spans["all"].row[1] - spans["all"].row[0] for spans in rows)
-    gone = real - int(last.alive.sum())
+    gone = real - int(last.alive.sum()) // factor_of(len(last.alive), len(rows))
     if not gone:
         raise NoEffectError(f"{pattern} would change nothing: its ranking keeps every image token.")
     return gone
