@@ -14,8 +14,8 @@ from nnsight_mmflow._bridge_checks import computes_attention, why_inert
 from nnsight_mmflow._edits import HookEdit, MaskEdit
 from nnsight_mmflow._errors import ModelError, NoEffectError
 from nnsight_mmflow._forms import PLAIN
-from nnsight_mmflow._forwards import cache_in, cached_positions
-from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._forwards import cache_in
+from nnsight_mmflow._masks import kept_keys, layer_mask
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -148,7 +148,7 @@ def _counting(edit: HookEdit | MaskEdit, counted: Counted, last: bool) -> Callab
 def _mask(edit: MaskEdit, counted: Counted, causal: bool) -> Callable[..., tuple]:
     def run(module: torch.nn.Module, given: tuple, named: dict) -> tuple:
         hidden, mask = named["hidden_states"] if "hidden_states" in named else given[0], named.get("attention_mask")
-        past = cached_positions(cache_in(named)) if mask is None else mask.shape[-1] - hidden.shape[1]
+        past = kept_keys(cache_in(named), edit.layer)[0] if mask is None else mask.shape[-1] - hidden.shape[1]
         new, changed = edit.change(layer_mask(mask, hidden, past, causal))
         counted.add(changed)
         return given, {**named, "attention_mask": new}

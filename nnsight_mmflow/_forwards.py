@@ -63,7 +63,7 @@ class Held:
         """Those of the positions that its queries can have as keys: they are there already."""
         return [position for position in positions if position < self.end]
 
-    def spread(self, parts: Sequence[Part]) -> list[Part]:
+    def by_row(self, parts: Sequence[Part]) -> list[Part]:
         """A thing per prompt as one per row."""
         return [part for part in parts for _ in range(self.factor)]
 

@@ -255,7 +255,7 @@ def edges_in(held: Held, edges: Sequence[PromptEdges], when: str) -> list[tuple[
         if when != "prefill" and newest:
             queries = queries + held.generated()
         there.append((queries, held.keys(sources)))
-    return held.spread(there) if any(queries and keys for queries, keys in there) else None
+    return held.by_row(there) if any(queries and keys for queries, keys in there) else None
 
 
 def close_edges(

@@ -267,7 +267,7 @@ def written(
         held: what the forward holds: of which prompt each row is, and which positions.
     """
     changed, after = 0, before.clone()
-    for row, (prompt, at) in enumerate(held.spread(list(enumerate(positions)))):
+    for row, (prompt, at) in enumerate(held.by_row(list(enumerate(positions)))):
         local = held.local(at)
         if not local:
             continue

@@ -208,10 +208,10 @@ class Prune:
             graph.layers,
             attentions,
             QueryKeyReader(graph),
-            spread([self.plan(graph, spans) for spans in rows], factor),
-            spread(rows_of(rows), factor),
+            by_row([self.plan(graph, spans) for spans in rows], factor),
+            by_row(rows_of(rows), factor),
             way,
-            spread(towers, factor),
+            by_row(towers, factor),
             layout,
         )
         dropped_tokens(self, found, rows)
@@ -239,10 +239,10 @@ class Prune:
             graph.layers,
             graph.n_layers,
             QueryKeyReader(graph),
-            spread([self.plan(graph, spans) for spans in rows], factor),
-            spread(rows_of(rows), factor),
+            by_row([self.plan(graph, spans) for spans in rows], factor),
+            by_row(rows_of(rows), factor),
             self._way(graph),
-            spread(towers, factor),
+            by_row(towers, factor),
             before,
         )
 
@@ -263,7 +263,7 @@ class Told:
     found: Pruned | None = None
 
 
-def spread(parts: Sequence, factor: int) -> list:
+def by_row(parts: Sequence, factor: int) -> list:
     """A thing per prompt as one per row."""
     return [part for part in parts for _ in range(factor)]
 

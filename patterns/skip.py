@@ -150,7 +150,7 @@ class Skip:
             if positions is None:
                 return passing, int((passing != tensor).sum())
             held, after = held_by(tensor, len(rows), length), tensor.clone()
-            for row, at in enumerate(held.spread(positions)):
+            for row, at in enumerate(held.by_row(positions)):
                 local = held.local(at)
                 after[row, local] = passing[row, local]
             return after, int((after != tensor).sum())
@@ -174,7 +174,7 @@ class Skip:
             before = read_site(site)
             here = held_whole(*before.shape[:2], len(positions), length) if held is None else held
             after = before.clone()
-            for row, at in enumerate(here.spread(positions)):
+            for row, at in enumerate(here.by_row(positions)):
                 local = here.local(at)
                 passing = torch.zeros_like(after[row, local]) if entering is None else entering[row, local].to(after)
                 changed += int((after[row, local] != passing).sum())

@@ -97,7 +97,7 @@ class Zeroed:
             if not any(held.local(target) for target, _ in edges):
                 return None, 0
             after = weights.clone()
-            for row, (target, source) in enumerate(held.spread(edges)):
+            for row, (target, source) in enumerate(held.by_row(edges)):
                 after[row, :, torch.tensor(held.local(target))[:, None], torch.tensor(source)] = 0
             return after, int((after != weights).sum())
 
