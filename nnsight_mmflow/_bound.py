@@ -181,9 +181,7 @@ class BoundBridge:
         }
         length = tokens.shape[1]
         form = form_of(self.graph.at(False), {"do_sample": True, **settings}, length)
-        told = form.several or (
-            "a static cache" if form.static else "a prompt in parts" if form.parts(length) else ""
-        )
+        told = form.several or ("a static cache" if form.static else "a prompt in parts" if form.parts(length) else "")
         if told:
             raise MMFlowError(
                 f"{told}: hooks of a bridge cannot tell which positions such a forward holds. Leave it out, or use"
@@ -197,7 +195,9 @@ class BoundBridge:
         Raises:
             MMFlowError: always.
         """
-        raise MMFlowError("TransformerLens' generate_stream takes no image, so it would answer without one: use generate.")
+        raise MMFlowError(
+            "TransformerLens' generate_stream takes no image, so it would answer without one: use generate."
+        )
 
     def _tokens(self, input: object) -> torch.Tensor:
         if input is None:

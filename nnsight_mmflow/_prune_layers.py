@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -167,6 +167,17 @@ def everything(hidden: torch.Tensor, rows: Sequence[Row]) -> Kept:
     every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
     inside = [every[i] >= row.real[0] for i, row in enumerate(rows)]
     return Kept(every, torch.stack(inside), every)
+
+
+def of_prompt(found: Pruned, length: int) -> Pruned:
+    """The same without the new tokens that a forward may hold behind the prompt (guesses of an assistant)."""
+    kept = [
+        one
+        if one is None or int(one.index.max()) < length
+        else Kept(one.index[:, :length], one.alive[:, :length], one.seat[:, :length])
+        for one in found.kept
+    ]
+    return replace(found, kept=kept)
 
 
 def longer(kept: Kept | None, length: int, rows: Sequence[Row], way: Way) -> Kept:

@@ -47,6 +47,8 @@ def edited(
         check_together(graph, patterns, rows)
         if form is not None:
             check_counted(graph, patterns, rows)
+    if form is not None:
+        check_blocks(graph, form, rows)
     # without a cache there is nothing that a process apart from the model's would be handed a copy of
     layout = layout_of(graph, rows, form.factor) if form is not None and graph.apart and form.cached else None
     for pattern in patterns:
@@ -96,6 +98,25 @@ def check_apart(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, 
                 " source with '|'. A key that NDIF trusts has no such limit: graph.at(True, trusted=True)."
             )
         taken |= dict.fromkeys(layers, pattern)
+
+
+def check_blocks(graph: Graph, form: Form, rows: tuple[Spans, ...]) -> None:
+    """Refuses a prompt in parts that cut through positions that read one another backwards and forwards.
+
+    Raises:
+        ModelError: they do; transformers would not say so, and answer otherwise.
+    """
+    length = rows[0]["all"].row[1]
+    cuts = {form.past, *(range(form.past, length, form.chunk) if form.chunk else ())}
+    for spans in rows:
+        for first, end in graph.adapter.bidirectional(spans):
+            inside = sorted(cut for cut in cuts if first < cut < end)
+            if inside:
+                came = f"prefill_chunk_size={form.chunk}" if form.chunk else f"past_key_values of {form.past} positions"
+                raise ModelError(
+                    f"positions {first} to {end - 1} of {graph.family} read one another backwards and forwards, but"
+                    f" {came} cuts them at {inside[:3]}, so the first of them could not read the last. Leave it out."
+                )
 
 
 def check_counted(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:

@@ -12,7 +12,7 @@ from nnsight_mmflow._forwards import Held, each_forward, factor_of
 from nnsight_mmflow._pattern import check_whole
 from nnsight_mmflow._prune import Row, Stage, Way
 from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
-from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
+from nnsight_mmflow._prune_layers import Pruned, of_prompt, prune_prefill, prune_step
 from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._tower import TowerSeen, read_tower
 
@@ -190,8 +190,8 @@ class Prune:
                 again = told.found is not None
                 found = self._prefill(graph, rows, told.towers, held.factor, told.found)
                 if not again:
-                    told.found = found
-                    dropped_tokens(self, found, rows)
+                    told.found = of_prompt(found, length)
+                    dropped_tokens(self, told.found, rows)
             return False
 
         each_forward(graph.decoder, len(rows), length, act, read)

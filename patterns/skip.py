@@ -78,6 +78,11 @@ class Skip:
                 " attention) is left out. Skip later layers, set use_cache=False, or trace the prompt alone."
             )
         if self.at is None:
+            if form is not None and form.past:
+                raise MMFlowError(
+                    f"{self} leaves layers out for every position, but past_key_values holds the first {form.past}"
+                    " positions already, computed with them. Leave past_key_values out, or give `at`."
+                )
             return
         for row, span in enumerate(resolve(self.at, rows, "at")):
             if not len(span):
