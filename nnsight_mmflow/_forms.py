@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._forwards import cached_positions
+from nnsight_mmflow._generation_settings import merged_settings, short
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -82,7 +83,7 @@ def form_of(graph: Graph, settings: Mapping[str, object], length: int) -> Form:
         value = rest.get(name, getattr(merged, name, None))
         if value is not None and value is not False and value != NEUTRAL.get(name):
             raise MMFlowError(
-                f"{name}={_short(value)} {reason}, so patterns cannot tell what a forward holds. Leave it out"
+                f"{name}={short(value)} {reason}, so patterns cannot tell what a forward holds. Leave it out"
                 f"{_where(graph, settings, name)}."
             )
     past = _past(graph, rest.get("past_key_values"), length)
@@ -110,44 +111,14 @@ def form_of(graph: Graph, settings: Mapping[str, object], length: int) -> Form:
         int(merged.prefill_chunk_size or 0),
     )
     _check(graph, form, length, rest)
+    own = settings.get("generation_config") or graph.adapter.model.generation_config
+    said = settings.get("max_length") or getattr(own, "max_length", None)  # transformers' own default counts anew
+    if merged.max_new_tokens is None and said is not None and merged.max_length <= length:
+        raise MMFlowError(
+            f"max_length={merged.max_length} counts the prompt's {length} positions too, so nothing could be written."
+            " Give max_new_tokens instead."
+        )
     return Form(**{**vars(form), "fixed": _fixed(graph, merged, settings)})
-
-
-def merged_settings(graph: Graph, settings: Mapping[str, object]) -> tuple[GenerationConfig, dict]:
-    """(the settings that transformers will use, the keyword arguments that are none).
-
-    Raises:
-        MMFlowError: transformers refuses them.
-    """
-    model = with_checkpoint_settings(graph.adapter.model)
-    given = {name: value for name, value in settings.items() if name not in NNSIGHT}
-    config = given.pop("generation_config", None)
-    assistant = given.pop("assistant_model", None)
-    try:
-        merged, rest = model._prepare_generation_config(config, **given)
-        if given.get("custom_generate") is None:
-            mode = merged.get_generation_mode(assistant)
-            model._validate_generation_mode(mode, merged, {"assistant_model": assistant} if assistant else {})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise MMFlowError(f"transformers refuses these generation settings: {error}") from None
-    return merged, {**rest, **({"assistant_model": assistant} if assistant is not None else {})}
-
-
-NNSIGHT = ("backend", "blocking", "job_id", "remote", "fn", "trace", "streamer")
-
-
-def with_checkpoint_settings(model: PreTrainedModel) -> PreTrainedModel:
-    """The model; one without weights gets its checkpoint's generation config, which only loading weights reads."""
-    from transformers import GenerationConfig
-
-    if model.device.type == "meta" and not getattr(model, "_mmflow_settings_read", False):
-        model._mmflow_settings_read = True  # type: ignore[assignment]
-        try:
-            name, revision = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
-            model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
-        except (OSError, ValueError):  # the checkpoint has none
-            pass
-    return model
 
 
 def _past(graph: Graph, cache: object, length: int) -> int | None:
@@ -195,6 +166,11 @@ def _check(graph: Graph, form: Form, length: int, rest: Mapping[str, object]) ->
             f"past_key_values has a row for each prompt, but this generation has {form.factor}: leave it out, or set"
             " num_beams=1 and num_return_sequences=1."
         )
+    if form.several and (form.static or not form.cached):
+        raise MMFlowError(
+            f"{form.several} takes back tokens that were guessed wrong, which needs a cache that can shrink: leave"
+            " use_cache and cache_implementation out."
+        )
     if form.several and _shares(rest.get("assistant_model"), graph.adapter.model):
         raise MMFlowError(
             "assistant_model holds modules of the model itself, so patterns would act while it guesses too. Load the"
@@ -240,8 +216,3 @@ def _where(graph: Graph, settings: Mapping[str, object], name: object) -> str:
     return (
         f": the checkpoint's generation config sets it, and graph.adapter.model.generation_config.{name} can be unset"
     )
-
-
-def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) < 60 else f"<{type(value).__name__}>"

@@ -107,12 +107,13 @@ def held_now(decoder: Envoy, prompts: int, length: int) -> Held:
     return Held(cached_positions(cache), count, length, factor_of(rows, prompts), cache is not None)
 
 
-def held_whole(rows: int, count: int, prompts: int, length: int) -> Held:
-    """What a forward holds that is told by its shape alone: at least the whole prompt.
+def held_whole(shape: Sequence[int], prompts: int, length: int) -> Held:
+    """What a forward holds that is told by the shape of a tensor (rows, positions, ...): at least the whole prompt.
 
     Raises:
         MMFlowError: it holds less.
     """
+    rows, count = shape[0], shape[1]
     if count < length:
         raise MMFlowError(
             f"this forward has {count} position(s), the prompt {length}: what acts on the prompt acts in a forward that"
@@ -165,7 +166,12 @@ def check_given(inputs: dict, given: dict, patterns: tuple, steps: bool) -> None
             " it out; to run tensors of your own, use graph.model.trace(...) and graph.model.generate(...)."
         )
     moved = [name for name in ("attention_mask", "position_ids") if given.get(name) is not None]
-    past = cached_positions(given.get("past_key_values"))
+    cache = given.get("past_key_values")
+    if cache is not None and not hasattr(cache, "get_seq_length"):
+        raise MMFlowError(
+            f"past_key_values is a {type(cache).__name__}; expected a transformers Cache, such as DynamicCache()."
+        )
+    past = cached_positions(cache)
     if patterns and not steps and past:
         raise MMFlowError(
             f"past_key_values holds {past} positions, so in this trace the prompt would stand behind them and its spans"

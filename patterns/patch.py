@@ -241,7 +241,7 @@ def write_all(
     changed = 0
     for number, site in enumerate(sites):
         before = read_site(site)
-        here = held_whole(*before.shape[:2], len(positions), length) if held is None else held
+        here = held_whole(before.shape, len(positions), length) if held is None else held
         after, more = written(before, positions, values, number, columns, here)
         changed += more
         write_site(site, after)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow.patterns.prune_checks import check_form, check_stages, rope_of
+
 from nnsight_mmflow._edits import MaskEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._forwards import Held, each_forward, factor_of
@@ -101,7 +103,7 @@ class Prune:
             raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}.")
         if self.positions not in POSITIONS:
             raise MMFlowError(f"positions must be one of {', '.join(POSITIONS)}, not {self.positions!r}.")
-        if self.positions == "renumbered" and "mrope_section" in (_rope(graph) or {}):
+        if self.positions == "renumbered" and "mrope_section" in (rope_of(graph) or {}):
             raise ModelError(
                 f"{graph.family} counts positions along three axes, so they cannot be counted anew:"
                 " take positions='original'."
@@ -119,10 +121,10 @@ class Prune:
                 raise MMFlowError(
                     f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
                 )
-            _check_stages(self, graph, stages, len(spans["image"]))
+            check_stages(self, graph, stages, len(spans["image"]))
         if form is not None:
             check_whole(str(self), rows, form)
-            self._check_form(form)
+            check_form(self, form)
         forgets = form is not None and form.cached
         if (self.mode == "drop" and forgets) or (self.positions == "renumbered" and (form is None or forgets)):
             window = getattr(graph.text_config, "sliding_window", None)
@@ -133,17 +135,6 @@ class Prune:
                     f"the prompt has {longest} positions and the model's sliding window {window}: its cache would"
                     " forget by what is left, not by where it stood. Take mode='mask', positions='original'."
                 )
-
-    def _check_form(self, form: Form) -> None:
-        """Refuses generations whose cache cannot lose tokens."""
-        why = "a static cache has room for every position in every layer" if form.static else ""
-        if form.several:
-            why = f"{form.several} takes back tokens from every layer of the cache alike"
-        if why and (self.mode == "drop" or self.positions == "renumbered"):
-            raise MMFlowError(
-                f"{self} leaves each layer another number of positions, but {why}. Take mode='mask',"
-                " positions='original' (kept tokens get the same results), or leave that setting out."
-            )
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Prune:
         """Itself: it needs nothing from other runs."""
@@ -291,35 +282,6 @@ def _towers(graph: Graph, rows: tuple[Spans, ...]) -> list[TowerSeen | None]:
         found.append(seen.of(first, count, factor))
         first += count * factor
     return list(found)
-
-
-def _rope(graph: Graph) -> dict | None:
-    return getattr(graph.text_config, "rope_parameters", None) or getattr(graph.text_config, "rope_scaling", None)
-
-
-def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
-    layers = [stage.layer for stage in stages]
-    wrong = [stage.layer for stage in stages if not (0 if stage.reads == "" else 1) <= stage.layer < graph.n_layers]
-    if wrong:
-        raise MMFlowError(
-            f"{pattern}: tokens can leave before layers 1 to {graph.n_layers - 1}, not before {wrong}: before layer 0"
-            " there is no attention to rank by (what reads none may go there); behind the last nothing is saved."
-        )
-    if layers != sorted(set(layers)):
-        raise MMFlowError(f"{pattern}: its stages lie before layers {layers}; they must rise.")
-    early = [layer for layer in layers if layer < graph.enters_after]
-    if early:
-        raise ModelError(
-            f"{pattern}: {graph.family} adds image features again in its first {graph.enters_after} layers, so tokens"
-            f" can leave before layer {graph.enters_after} or later, not before {early}."
-        )
-    for stage in stages:
-        if isinstance(stage.keep, float) and not 0 <= stage.keep <= 1:
-            raise MMFlowError(f"{pattern}: a share of tokens lies in 0 to 1, not {stage.keep}.")
-        if stage.keep < 0:
-            raise MMFlowError(f"{pattern}: {stage.keep} tokens cannot stay.")
-    if all(stage.count(image_tokens) == image_tokens and not stage.exact for stage in stages):
-        raise NoEffectError(f"{pattern} would change nothing: it keeps all {image_tokens} image tokens.")
 
 
 def dropped_tokens(pattern: Prune, found: Pruned, rows: tuple[Spans, ...]) -> int:

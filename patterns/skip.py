@@ -177,7 +177,7 @@ class Skip:
             # not the layer's own inputs: with them its cache is read, which a process apart from the model gets copied
             entering = graph.layers[layer].input_layernorm.input if self.part == "layer" else None
             before = read_site(site)
-            here = held_whole(*before.shape[:2], len(positions), length) if held is None else held
+            here = held_whole(before.shape, len(positions), length) if held is None else held
             after = before.clone()
             for row, at in enumerate(here.by_row(positions)):
                 local = here.local(at)

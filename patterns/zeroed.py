@@ -142,7 +142,7 @@ class Zeroed:
         for layer in layer_list(self.layers, graph.n_layers):
             arguments, named = graph.layers[layer].inputs
             hidden = arguments[0]
-            held_whole(*hidden.shape[:2], len(edges), length)
+            held_whole(hidden.shape, len(edges), length)
             query, key = reader.read(layer, "previous", hidden, named["position_embeddings"])
             value = reader.value(layer)
             mask = layer_mask(named.get("attention_mask"), hidden, 0, graph.causal).expand(len(hidden), -1, -1, -1)

@@ -16,7 +16,7 @@ def layers_of(model):
 
 
 def generate(model, inputs, hooks=(), **settings):
-    """What transformers writes, without a cache, with the hooks on (each a function of the model that returns handles)."""
+    """What transformers writes, without a cache, with the hooks on: functions of the model that return handles."""
     with contextlib.ExitStack() as stack, torch.no_grad():
         for hook in hooks:
             for handle in hook(model):

@@ -11,7 +11,6 @@ from apart import apart
 from families import FAMILIES, QUESTION, family
 from gold import twin
 from tiny import picture, tiny_graph, tiny_model, tiny_processor
-
 from transformers import DynamicCache, StaticCache
 
 import nnsight_mmflow as mmf
