@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import plain_forms as plain
 import pytest
@@ -357,3 +358,55 @@ def closed_late(graph, prompt, pattern):
     ):
         for _step in tracer.iter[:2]:
             pattern.apply(graph, prompt.spans)
+
+
+# The table of docs/generation.md, cell by cell: what it calls refused is, what it calls exact (test_forms.py) is taken.
+
+COLUMNS = {
+    "cache": {},
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static"},
+    "beams": {"num_beams": 3},
+    "samples": {"do_sample": True, "num_return_sequences": 3},
+    "given cache": {},
+    "chunks": {"prefill_chunk_size": 7},
+    "several a step": LOOKUP,
+}
+ROWS = {
+    'Knockout, `when="prefill"`': "knockout",
+    'Knockout, `when="decode"`': "knockout, decode",
+    'Knockout, `when="all"`, with or without `heads`': "knockout, heads",
+    "Patch, every site, with or without `heads`": "patch resid",
+    "Patch with `mmf.noise`": "patch noise",
+    "Zeroed": "zeroed",
+    "Skip with `at`": "skip at",
+    "Skip of whole layers": "skip",
+    'pruning, `mode="drop"`': "prune drop",
+    'pruning, `mode="mask"`': "prune mask",
+}
+
+
+def test_the_documented_table_is_true(graph):
+    page = (Path(__file__).parent.parent / "docs" / "generation.md").read_text()
+    lines = page.split("<!-- table -->\n")[1].split("\n\n")[0].split("\n")
+    head, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+    assert head[1:] == list(COLUMNS)
+    assert [row[0] for row in rows] == list(ROWS)
+    prompt, wrong = made(graph, False), []
+    for name, *cells in rows:
+        chosen, _ = PATTERNS[ROWS[name]](Case(graph, prompt, name))
+        for column, cell in zip(COLUMNS, cells, strict=True):
+            given = dict(COLUMNS[column])
+            if column == "given cache":
+                given["past_key_values"] = DynamicCache(config=graph.text_config)
+                start = {part: prompt.inputs[part][:, :3] for part in ("input_ids", "attention_mask")}
+                with torch.no_grad():
+                    twin()(**start, past_key_values=given["past_key_values"])
+            try:
+                graph.generate(prompt, chosen, **LENGTH, **given)
+                came = "exact"
+            except MMFlowError:
+                came = "refused"
+            if came != cell:
+                wrong.append((name, column, cell, came))
+    assert not wrong
