@@ -179,9 +179,10 @@ class BoundBridge:
         settings = {
             name: value for name, value in given.items() if name not in self.image and name not in TRANSFORMER_LENS
         }
-        length = tokens.shape[1]
-        form = form_of(self.graph.at(False), {"do_sample": True, **settings}, length)
-        told = form.several or ("a static cache" if form.static else "a prompt in parts" if form.parts(length) else "")
+        form = form_of(self.graph.at(False), {"do_sample": True, **settings}, tokens.shape)
+        told = form.several or (
+            "a static cache" if form.static else "a prompt in parts" if form.parts(tokens.shape[1]) else ""
+        )
         if told:
             raise MMFlowError(
                 f"{told}: hooks of a bridge cannot tell which positions such a forward holds. Leave it out, or use"

@@ -6,7 +6,7 @@ What no pattern can follow is refused here, before any forward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -67,17 +67,18 @@ class Form:
 PLAIN = Form()
 
 
-def form_of(graph: Graph, settings: Mapping[str, object], length: int) -> Form:
+def form_of(graph: Graph, settings: Mapping[str, object], shape: Sequence[int]) -> Form:
     """The form of a generation with these keyword arguments.
 
     Args:
         graph: the model.
         settings: as `graph.generate` takes them.
-        length: positions of the padded prompt.
+        shape: (prompts, positions of the padded prompt).
 
     Raises:
         MMFlowError: settings that no pattern can follow, or that transformers itself refuses.
     """
+    prompts, length = shape
     merged, rest = merged_settings(graph, settings)
     for name, reason in UNKNOWN_FORWARDS.items():
         value = rest.get(name, getattr(merged, name, None))
@@ -86,7 +87,9 @@ def form_of(graph: Graph, settings: Mapping[str, object], length: int) -> Form:
                 f"{name}={short(value)} {reason}, so patterns cannot tell what a forward holds. Leave it out"
                 f"{_where(graph, settings, name)}."
             )
-    past = _past(graph, rest.get("past_key_values"), length)
+    past = _past(rest.get("past_key_values"), prompts, length)
+    if past is not None and merged.use_cache is False:
+        raise MMFlowError("past_key_values came with use_cache=False: leave one of them out.")
     kind = merged.cache_implementation
     static = kind == "static" or (past is not None and _is_static(rest["past_key_values"]))
     if kind not in CACHES:
@@ -110,7 +113,7 @@ def form_of(graph: Graph, settings: Mapping[str, object], length: int) -> Form:
         past or 0,
         int(merged.prefill_chunk_size or 0),
     )
-    _check(graph, form, length, rest)
+    _check(graph, form, prompts, length, rest)
     own = settings.get("generation_config") or graph.adapter.model.generation_config
     said = settings.get("max_length") or getattr(own, "max_length", None)  # transformers' own default counts anew
     if merged.max_new_tokens is None and said is not None and merged.max_length <= length:
@@ -121,7 +124,7 @@ def form_of(graph: Graph, settings: Mapping[str, object], length: int) -> Form:
     return Form(**{**vars(form), "fixed": _fixed(graph, merged, settings)})
 
 
-def _past(graph: Graph, cache: object, length: int) -> int | None:
+def _past(cache: object, prompts: int, length: int) -> int | None:
     """How many positions a cache of the user's holds; None if none came."""
     if cache is None:
         return None
@@ -137,6 +140,9 @@ def _past(graph: Graph, cache: object, length: int) -> int | None:
             " stand in the sequence. Give a DynamicCache or a StaticCache of a model without a sliding window."
         )
     past = cached_positions(cache)  # type: ignore[arg-type]
+    keys = getattr(cache.layers[0], "keys", None) if past and cache.layers else None
+    if keys is not None and len(keys) != prompts:
+        raise MMFlowError(f"past_key_values holds {len(keys)} row(s), but {prompts} prompt(s) came.")
     if past >= length:
         raise MMFlowError(
             f"past_key_values holds {past} positions, the prompt has {length}: a cache given to a generation holds the"
@@ -149,8 +155,17 @@ def _is_static(cache: object) -> bool:
     return any(type(layer).__name__ == "StaticLayer" for layer in getattr(cache, "layers", ()))
 
 
-def _check(graph: Graph, form: Form, length: int, rest: Mapping[str, object]) -> None:
+def _check(graph: Graph, form: Form, prompts: int, length: int, rest: Mapping[str, object]) -> None:
     """Refuses what does not go together."""
+    if form.chunk and not form.cached:
+        raise MMFlowError(
+            f"prefill_chunk_size={form.chunk} needs a cache, which use_cache=False takes away: leave one of them out."
+        )
+    if form.several and prompts > 1:
+        raise MMFlowError(
+            f"{form.several} takes back tokens that were guessed wrong, which transformers does for one prompt at a"
+            f" time, but {prompts} came: leave it out, or generate prompt by prompt."
+        )
     if form.static and graph.adapter.sliding_window() is not None:
         raise MMFlowError(
             f"a static cache of {graph.family} with a sliding window moves its keys about, so masks cannot be closed in"

@@ -49,11 +49,6 @@ def edited(
             check_counted(graph, patterns, rows)
     if form is not None:
         check_blocks(graph, form, rows)
-        if form.several and len(rows) > 1:
-            raise MMFlowError(
-                f"{form.several} takes back tokens that were guessed wrong, which transformers does for one prompt at a"
-                f" time, but {len(rows)} came: leave it out, or generate prompt by prompt."
-            )
     # without a cache there is nothing that a process apart from the model's would be handed a copy of
     layout = layout_of(graph, rows, form.factor) if form is not None and graph.apart and form.cached else None
     for pattern in patterns:

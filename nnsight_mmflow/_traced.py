@@ -69,7 +69,7 @@ class Traced(Placed):
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=True)
-        form = form_of(here._graph, kwargs, inputs["input_ids"].shape[1]) if patterns else None
+        form = form_of(here._graph, kwargs, inputs["input_ids"].shape) if patterns else None
         model = here.edited(prompt, patterns, form)
         fixed = {} if form is None else form.fixed
         return model.trace(fn=model.generate, **inputs, **here.placed({**kwargs, **fixed}))

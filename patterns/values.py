@@ -154,8 +154,8 @@ def _finite(values: list[list[torch.Tensor]], what: str) -> list[list[torch.Tens
             if wrong:
                 raise MMFlowError(
                     f"{what} for layer number {number}, row {row} holds {wrong} of {part.numel()} numbers that are NaN"
-                    " or infinite, so nothing behind it would mean anything. Did the run overflow (half precision), or was"
-                    " a mean taken over nothing?"
+                    " or infinite, so nothing behind it would mean anything. Did the run overflow (half precision), or"
+                    " was a mean taken over nothing?"
                 )
     return values
 

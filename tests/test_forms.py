@@ -365,6 +365,8 @@ def test_positions_that_a_cache_holds_already_are_refused():
         graph.trace(prompt, pattern, past_key_values=cache)
     with pytest.raises(MMFlowError, match="has a row for each prompt"):
         graph.generate(prompt, pattern, past_key_values=cache, num_beams=2, **LENGTH)
+    with pytest.raises(MMFlowError, match=r"holds 1 row\(s\), but 3 prompt\(s\) came"):
+        graph.generate(made(graph, True), pattern, past_key_values=cache, **LENGTH)
     long = DynamicCache(config=graph.text_config)
     with torch.no_grad():
         twin()(**prompt.inputs, past_key_values=long)
@@ -403,7 +405,7 @@ def test_apart_from_the_models_process(form, cache, split, monkeypatch):
         here.factor = max(FORMS[form].get("num_beams", 1), FORMS[form].get("num_return_sequences", 1))
         chosen, hook = PATTERNS[pattern](here)
         settings = told({**FORMS[form], **CACHES[cache]})
-        model = graph.edited(here.prompt, (chosen,), form_of(graph, settings, here.length))
+        model = graph.edited(here.prompt, (chosen,), form_of(graph, settings, here.prompt.inputs["input_ids"].shape))
         torch.manual_seed(0)
         with torch.no_grad(), model.trace(fn=model.generate, **graph.checked(here.prompt), **settings) as tracer:
             found = tracer.result.save()

@@ -57,6 +57,8 @@ REFUSED = [
     ({"assistant_model": "tiny"}, "assistant_model is a str; expected"),
     ({"prompt_lookup_num_tokens": 3}, r"Add suppress_tokens=\[graph.image_token_id\]"),
     ({**LOOKUP, "use_cache": False}, "needs a cache that can shrink"),
+    ({"prefill_chunk_size": 5, "use_cache": False}, "needs a cache, which use_cache=False takes away"),
+    ({"past_key_values": DynamicCache(), "use_cache": False}, "came with use_cache=False"),
     ({**LOOKUP, "cache_implementation": "static"}, "needs a cache that can shrink"),
     ({"stop_strings": "red"}, "stop_strings needs the tokenizer too"),
     ({"input_ids": torch.ones(1, 3, dtype=torch.long)}, "input_ids came beside the prompt"),
@@ -175,10 +177,10 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
 
 def test_a_server_is_told_what_a_checkpoint_says(graph):
     """The server's copy of a checkpoint may say other things than what was checked here."""
-    form = _forms.form_of(graph.at("local"), {"num_beams": 2}, 30)
+    form = _forms.form_of(graph.at("local"), {"num_beams": 2}, (1, 30))
     assert form.fixed.items() >= {"use_cache": True, "num_return_sequences": 1}.items()
     assert "num_beams" not in form.fixed  # the call says it
-    assert _forms.form_of(graph, {"num_beams": 2}, 30).fixed == {}
+    assert _forms.form_of(graph, {"num_beams": 2}, (1, 30)).fixed == {}
 
 
 # Methods that merge, renumber or look at the tower, and edits: against each form's own plain relatives.
