@@ -32,14 +32,12 @@ class Row:
         image: its image tokens.
         after: the positions behind the last of them: the instruction.
         places: of each image token.
-        number: which prompt of the batch it is: several rows may stand for one (beams, samples).
     """
 
     real: tuple[int, int]
     image: tuple[int, ...]
     after: tuple[int, ...]
     places: tuple[Place, ...]
-    number: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._forwards import cache_in
+from nnsight_mmflow._forwards import cache_in, factor_of
 from nnsight_mmflow._masks import kept_keys, key_room, layer_mask
 from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
@@ -48,16 +48,16 @@ def prune_prefill(
 ) -> Pruned:
     """Inside a trace of the prompt: prunes, and returns what each layer keeps.
 
-    What is chosen for a prompt holds for each of its rows.
+    Stages, rows and towers are those of the prompts; what is chosen for a prompt holds for each row that stands for it.
 
     Args:
         layers: the decoder layers.
         n_layers: how many there are.
         reader: of queries, keys and values.
-        stages: of each row, before the same layers.
+        stages: of each prompt, before the same layers.
         rows: the prompts.
         way: how.
-        towers: what the vision tower made of each row's pictures, where the method reads it.
+        towers: what the vision tower made of each prompt's pictures, where the method reads it.
         before: what was chosen when the prompt was first run, where it is run again with tokens behind it (no cache).
     """
     by_layer = stages_by_layer(stages)
@@ -165,7 +165,8 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
 def everything(hidden: torch.Tensor, rows: Sequence[Row]) -> Kept:
     """What is there before anything has left."""
     every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-    inside = [every[i] >= row.real[0] for i, row in enumerate(rows)]
+    factor = factor_of(len(hidden), len(rows))
+    inside = [every[i] >= rows[i // factor].real[0] for i in range(len(hidden))]
     return Kept(every, torch.stack(inside), every)
 
 
@@ -228,16 +229,14 @@ def choose(
 ) -> tuple[Kept, torch.Tensor, list[tuple[list[int], torch.Tensor]] | None]:
     """(what is left after a stage, what enters, each row's merged contents).
 
-    Where keys close, `index` keeps every position. Rows of one prompt hold the same, and what is chosen for the first
-    of them holds for all.
+    Where keys close, `index` keeps every position. Stages, rows and towers are those of the prompts; several rows that
+    stand for one prompt hold the same, so that what is chosen for the first of them holds for all.
     """
     chosen: list[torch.Tensor] = []
     contents: list[tuple[list[int], torch.Tensor]] = []
-    for i, (stage, row) in enumerate(zip(stages, rows, strict=True)):
-        if i and row.number == rows[i - 1].number:
-            chosen.append(chosen[-1])
-            contents += contents[-1:]
-            continue
+    factor = factor_of(len(hidden), len(rows))
+    for prompt, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+        i = prompt * factor
         index, alive = present.index[i].tolist(), present.alive[i].tolist()
         where = {position: local for local, (position, live) in enumerate(zip(index, alive, strict=True)) if live}
         image = [number for number, position in enumerate(row.image) if position in where]
@@ -250,7 +249,7 @@ def choose(
             image,
             list(row.image),
             [row.places[number] for number in image],
-            row.number,
+            prompt,
             hidden[i],
             entered[i],
             index,
@@ -260,17 +259,17 @@ def choose(
             way.scale,
             way.cap,
             value,
-            towers[i],
+            towers[prompt],
         )
         told = stage.rank(seen)
         ranks, content = told if isinstance(told, tuple) else (told, None)
         if content is not None:
-            contents.append((seen.image, content))
+            contents += [(seen.image, content)] * factor
         count = int((ranks > 0).sum()) if stage.exact else stage.count(len(image))
         best = ranks.topk(count).indices.tolist()
         kept = {row.image[image[number]] for number in best}
         leave = {row.image[number] for number in image} - kept
-        chosen.append(torch.tensor([position not in leave and position in where for position in index]))
+        chosen += [torch.tensor([position not in leave and position in where for position in index])] * factor
     hidden = with_contents(hidden, present, contents or None)
     alive = torch.stack(chosen).to(present.index.device)
     index = present.index

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from nnsight_mmflow._forwards import factor_of
 from nnsight_mmflow._masks import layer_mask
 from nnsight_mmflow._prune import Kept, Row, Way
 
@@ -14,7 +15,8 @@ Table = tuple[torch.Tensor, torch.Tensor]
 
 def seats(index: torch.Tensor, alive: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """(batch, kept): positions counted anew, from each row's first real one on."""
-    first = torch.tensor([row.real[0] for row in rows], device=index.device)[:, None]
+    factor = factor_of(len(index), len(rows))
+    first = torch.tensor([rows[i // factor].real[0] for i in range(len(index))], device=index.device)[:, None]
     return first + (alive.long().cumsum(1) - 1).clamp(min=0)
 
 

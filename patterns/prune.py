@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.prune_checks import check_form, check_stages, rope_of
@@ -179,7 +179,7 @@ class Prune:
                 prune_step(graph.layers, told.found, length, way)
             else:
                 again = told.found is not None
-                found = self._prefill(graph, rows, told.towers, held.factor, told.found)
+                found = self._prefill(graph, rows, told.towers, told.found)
                 if not again:
                     told.found = of_prompt(found, length)
                     dropped_tokens(self, told.found, rows)
@@ -193,16 +193,16 @@ class Prune:
         from nnsight.intervention.iterator import Iterations
 
         attentions, way = [graph.attention(layer) for layer in range(graph.n_layers)], self._way(graph)
-        towers, factor = self._read_towers(graph, rows), layout.factor
+        towers = self._read_towers(graph, rows)
         found = prune_prefill_apart(
             graph.decoder,
             graph.layers,
             attentions,
             QueryKeyReader(graph),
-            by_row([self.plan(graph, spans) for spans in rows], factor),
-            by_row(rows_of(rows), factor),
+            [self.plan(graph, spans) for spans in rows],
+            [row_of(spans) for spans in rows],
             way,
-            by_row(towers, factor),
+            towers,
             layout,
         )
         dropped_tokens(self, found, rows)
@@ -216,24 +216,23 @@ class Prune:
 
     def prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> Pruned:
         """Does it inside a trace of the prompt, and returns what each layer keeps."""
-        return self._prefill(graph, rows, self._read_towers(graph, rows), 1, None)
+        return self._prefill(graph, rows, self._read_towers(graph, rows))
 
     def _prefill(
         self,
         graph: Graph,
         rows: tuple[Spans, ...],
         towers: list[TowerSeen | None],
-        factor: int,
-        before: Pruned | None,
+        before: Pruned | None = None,
     ) -> Pruned:
         return prune_prefill(
             graph.layers,
             graph.n_layers,
             QueryKeyReader(graph),
-            by_row([self.plan(graph, spans) for spans in rows], factor),
-            by_row(rows_of(rows), factor),
+            [self.plan(graph, spans) for spans in rows],
+            [row_of(spans) for spans in rows],
             self._way(graph),
-            by_row(towers, factor),
+            towers,
             before,
         )
 
@@ -252,16 +251,6 @@ class Told:
 
     towers: list[TowerSeen | None] = field(default_factory=list)
     found: Pruned | None = None
-
-
-def by_row(parts: Sequence, factor: int) -> list:
-    """A thing per prompt as one per row."""
-    return [part for part in parts for _ in range(factor)]
-
-
-def rows_of(rows: tuple[Spans, ...]) -> list[Row]:
-    """The plain positions of each prompt."""
-    return [replace(row_of(spans), number=number) for number, spans in enumerate(rows)]
 
 
 def row_of(spans: Spans) -> Row:
