@@ -140,6 +140,8 @@ def _check_header(
     if missing:
         other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), "")
         why = f" Its columns are divided by {other!r}: save it with commas." if other else ""
+        strange = unknown(header, allowed)
+        why = why or f" It {strange}." * ("did you mean" in strange)
         raise DataError(f"{file} lacks the column(s) {', '.join(missing)}; it has {told}.{why}{expected}")
     strange = unknown(header, allowed)
     if strange:

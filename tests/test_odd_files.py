@@ -322,7 +322,7 @@ WHOLE = {
     "no header.csv": (as_csv(GOOD).split(b"\r\n", 1)[1], "lacks the column.s. question_id, img_id, question, answer"),
     "twice.csv": (b"question_id,img_id,question,answer,answer\r\n1,2,q,a,b\r\n", "has the column.s. 'answer' twice"),
     "no names.csv": (b"question_id,img_id,question,answer,,\r\n1,2,q,a,,\r\n", "has the column.s. '' twice"),
-    "awnser.csv": (b"question_id,img_id,question,awnser\r\n1,2,q,a\r\n", "lacks the column.s. answer"),
+    "awnser.csv": (b"question_id,img_id,question,awnser\r\n1,2,q,a\r\n", "lacks the column.s. answer.*'awnser' .did you mean 'answer'"),
     "latin.csv": ("question_id,img_id,question,answer,r\xe9sum\xe9\r\n".encode("latin-1"), "line 1: the header holds the byte 0xE9"),
     "nul.csv": (b"question_id,img_id,question,answer,a\0\r\n1,2,q,a,b\r\n", "line 1: the header holds a NUL"),
     "array.json": (json.dumps([GOOD, LAST]).encode(), "is one JSON array; expected JSON lines"),
