@@ -80,6 +80,11 @@ class Journal:
         if self.path is not None:
             self.lock.release()
 
+    def known(self, identities: Sequence[str]) -> list[str]:
+        """Names "key:identity", each as the journal has it, which may be under another key."""
+        here = {name.rpartition(":")[2]: name for name in self.done}
+        return [here.get(name.rpartition(":")[2], name) for name in identities]
+
     def left(self, identities: Sequence[str]) -> list[int]:
         """The places of what is not finished; what comes twice is done once."""
         first = {identity: place for place, identity in reversed(list(enumerate(identities)))}

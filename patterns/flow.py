@@ -160,11 +160,11 @@ def flow(
     }
     if control:
         settings["control"] = control
-    ids = [prompt_identity(prompt) for prompt in prompts]
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
     told = {"edges": "default" if edges is None else list(edges), "windows": windows, "only_correct": only_correct}
     told |= {"max_new_tokens": max_new_tokens, "engine": engine, "control": control or None}
     with journal_of(graph, folder, "flow", report, **told) as journal:
+        ids = journal.known(identities(prompts))
         for identity, plan in zip(ids, plans, strict=True):
             if identity in journal.done:
                 _check_entry(journal, identity, plan, only_correct)
@@ -228,6 +228,11 @@ def _kept(number: int, missing: dict[str, str], asked: tuple[str, ...], *, defau
         elif not default:
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
     return tuple(kept)
+
+
+def identities(prompts: list[Prompt]) -> list[str]:
+    """What the journal calls each prompt: its key, for people, and its identity."""
+    return [f"{prompt.key}:{prompt_identity(prompt)}" for prompt in prompts]
 
 
 def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from nnsight_mmflow.patterns.flow_there import accepted_ids, entry_of, first_position
 
 from nnsight_mmflow._errors import DataError, MMFlowError, RemoteFailure
-from nnsight_mmflow._identity import prompt_identity
 from nnsight_mmflow._output import output_folder, write_text
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._sweep_there import fetch_there, submit_there
@@ -127,13 +126,13 @@ class FlowJob:
         Raises:
             DataError: the file is none of a job, or the prompts are others.
         """
-        from nnsight_mmflow.patterns.flow import flow
+        from nnsight_mmflow.patterns.flow import flow, identities
 
         from nnsight_mmflow._prompt import Prompt as OnePrompt
 
         prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
         given, jobs = read_job(file)
-        unknown = set(jobs) - {prompt_identity(prompt) for prompt in prompts}
+        unknown = set(jobs) - set(identities(prompts))
         if unknown:  # before anything is sent
             raise DataError(
                 f"{file} is of other prompts: {len(unknown)} of its {len(jobs)} jobs belong to none of these."
