@@ -117,7 +117,7 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
     job.save(tmp_path / "later.json")
     assert KEY not in (tmp_path / "later.json").read_text()
     before = server.seen()["requests"]
-    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts)
+    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts, folder=tmp_path / "run")
     result = again.result(every=0.1, timeout=60)
     assert server.seen()["requests"] == before  # nothing was sent twice
     assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
