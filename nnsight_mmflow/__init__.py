@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import MMFlowError as MMFlowError
     from nnsight_mmflow._errors import ModelError as ModelError
     from nnsight_mmflow._errors import NoEffectError as NoEffectError
-    from nnsight_mmflow._errors import PromptError as PromptError
     from nnsight_mmflow._errors import OutputError as OutputError
+    from nnsight_mmflow._errors import PromptError as PromptError
     from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
     from nnsight_mmflow._explore import explore as explore

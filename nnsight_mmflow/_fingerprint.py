@@ -67,7 +67,9 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield f"function {getattr(value, '__qualname__', '')}"
         yield from _code(value.__code__, within)
         closed = [_closed(cell) for cell in getattr(value, "__closure__", None) or ()]
-        yield from _parts([closed, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)], within)
+        yield from _parts(
+            [closed, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)], within
+        )
     elif isinstance(value, partial):
         yield from _parts(["partial", value.func, value.args, value.keywords], within)
     elif hasattr(value, "__func__"):
@@ -159,7 +161,12 @@ def weights_digest(model: nn.Module) -> str:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         yield name, (_offloaded(model, name, tensor) if tensor.is_meta else tensor)
-        yield from _beside(f"{name}:", vars(tensor), 0)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        # In 8 bits the first forward moves the scales from the weight into the module's state.
+        scales = getattr(tensor, "SCB", None)
+        scales = getattr(getattr(owner, "state", None), "SCB", None) if scales is None else scales
+        held = {key: value for key, value in vars(tensor).items() if key not in ("CB", "SCB")}
+        yield from _beside(f"{name}:", {**held, **({} if scales is None else {"SCB": scales})}, 0)
 
 
 def _beside(name: str, held: Mapping[str, object], depth: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -169,7 +176,7 @@ def _beside(name: str, held: Mapping[str, object], depth: int) -> Iterator[tuple
     for key, value in sorted(held.items()):
         if isinstance(value, torch.Tensor):
             yield f"{name}{key}", value
-        elif hasattr(value, "__dict__") and depth < 3 and not isinstance(value, type):
+        elif hasattr(value, "__dict__") and depth < 3 and not isinstance(value, type | torch.nn.Module):
             yield from _beside(f"{name}{key}.", vars(value), depth + 1)
 
 

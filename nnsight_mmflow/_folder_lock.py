@@ -79,5 +79,7 @@ def _told(text: bytes) -> str:
         process, host, since = who["process"], who["host"], who["since"]
     except (ValueError, KeyError, TypeError):
         return ""
-    me = " (this very process: another call or thread)" if (process, host) == (os.getpid(), socket.gethostname()) else ""
+    me = (
+        " (this very process: another call or thread)" if (process, host) == (os.getpid(), socket.gethostname()) else ""
+    )
     return f": process {process} on {host}, since {since}{me}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Of a configuration: where it came from and how it was loaded; what matters of it is said by name.
 NOT_COMPARED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "architectures")
 
+
 def journal_of(
     graph: Graph,
     folder: str | PathLike[str] | None,
@@ -55,9 +56,8 @@ def model_identity(graph: Graph) -> dict[str, object]:
     Raises:
         ModelError: it was loaded without weights, and runs neither on a server nor on workers.
     """
-    if graph.known_as is not None:
-        return {"model": graph.name, **graph.known_as}
-    return {"model": graph.name, **model_facts(graph)}
+    known = graph.known_as if graph.known_as is not None else model_facts(graph)
+    return {"model": graph.name, **known}
 
 
 def model_facts(graph: Graph) -> dict[str, object]:
@@ -127,7 +127,8 @@ def _tokenizer(graph: Graph) -> str:
 
 def _reduced(edit: object) -> object:
     """A stored edit of an nnsight model, as it would travel: its source and the values that it uses."""
-    return edit.__getstate__()["reduced"]  # type: ignore[attr-defined]
+    state: dict = edit.__getstate__()  # type: ignore[assignment]
+    return state["reduced"]
 
 
 def prompt_identity(prompt: Prompt) -> str:

@@ -29,7 +29,7 @@ WHY = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "it may not be written to",
     errno.EPERM: "it may not be written to",
-    errno.ENOENT: "its folder is gone",
+    errno.ENOENT: "its folder is not there, or not any more",
     errno.ESTALE: "its folder is gone",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "there is a folder of that name",
@@ -57,9 +57,12 @@ def output_folder(folder: str | PathLike[str], *within: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         outside = within and not path.resolve().is_relative_to(root.resolve())
+        if not outside:
+            with tempfile.TemporaryFile(dir=path):  # told now, and not when all is measured
+                pass
     except (OSError, ValueError, RuntimeError) as error:  # a name with a null, a link to itself
         told = in_words(error) if isinstance(error, OSError) else str(error)
-        raise OutputError(f"the folder {path} cannot be made: {told}. Give another folder.") from error
+        raise OutputError(f"nothing can be written into the folder {path}: {told}. Give another folder.") from error
     if outside:
         raise OutputError(
             f"{path} is a symbolic link that leads out of {root}, to {path.resolve()}: nothing is written there."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os import PathLike
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import nnsight
