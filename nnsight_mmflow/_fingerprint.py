@@ -1,8 +1,8 @@
-"""Fingerprints: of plain values, and of all weights of a model. The same in every process, another where anything differs.
+"""Fingerprints of plain values, and of all weights of a model: equal in every process, others where anything differs.
 
-Weights are summed up, not sampled: every number takes part, so that one changed element shows. The words of a tensor (32
-bits each) are multiplied by fixed odd numbers and added up modulo 2^64, on the tensor's own device: a single change always
-shows, any other is missed once in 2^32 times or more. On one CPU thread that takes 0.2 s per GB.
+Weights are summed up, not sampled: every number takes part. The words of a tensor (32 bits each) are multiplied by
+fixed odd numbers and added up modulo 2^64, on the tensor's own device: one changed word always shows, and any other
+change is missed by a chance of about 2^-32. On one CPU thread that takes about 0.25 s per GB (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def weights_digest(model: nn.Module) -> str:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         yield name, (_offloaded(model, name, tensor) if tensor.is_meta else tensor)
-        owner = model.get_submodule(name.rpartition(".")[0])
-        # In 8 bits the first forward moves the scales from the weight into the module's state.
+        owner, _, last = name.rpartition(".")
         scales = getattr(tensor, "SCB", None)
-        scales = getattr(getattr(owner, "state", None), "SCB", None) if scales is None else scales
+        if scales is None and last == "weight":  # in 8 bits the first forward moves them into the module's state
+            scales = getattr(getattr(model.get_submodule(owner), "state", None), "SCB", None)
         held = {key: value for key, value in vars(tensor).items() if key not in ("CB", "SCB")}
         yield from _beside(f"{name}:", {**held, **({} if scales is None else {"SCB": scales})}, 0)
 

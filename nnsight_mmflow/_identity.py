@@ -1,7 +1,7 @@
 """What a run is: its model with every weight, its settings, and each prompt whole. Folders go on with that run alone.
 
-The place is not part of it: CPU and GPU round differently, as two versions of a driver do. What was measured on a server,
-whose weights are not seen from here, is never continued with weights that are here, nor on another server.
+The place is not part of it: CPU and GPU round differently, as two versions of a driver do. What was measured on a
+server, whose weights are not seen from here, is never continued with weights that are here, nor on another server.
 """
 
 from __future__ import annotations

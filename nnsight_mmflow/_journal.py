@@ -1,7 +1,7 @@
 """Finished work on disk: one JSON line per prompt, written as it is done, read again when a stopped run goes on.
 
-A journal belongs to one run (`_identity`): its settings stand beside it, and another run is refused. Each line carries a
-checksum, so that a line that was cut, changed or mixed up is found. While a run writes, it holds the folder's lock.
+A journal belongs to one run (`_identity`): its settings stand beside it, and another run is refused. Each line carries
+a checksum, so that a line that was cut, changed or mixed up is found. While a run writes, it holds the folder's lock.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class Journal:
         before = _read_settings(file)
         if before.get("journal") != FORM:
             raise DataError(
-                f"{self.path.parent} was written by another version of nnsight_mmflow: its journal does not say, as this"
-                " one does, which weights and prompts it is of. Give another folder."
+                f"{self.path.parent} was written by another version of nnsight_mmflow: its journal does not say which"
+                " weights and prompts it is of, as this version's do. Give another folder."
             )
         changed = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
         if changed:
@@ -196,8 +196,8 @@ class Journal:
                 earlier = self.done.get(entry["id"])
                 if earlier is not None and checksum(earlier) != checksum(entry):
                     raise DataError(
-                        f"{self.path}, line {number} says something else of {entry['id']} than an earlier line: were two"
-                        " journals joined? Remove one of the lines."
+                        f"{self.path}, line {number} says something else of {entry['id']} than an earlier line: were"
+                        " two journals joined? Remove one of the lines."
                     )
                 self.done[entry["id"]] = entry
             if len(whole) < len(data):
@@ -242,7 +242,7 @@ def _read_settings(file: Path) -> dict:
             raise ValueError(f"a table was expected, not {type(kept).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{file} cannot be read ({error}), so it cannot be said whose numbers the folder holds: put it back, or give"
-            " another folder."
+            f"{file} cannot be read ({error}), so it cannot be said whose numbers the folder holds: put it back, or"
+            " give another folder."
         ) from None
     return kept

@@ -1,4 +1,4 @@
-"""Files that are written beside and renamed: a save that fails leaves what was there, and says in words what went wrong.
+"""Files that are written beside and renamed: a save that fails leaves what was there, and says what went wrong.
 
 A symbolic link at the place of a file is replaced, never followed.
 """
@@ -151,10 +151,10 @@ def write_bytes(file: str | PathLike[str], data: bytes) -> Path:
     return Path(file)
 
 
-def write_figure(file: str | PathLike[str], figure: Figure, **given: object) -> Path:
+def write_figure(file: str | PathLike[str], figure: Figure, dpi: int | None = None) -> Path:
     """Writes a figure; the file's ending says in which format."""
     with written(file) as beside:
-        figure.savefig(beside, **given)
+        figure.savefig(beside, dpi=dpi or "figure")
     return Path(file)
 
 

@@ -161,13 +161,15 @@ def flow(
     if control:
         settings["control"] = control
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
-    told = {"edges": "default" if edges is None else list(edges), "windows": windows, "only_correct": only_correct}
-    told |= {"max_new_tokens": max_new_tokens, "engine": engine, "control": control or None}
-    with journal_of(graph, folder, "flow", report, **told) as journal:
+    told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
+    told |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
+    with journal_of(graph, folder, "flow", report, **told, control=control or None) as journal:
         ids = journal.known(identities(prompts))
-        for identity, plan in zip(ids, plans, strict=True):
-            if identity in journal.done:
-                _check_entry(journal, identity, plan, only_correct)
+        for entry, plan in (
+            (journal.done[one], plan) for one, plan in zip(ids, plans, strict=True) if one in journal.done
+        ):
+            left_out = only_correct and not entry["correct"]
+            journal.check(entry["id"], entry["cells"], () if left_out else plan.cells)
         done = [identity in journal.done for identity in ids]
         report(_cost(plans, done, engine) + (_travels(prompts, plans, done, most) if graph.remote else ""))
         before = replace(graph.traffic)
@@ -192,13 +194,6 @@ def flow(
         result = collect(prompts, entries, [missing for _, missing in named], settings, plans, engine)
         saved(result, folder, report)
     return result
-
-
-def _check_entry(journal: Journal, identity: str, plan: Plan, only_correct: bool) -> None:
-    """Refuses a finished entry that is not of this plan."""
-    entry = journal.done[identity]
-    left_out = only_correct and not entry["correct"]
-    journal.check(identity, entry["cells"], () if left_out else plan.cells)
 
 
 def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, control: int) -> None:
