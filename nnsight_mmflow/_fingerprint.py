@@ -76,6 +76,8 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield from _parts(["method", value.__func__, getattr(value, "__self__", None)], within)
     elif hasattr(value, "_module") and hasattr(value, "path"):  # an envoy: where it stands in the model
         yield f"envoy {value.path}"
+    elif isinstance(value, torch.nn.Module) or hasattr(value, "adapter"):  # a graph; weights are told by themselves
+        yield kind
     elif is_dataclass(value):  # what is cached beside the fields does not count
         yield kind
         yield from _parts({one.name: getattr(value, one.name) for one in fields(value)}, within)
@@ -105,6 +107,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     import torch
 
     mixed = sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    if tensor.is_meta:
+        return f"elsewhere {mixed.hexdigest()[:SHOWN]}"
     plain = tensor.detach()
     if hasattr(plain, "to_local"):  # split over processes: each knows its own part
         plain = plain.to_local()
@@ -154,7 +158,7 @@ def weights_digest(model: nn.Module) -> str:
     """A fingerprint of all parameters and buffers of a model, with what quantisation keeps beside them."""
     mixed = sha256()
     for name, tensor in _tensors(model):
-        mixed.update(f"{name} {'elsewhere' if tensor.is_meta else tensor_digest(tensor)}\n".encode())
+        mixed.update(f"{name} {tensor_digest(tensor)}\n".encode())
     return mixed.hexdigest()[:SHOWN]
 
 

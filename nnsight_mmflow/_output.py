@@ -38,7 +38,7 @@ WHY = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EIO: "the disk reports an error",
 }
-UNTOUCHED = "What was there before is untouched."
+KEPT = "What was there before is untouched, and what a run has finished stays in its folder."
 
 
 def in_words(error: OSError) -> str:
@@ -127,7 +127,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {in_words(error)}. {UNTOUCHED} Free the way, or give another folder."
+            f"{path} cannot be written: {in_words(error)}. {KEPT} Free the way and run it again, or give another"
+            " folder."
         ) from error
 
 

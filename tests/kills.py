@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas  # noqa: F401 - imported once, and not in every forked process
+import pyarrow.parquet  # noqa: F401
 import torch
 
 import nnsight_mmflow as mmf

@@ -81,14 +81,15 @@ def test_a_folder_that_cannot_be_is_told_before_any_forward(nano, prompts, tmp_p
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", ["flow", "lens", "saliency", "prune", "trace", "edit"])
+@pytest.mark.parametrize("command", ["flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"])
 def test_a_command_says_it_in_a_sentence_before_it_loads(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("mine")
-    assert main([command, "--out", str(tmp_path / "file")]) == 2
+    command = command.split()
+    assert main([*command, "--out", str(tmp_path / "file")]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert told.startswith(f"mmflow {command}: nothing can be written into the folder")
+    assert told.startswith(f"mmflow {command[0]}: nothing can be written into the folder")
 
 
 def test_a_full_disk_leaves_the_earlier_result_and_returns_the_new_one(nano, prompts, whole, tmp_path):

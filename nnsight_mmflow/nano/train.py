@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
 from nnsight_mmflow._errors import DataError
-from nnsight_mmflow._output import output_folder, written
+from nnsight_mmflow._output import output_folder, writing, written
 from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
@@ -167,5 +167,7 @@ def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
     end, pad = model.config.text_config.eos_token_id, model.config.text_config.pad_token_id
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, pad
     model.config._name_or_path = "nano"
-    model.to("cpu").save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    folder = output_folder(folder)
+    with writing(folder):
+        model.to("cpu").save_pretrained(folder)
+        build_processor().save_pretrained(folder)
