@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+import numpy as np
+import torch
+from torch import nn
 
+PLAIN = (type(None), bool, int, float, str, bytes)
 CHUNK = 2**16  # words that share one list of factors
 AT_ONCE = {"cpu": 4, "cuda": 256}  # chunks in one operation: what fits the cache, or fills the device
 SHOWN = 16  # hexadecimal digits of a fingerprint
@@ -33,11 +33,7 @@ def fingerprint(value: object) -> str:
 
 def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
     """The value as a row of texts."""
-    import numpy as np
-    import torch
-    from PIL.Image import Image
-
-    if value is None or isinstance(value, bool | int | float | str | bytes):
+    if isinstance(value, PLAIN):
         yield f"{type(value).__name__} {value!r}"
         return
     if id(value) in within:
@@ -49,7 +45,7 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield f"tensor {tensor_digest(value)}"
     elif isinstance(value, np.ndarray | np.generic):
         yield f"array {value.dtype} {value.shape} {sha256(value.tobytes()).hexdigest()}"
-    elif isinstance(value, Image):
+    elif kind.startswith("PIL.") and hasattr(value, "tobytes"):
         yield f"picture {value.mode} {value.size} {sha256(value.tobytes()).hexdigest()}"
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}"
@@ -58,6 +54,9 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield f"set {len(value)}"
         yield from sorted("\n".join(_parts(one, within)) for one in value)
     elif isinstance(value, list | tuple | range):
+        if all(type(one) in PLAIN for one in value):  # positions, most of all: one text for all of them
+            yield f"plain row {list(value)!r}"
+            return
         yield f"row {len(value)}"
         for one in value:
             yield from _parts(one, within)
@@ -104,8 +103,6 @@ def _code(code: object, within: tuple[int, ...]) -> Iterator[str]:
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """A fingerprint of type, shape and every bit of a tensor, made on its device."""
-    import torch
-
     mixed = sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     if tensor.is_meta:
         return f"elsewhere {mixed.hexdigest()[:SHOWN]}"
@@ -141,8 +138,6 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def _words(flat: torch.Tensor) -> tuple[torch.Tensor, bytes]:
     """The bits of a flat tensor as 32-bit words, and the bytes that are left over."""
-    import torch
-
     bits = flat.view(torch.uint8)
     whole = len(bits) // 4 * 4
     return bits[:whole].view(torch.int32), bits[whole:].cpu().numpy().tobytes()
@@ -151,8 +146,6 @@ def _words(flat: torch.Tensor) -> tuple[torch.Tensor, bytes]:
 @cache
 def _factors(device: str) -> torch.Tensor:
     """Fixed odd numbers of 62 bits, one for each word of a chunk."""
-    import torch
-
     drawn = torch.randint(-(2**62), 2**62, (CHUNK,), generator=torch.Generator().manual_seed(0))
     return (drawn | 1).to(device)
 
@@ -178,8 +171,6 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _beside(name: str, held: Mapping[str, object], depth: int) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that a packed weight carries: scales, code books (bitsandbytes' quant_state)."""
-    import torch
-
     for key, value in sorted(held.items()):
         if isinstance(value, torch.Tensor):
             yield f"{name}{key}", value

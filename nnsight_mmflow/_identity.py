@@ -122,7 +122,8 @@ def _tokenizer(graph: Graph) -> str:
     from nnsight_mmflow._sweep import end_tokens
 
     tokenizer = graph.processor.tokenizer
-    return fingerprint([tokenizer.get_vocab(), tokenizer.special_tokens_map, sorted(end_tokens(graph))])
+    words = "\n".join(f"{number} {word!r}" for word, number in sorted(tokenizer.get_vocab().items()))
+    return fingerprint([words, tokenizer.special_tokens_map, sorted(end_tokens(graph))])
 
 
 def _reduced(edit: object) -> object:

@@ -154,7 +154,8 @@ def read_job(file: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]
         given, jobs = dict(kept["given"]), dict(kept["jobs"])
         for name, value in given.items():
             known = GIVEN.get(name, ())
-            if not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
+            wrong = isinstance(value, list) and not all(type(one) is (str if name == "edges" else int) for one in value)
+            if wrong or not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
                 raise ValueError(f"{name}={value!r} is no setting of a sweep")
         for job in jobs.values():
             if not isinstance(job, str) or not JOB.fullmatch(job):

@@ -82,7 +82,7 @@ def lens(
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
-        report: where is told what was done before, and trouble with the folder.
+        report: where trouble with the folder is told.
 
     Raises:
         MMFlowError: no prompt counted, or one without an answer.

@@ -121,7 +121,7 @@ def saliency(
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
-        report: where is told what was done before, and trouble with the folder.
+        report: where trouble with the folder is told.
 
     Raises:
         MMFlowError: a prompt without an answer, or an unknown mode.

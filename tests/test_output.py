@@ -313,6 +313,8 @@ def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
         "a function": {"given": {"measured_by": "x"}, "jobs": {}},
         "a type": {"given": {"window": "3"}, "jobs": {}},
         "a truth for a number": {"given": {"window": True}, "jobs": {}},
+        "edges of a type": {"given": {"edges": [1]}, "jobs": {}},
+        "windows of a type": {"given": {"window": [None]}, "jobs": {}},
         "an address": {"given": {}, "jobs": {"a": "../../other"}},
         "a number for an id": {"given": {}, "jobs": {"a": 3}},
         "no jobs": {"given": {}},
@@ -327,3 +329,16 @@ def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
         file.write_text(text)
         with pytest.raises(mmf.DataError, match="holds no job"):
             mmf.FlowJob.load(file, nano, prompts)
+
+
+def test_a_training_goes_on_with_its_own_state_alone(tmp_path):
+    import torch
+
+    from nnsight_mmflow.nano.train import train
+
+    (tmp_path / "training.pt").write_bytes(b"nonsense")
+    with pytest.raises(mmf.DataError, match=r"training.pt cannot be read"):
+        train(tmp_path, steps=1, n_layers=2, report=str)
+    torch.save({"run": {"seed": 1, "n_layers": 2, "readout_steps": 3000}, "step": 1}, tmp_path / "training.pt")
+    with pytest.raises(mmf.DataError, match="is of another training"):
+        train(tmp_path, steps=1, n_layers=2, report=str)
