@@ -30,7 +30,7 @@ class Layout:
     """What positions may read in each layer, and how scores become weights; plain values.
 
     Attributes:
-        rows: (first, end) of each row's real positions; all rows end together.
+        rows: (first, end) of each row's real positions; all rows end together. As many rows as the model runs.
         blocks: for each row the stretches whose positions read one another backwards and forwards.
         windows: for each layer how far back it reads; None: as far as there is anything.
         windowed_blocks: whether a window also bounds what the positions of a block read.
@@ -38,6 +38,7 @@ class Layout:
         cap: where the family squeezes its scores, the cap.
         query: the operation whose output holds the rotated queries; "" for the first part of the rotation's own.
         unmasked: whether layers are handed no mask at all while nothing has left the sequence.
+        factor: rows for each prompt: row r belongs to prompt r // factor.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -48,6 +49,7 @@ class Layout:
     cap: float | None
     query: str
     unmasked: bool
+    factor: int = 1
 
     @property
     def length(self) -> int:
@@ -55,8 +57,15 @@ class Layout:
         return self.rows[0][1]
 
 
-def layout_of(graph: Graph, rows: tuple[Spans, ...]) -> Layout:
-    """The layout of a batch, from what its spans and the model's configuration say."""
+def layout_of(graph: Graph, rows: tuple[Spans, ...], factor: int = 1) -> Layout:
+    """The layout of a batch, from what its spans and the model's configuration say.
+
+    Args:
+        graph: the model.
+        rows: the prompts' spans.
+        factor: rows for each prompt.
+    """
+    rows = tuple(spans for spans in rows for _ in range(factor))
     window = graph.adapter.sliding_window()
     kinds = getattr(graph.text_config, "layer_types", None) or ["sliding_attention"] * graph.n_layers
     windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
@@ -66,7 +75,7 @@ def layout_of(graph: Graph, rows: tuple[Spans, ...]) -> Layout:
     module = graph.attention(0)._module
     cap = getattr(graph.text_config, "attn_logit_softcapping", None)
     unmasked, bounded = plain and graph.backend == "sdpa", graph.adapter.windowed_blocks
-    return Layout(real, blocks, windows, bounded, module.scaling, cap, graph.rotated, unmasked)
+    return Layout(real, blocks, windows, bounded, module.scaling, cap, graph.rotated, unmasked, factor)
 
 
 def own_mask(

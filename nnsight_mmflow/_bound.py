@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig
 
 from nnsight_mmflow._bridge import graph_of
 from nnsight_mmflow._bridge_checks import check_names, guarded
 from nnsight_mmflow._errors import MMFlowError, NoEffectError, PromptError
+from nnsight_mmflow._forms import form_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._span_cache import SpanCache
+
+# Arguments of transformers' generate that are no fields of its configuration, and those of hf_generate that it renames.
+HUGGING_FACE = {"generation_config", "past_key_values", "assistant_model", "custom_generate", "negative_prompt_ids"}
+TRANSFORMER_LENS = ("use_past_kv_cache", "return_type", "stop_at_eos", "verbose")
 
 
 class BoundBridge:
@@ -134,22 +141,64 @@ class BoundBridge:
         return run_reduced(self, names_filter, spans)
 
     def generate(self, input: object = None, **kwargs: object) -> object:
-        """Tokens written after the prompt, with the image.
+        """Tokens written after the prompt, with the image, by TransformerLens' own loop: one row per prompt.
 
         Runs Hugging Face's generation where TransformerLens' own loses positions (families with three axes).
 
         Raises:
-            MMFlowError: use_past_kv_cache=False, with which TransformerLens hands over the image only once.
+            MMFlowError: use_past_kv_cache=False, with which TransformerLens hands over the image only once; settings
+                that only Hugging Face's generation knows (see `hf_generate`).
         """
+        tokens, given = self._tokens(input), self._given(input, kwargs)
+        if "mm_token_type_ids" in given:
+            return self.hf_generate(input, **kwargs)
         if kwargs.get("use_past_kv_cache") is False:
             raise MMFlowError(
                 "use_past_kv_cache=False shows the image in the first step alone, without a sign: leave it out."
             )
-        tokens, given = self._tokens(input), self._given(input, kwargs)
-        if "mm_token_type_ids" in given:
-            return self.bridge.hf_generate(tokens, **given)
+        known = set(signature(self.bridge.generate).parameters)
+        unknown = sorted((set(vars(GenerationConfig())) | HUGGING_FACE) & set(kwargs) - known)
+        if unknown:
+            raise MMFlowError(
+                f"TransformerLens' own generation takes no {', '.join(unknown)}, and would pass it by: use"
+                " hf_generate(...), which hands it to Hugging Face's, or graph.generate."
+            )
         given.setdefault("verbose", False)
         return self.bridge.generate(tokens, **given)
+
+    def hf_generate(self, input: object = None, **kwargs: object) -> object:
+        """Tokens written by Hugging Face's generation, with the image: beams, several samples, with or without a cache.
+
+        Raises:
+            MMFlowError: a generation whose forwards hold parts of the prompt or several new tokens (a static cache,
+                prefill in chunks, past_key_values, prompt lookup, an assistant): graph.generate follows those.
+        """
+        tokens, given = self._tokens(input), self._given(input, kwargs)
+        if given.get("use_past_kv_cache") is False:
+            given["use_cache"] = False
+        settings = {
+            name: value for name, value in given.items() if name not in self.image and name not in TRANSFORMER_LENS
+        }
+        form = form_of(self.graph.at(False), {"do_sample": True, **settings}, tokens.shape)
+        told = form.several or (
+            "a static cache" if form.static else "a prompt in parts" if form.parts(tokens.shape[1]) else ""
+        )
+        if told:
+            raise MMFlowError(
+                f"{told}: hooks of a bridge cannot tell which positions such a forward holds. Leave it out, or use"
+                " graph.generate(prompt, ...), which can."
+            )
+        return self.bridge.hf_generate(tokens, **given)
+
+    def generate_stream(self, *_: object, **__: object) -> object:
+        """Refused: TransformerLens' streaming takes no image.
+
+        Raises:
+            MMFlowError: always.
+        """
+        raise MMFlowError(
+            "TransformerLens' generate_stream takes no image, so it would answer without one: use generate."
+        )
 
     def _tokens(self, input: object) -> torch.Tensor:
         if input is None:

@@ -13,12 +13,15 @@ from nnsight_mmflow._bridge import bound_to, graph_of
 from nnsight_mmflow._bridge_checks import computes_attention, why_inert
 from nnsight_mmflow._edits import HookEdit, MaskEdit
 from nnsight_mmflow._errors import ModelError, NoEffectError
-from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._forms import PLAIN
+from nnsight_mmflow._forwards import cache_in
+from nnsight_mmflow._masks import kept_keys, layer_mask
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._bound import BoundBridge
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._prompt import Batch, Prompt
@@ -63,7 +66,7 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
         NoEffectError, MMFlowError: as in a trace.
     """
     graph, rows = graph_of(bridge), spans if isinstance(spans, tuple) else (spans,)
-    pattern.check(graph, rows, steps=_steps(pattern))
+    pattern.check(graph, rows, _form(pattern))
     counted, made = Counted(pattern), []
     edits = pattern.prepared(graph, rows).edits(graph, rows, None)
     for edit in edits:
@@ -98,7 +101,7 @@ def hooked(
     with ExitStack() as stack:
         fwd: list[Hook] = []
         for pattern in patterns:
-            pattern.check(graph, rows, steps=_steps(pattern))
+            pattern.check(graph, rows, _form(pattern))
             counted = Counted(pattern)
             counts.append(counted)
             for edit in pattern.prepared(graph, rows).edits(graph, rows, prompt):
@@ -114,9 +117,9 @@ def hooked(
             counted.check()
 
 
-def _steps(pattern: Pattern) -> bool:
-    """Whether it acts in a generation's steps too; on a bridge they are told by the number of queries."""
-    return getattr(pattern, "when", "prefill") != "prefill"
+def _form(pattern: Pattern) -> Form | None:
+    """Of the generation in whose steps it acts too; on a bridge they are told by the number of queries."""
+    return PLAIN if getattr(pattern, "when", "prefill") != "prefill" else None
 
 
 def _hook(
@@ -145,7 +148,7 @@ def _counting(edit: HookEdit | MaskEdit, counted: Counted, last: bool) -> Callab
 def _mask(edit: MaskEdit, counted: Counted, causal: bool) -> Callable[..., tuple]:
     def run(module: torch.nn.Module, given: tuple, named: dict) -> tuple:
         hidden, mask = named["hidden_states"] if "hidden_states" in named else given[0], named.get("attention_mask")
-        past = 0 if mask is None else mask.shape[-1] - hidden.shape[1]
+        past = kept_keys(cache_in(named), edit.layer)[0] if mask is None else mask.shape[-1] - hidden.shape[1]
         new, changed = edit.change(layer_mask(mask, hidden, past, causal))
         counted.add(changed)
         return given, {**named, "attention_mask": new}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._forwards import Held, factor_of
 from nnsight_mmflow._masks import close
 
 if TYPE_CHECKING:
@@ -55,24 +56,30 @@ Edit = HookEdit | MaskEdit
 
 
 def closing(
-    layer: int, prefill: Edges, steps: Edges | None, length: int, heads: list[int] | None, n_heads: int
+    layer: int,
+    edges: Callable[[Held], Edges | None],
+    prompts: int,
+    length: int,
+    heads: list[int] | None,
+    n_heads: int,
 ) -> MaskEdit:
-    """Closes edges in the prompt's forward and, if given, in each later step.
+    """Closes edges in each forward that holds their targets.
 
     Args:
         layer: the layer.
-        prefill: for each row its target queries and source keys, in the prompt's forward; empty lists: none.
-        steps: the same for a step of one query.
+        edges: from what a forward holds to each row's target queries and source keys; None: it holds no target.
+        prompts: how many the batch has.
         length: the prompt's, padding included.
         heads: the heads; None for all.
         n_heads: how many there are.
     """
 
     def change(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
-        edges = prefill if mask.shape[-2] == length else steps
-        if not edges:
+        rows, queries, keys = mask.shape[0], mask.shape[-2], mask.shape[-1]
+        there = edges(Held(keys - queries, queries, length, factor_of(max(rows, prompts), prompts)))
+        if there is None:
             return mask, 0
-        closed, changed, starved = close(mask, edges, heads, n_heads)
+        closed, changed, starved = close(mask, there, heads, n_heads)
         if starved:
             raise MMFlowError(
                 f"the patterns together leave {starved} position(s) of layer {layer} nothing to read, and softmax needs"
@@ -81,6 +88,20 @@ def closing(
         return closed, changed
 
     return MaskEdit(layer, change)
+
+
+def held_by(tensor: torch.Tensor, prompts: int, length: int) -> Held:
+    """What a forward of a bridge holds, of which one tensor (rows, positions, ...) is seen.
+
+    A bridge's generations are checked before they start: each forward holds the whole sequence, or one new token.
+    """
+    rows, count = tensor.shape[:2]
+    if 1 < count < length:
+        raise MMFlowError(
+            f"this forward of the bridge holds {count} positions, the prompt {length}: patterns need the whole prompt,"
+            " or a new token alone. Use graph.generate, which knows which positions a forward holds."
+        )
+    return Held(length if count == 1 < length else 0, count, length, factor_of(rows, prompts))
 
 
 def row_length(rows: tuple[Spans, ...]) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._encode import checked_inputs, encode
+from nnsight_mmflow._encode import encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
-from nnsight_mmflow._place import Placed, Traffic
+from nnsight_mmflow._place import Traffic
 from nnsight_mmflow._prompt import Batch, Prompt, join
 from nnsight_mmflow._templates import render
+from nnsight_mmflow._traced import Traced
 
 if TYPE_CHECKING:
     import torch
     from nnsight import Envoy, TransformersModel
-    from nnsight.intervention.tracer import InterleavingTracer
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._bound import BoundBridge
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.adapters._base import Adapter
 
 
-class Graph(Placed):
+class Graph(Traced):
     """One model, its modules by role, its sizes and its processor.
 
     Attributes:
@@ -214,46 +214,6 @@ class Graph(Placed):
             raise PromptError("the tokenizer has no padding token: set graph.processor.tokenizer.pad_token first.")
         return join(list(prompts), self.adapter, tokenizer.pad_token_id, tokenizer.pad_token)
 
-    def trace(
-        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
-    ) -> InterleavingTracer:
-        """An nnsight trace of the prompt with the patterns applied: `with graph.trace(prompt, Knockout(...)): ...`.
-
-        Keyword arguments go to nnsight and on to the model's forward. Without patterns a mapping of tensors may stand
-        for the prompt.
-
-        Raises:
-            NoEffectError: a pattern that would change nothing.
-            PromptError: tensors that do not fit together.
-        """
-        here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
-        inputs = here.checked(prompt)
-        return here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs))
-
-    def generate(
-        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
-    ) -> InterleavingTracer:
-        """An nnsight generation of the prompt with the patterns applied; read `tracer.result` for the ids.
-
-        Patterns act on the prompt's forward (the prefill); those with `when="all"` act on every step.
-        Keyword arguments go to the model's `generate`. Raises as `trace` does.
-        """
-        here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
-        inputs = here.checked(prompt)
-        model = here.edited(prompt, patterns, steps=True)
-        return model.trace(fn=model.generate, **inputs, **here.placed(kwargs))
-
-    def edited(
-        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False
-    ) -> TransformersModel:
-        """A copy of the nnsight model that replays the patterns; the original stays as it is.
-
-        Each pattern is an edit of its own, so that two may touch the same layer.
-        """
-        from nnsight_mmflow._together import edited
-
-        return edited(self, prompt, patterns, steps)
-
     def to_transformer_lens(self) -> TransformerBridge:
         """A TransformerLens bridge over the same weights; a ModelError where TransformerLens knows no such model."""
         from nnsight_mmflow._bridge import to_bridge
@@ -273,14 +233,6 @@ class Graph(Placed):
         from nnsight_mmflow._bridge_hooks import hooked
 
         return hooked(self, bridge, prompt, patterns)
-
-    def checked(self, prompt: Prompt | Batch | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors of a prompt on the model's device, checked before any forward.
-
-        Raises:
-            PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
-        """
-        return checked_inputs(self.adapter, prompt)
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= layer < self.n_layers:

@@ -22,6 +22,7 @@ def layer_mask(
     hidden: Float[torch.Tensor, "batch queries width"],
     past: int,
     causal: bool = True,
+    room: int | None = None,
 ) -> Float[torch.Tensor, "#batch #heads queries keys"]:
     """The additive mask (batch, 1, queries, keys) that a layer uses: 0 is open, the dtype's minimum closed.
 
@@ -30,14 +31,19 @@ def layer_mask(
         hidden: the layer's input (batch, queries, width); gives type and device.
         past: how many keys the layer's cache holds already.
         causal: what a layer does that is handed None: read backwards alone, or everything (PaliGemma).
+        room: keys of a cache that has its full size from the start; None: as many as there are.
     """
     closed = torch.finfo(hidden.dtype).min
     queries = hidden.shape[1]
+    keys = past + queries if room is None else room
     if mask is None:
-        built = torch.full((queries, past + queries), closed, dtype=hidden.dtype, device=hidden.device)
-        built = built.triu(past + 1) if causal else torch.zeros_like(built)
+        built = torch.full((queries, keys), closed, dtype=hidden.dtype, device=hidden.device)
+        if causal:
+            built = built.triu(past + 1)
+        else:
+            built[:, : past + queries] = 0
         return built[None, None].expand(hidden.shape[0], 1, -1, -1)
-    mask = mask[..., : past + queries].to(hidden.device)
+    mask = mask[..., :keys].to(hidden.device)
     if mask.dtype == torch.bool:
         zero = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
         mask = torch.where(mask, zero, closed)
@@ -85,8 +91,15 @@ def kept_keys(cache: Cache | None, layer: int) -> tuple[int, int]:
     """How many keys a layer's cache holds, and how many before them a sliding window has dropped already."""
     if cache is None:
         return 0, 0
-    seen, keys = cache.get_seq_length(layer), None
-    if layer < len(cache.layers):
-        keys = getattr(cache.layers[layer], "keys", None)
+    seen = int(cache.get_seq_length(layer))
+    keys = getattr(cache.layers[layer], "keys", None) if layer < len(cache.layers) else None
     held = min(seen, keys.shape[-2]) if keys is not None and keys.ndim == 4 else seen
     return held, seen - held
+
+
+def key_room(cache: Cache | None, layer: int) -> int | None:
+    """How many keys a layer attends to whose cache has its full size from the start; None for one that grows."""
+    if cache is None or layer >= len(cache.layers):
+        return None
+    room = getattr(cache.layers[layer], "max_cache_len", None)
+    return None if room is None else int(room)

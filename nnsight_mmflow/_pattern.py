@@ -9,6 +9,7 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
     from nnsight_mmflow._edits import Edit
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class Pattern(Protocol):
     """An intervention that `graph.trace` and `graph.generate` take."""
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
-        """Refuses, before any forward, what cannot be done or would change nothing; `steps`: it is a generation."""
+    def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
+        """Refuses, before any forward, what cannot be done or would change nothing; `form`: of a generation."""
         ...
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Pattern:
@@ -27,7 +28,11 @@ class Pattern(Protocol):
         ...
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it, inside a trace or generation that was checked."""
+        """Does it, inside a trace that was checked: one forward of the whole prompt."""
+        ...
+
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it, inside a generation that was checked, in each forward that holds what it acts on."""
         ...
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
@@ -115,4 +120,32 @@ def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, i
         raise MMFlowError(
             f"{what} leaves position(s) {starved[:5]} nothing to read, and softmax needs a key. Take the first position"
             " out of the source, which every later position reads."
+        )
+
+
+def check_computed(what: str, span: Span, form: Form) -> None:
+    """Refuses positions that a generation does not compute: a cache given by the user holds them already.
+
+    Raises:
+        MMFlowError: there are such.
+    """
+    there = [position for position in span if position < form.past]
+    if there:
+        raise MMFlowError(
+            f"{what} acts at position(s) {there[:5]}, but past_key_values holds the first {form.past} positions"
+            " already, computed without it. Leave past_key_values out, or fill it in a run with the pattern."
+        )
+
+
+def check_whole(what: str, rows: tuple[Spans, ...], form: Form) -> None:
+    """Refuses a generation in which no forward holds the whole prompt.
+
+    Raises:
+        MMFlowError: a cache holds some of it already, or it comes in parts.
+    """
+    if form.parts(rows[0]["all"].row[1]):
+        came = f"past_key_values with {form.past} positions" if form.past else f"prefill_chunk_size={form.chunk}"
+        raise MMFlowError(
+            f"{what} needs the whole prompt in one forward, but {came} came: leave it out"
+            f"{' (or set prefill_chunk_size=None)' if form.chunk else ''}."
         )

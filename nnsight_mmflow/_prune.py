@@ -86,7 +86,7 @@ class Seen:
         original: for each image token its number in the prompt's image, counted from 0.
         prompt_image: the positions of all the prompt's image tokens in the whole row.
         places: of each image token: image, view, tile, row, column, pixel box.
-        row: which row of the batch this is.
+        row: which prompt of the batch this is.
         hidden: (positions, width), the residual stream that enters the layer.
         entered: (prompt's positions, width), the merged embeddings of the whole row, whatever has left since.
         positions: for each position that is present, where it stands in the whole row.

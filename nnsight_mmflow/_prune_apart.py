@@ -56,7 +56,7 @@ def prune_prefill_apart(
     entered = hidden = named["inputs_embeds"] if named else layers[0].input_layernorm.input
     present = everything(hidden, rows)
     if named:
-        present, hidden = choose(by_layer[0], rows, present, hidden, entered, None, way, towers)
+        present, hidden, _ = choose(by_layer[0], rows, present, hidden, entered, None, way, towers)
         if way.drop:
             hidden = cut_hidden(hidden, everything(entered, rows), present)
         if named.get("position_ids") is None:
@@ -92,7 +92,7 @@ def prune_prefill_apart(
         hidden = layers[layer].output
         if following[0].reads == "next":
             seen_before = _ahead(reader, layer + 1, hidden, kept, known, way, layout)
-        chosen, hidden = choose(following, rows, present, hidden, entered, seen_before, way, towers)
+        chosen, hidden, _ = choose(following, rows, present, hidden, entered, seen_before, way, towers)
         if way.drop:
             hidden = cut_hidden(hidden, present, chosen)
         present = chosen

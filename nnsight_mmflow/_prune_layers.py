@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._masks import kept_keys, layer_mask
+from nnsight_mmflow._forwards import cache_in, factor_of
+from nnsight_mmflow._masks import kept_keys, key_room, layer_mask
 from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
 
@@ -27,10 +28,12 @@ class Pruned:
     Attributes:
         kept: what each layer keeps (None: all of it).
         tables: for each layer whose positions were counted anew, the whole prompt's rotary table; steps lengthen it.
+        contents: for each layer before which tokens merged, each row's (image tokens, what they hold from then on).
     """
 
     kept: list[Kept | None] = field(default_factory=list)
     tables: dict[int, Table] = field(default_factory=dict)
+    contents: dict[int, list[tuple[list[int], torch.Tensor]]] = field(default_factory=dict)
 
 
 def prune_prefill(
@@ -41,17 +44,21 @@ def prune_prefill(
     rows: Sequence[Row],
     way: Way,
     towers: Sequence[TowerSeen | None],
+    before: Pruned | None = None,
 ) -> Pruned:
     """Inside a trace of the prompt: prunes, and returns what each layer keeps.
+
+    Stages, rows and towers are those of the prompts; what is chosen for a prompt holds for each row that stands for it.
 
     Args:
         layers: the decoder layers.
         n_layers: how many there are.
         reader: of queries, keys and values.
-        stages: of each row, before the same layers.
+        stages: of each prompt, before the same layers.
         rows: the prompts.
         way: how.
-        towers: what the vision tower made of each row's pictures, where the method reads it.
+        towers: what the vision tower made of each prompt's pictures, where the method reads it.
+        before: what was chosen when the prompt was first run, where it is run again with tokens behind it (no cache).
     """
     by_layer = stages_by_layer(stages)
     present: Kept | None = None  # what the ranking sees as present
@@ -65,7 +72,14 @@ def prune_prefill(
             entered = hidden
             present = everything(hidden, rows)
         now = by_layer.get(layer)
-        if now is not None:
+        if now is not None and before is not None:
+            hidden = with_contents(hidden, present, before.contents.get(layer))
+            chosen = longer(before.kept[layer], entered.shape[1], rows, way)
+            if way.drop:
+                hidden = cut_hidden(hidden, present, chosen)
+            present = chosen
+            shared.clear()
+        elif now is not None:
             if now[0].reads == "next":
                 old = found.kept[-1] if found.kept else None
                 mask = layer_mask(named.get("attention_mask"), whole(hidden, named, old, way), 0, way.causal)
@@ -73,7 +87,9 @@ def prune_prefill(
                     mask = closed_mask(named.get("attention_mask"), hidden, old, way)
                 ahead = reader.read(layer, "next", hidden, rotary(named, old))
                 seen_before = looks_of((*ahead, None), mask, old if way.drop else None)
-            chosen, hidden = choose(now, rows, present, hidden, entered, seen_before, way, towers)
+            chosen, hidden, contents = choose(now, rows, present, hidden, entered, seen_before, way, towers)
+            if contents is not None:
+                found.contents[layer] = contents
             if way.drop:
                 hidden = cut_hidden(hidden, present, chosen)
             present = chosen
@@ -83,8 +99,9 @@ def prune_prefill(
         if kept is not None:
             changed, key = dict(named), ("mask", id(handed))  # layers mostly share masks and rotary tables
             if key not in shared:
-                make = cut_mask if way.drop else closed_mask
-                shared[key] = (handed, make(handed, hidden, kept, way))
+                room = key_room(cache_in(named), layer)
+                made = cut_mask(handed, hidden, kept, way) if way.drop else closed_mask(handed, hidden, kept, way, room)
+                shared[key] = (handed, made)
             changed["attention_mask"] = shared[key][1]
             if way.drop or way.renumber:
                 key = ("rotary", id(named["position_embeddings"]))
@@ -99,7 +116,7 @@ def prune_prefill(
                 found.tables[layer] = named["position_embeddings"]
             layers[layer].inputs = ((hidden, *arguments[1:]), changed)
         following = by_layer.get(layer + 1)
-        if following is not None and following[0].reads == "previous":
+        if before is None and following is not None and following[0].reads == "previous":
             mask = layer_mask(handed, whole(hidden, named, kept, way), 0, way.causal)
             if not way.drop and kept is not None:
                 mask = closed_mask(handed, hidden, kept, way)
@@ -126,7 +143,8 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
         changed = dict(named)
         if way.renumber:
             changed["position_embeddings"] = moved(found.tables, layer, kept, named["position_embeddings"], shared)
-        held, before = kept_keys(named["past_key_values"], layer)
+        cache = cache_in(named)
+        held, before = kept_keys(cache, layer)
         if way.drop and not (mask is None and bool(kept.alive.all())):
             later = held - kept.index.shape[1] + hidden.shape[1]  # tokens written since, this one included
             closed = torch.finfo(hidden.dtype).min
@@ -134,7 +152,8 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
             made[..., : kept.index.shape[1]].masked_fill_(~kept.alive[:, None, None], closed)
             changed["attention_mask"] = made
         elif not way.drop:
-            made = layer_mask(mask, hidden, held, way.causal).expand(hidden.shape[0], -1, -1, -1).clone()
+            room = key_room(cache, layer)
+            made = layer_mask(mask, hidden, held, way.causal, room).expand(hidden.shape[0], -1, -1, -1).clone()
             missing = gone(kept, length)[:, before:]  # the first keys a sliding window has dropped already
             made[..., : missing.shape[1]].masked_fill_(missing[:, None, None], torch.finfo(made.dtype).min)
             changed["attention_mask"] = made
@@ -146,8 +165,42 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
 def everything(hidden: torch.Tensor, rows: Sequence[Row]) -> Kept:
     """What is there before anything has left."""
     every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-    inside = [(every[i] >= row.real[0]) & (every[i] < row.real[1]) for i, row in enumerate(rows)]
+    factor = factor_of(len(hidden), len(rows))
+    inside = [every[i] >= rows[i // factor].real[0] for i in range(len(hidden))]
     return Kept(every, torch.stack(inside), every)
+
+
+def of_prompt(found: Pruned, length: int) -> Pruned:
+    """The same without the new tokens that a forward may hold behind the prompt (guesses of an assistant)."""
+    kept = [
+        one
+        if one is None or int(one.index.max()) < length
+        else Kept(one.index[:, :length], one.alive[:, :length], one.seat[:, :length])
+        for one in found.kept
+    ]
+    return replace(found, kept=kept)
+
+
+def longer(kept: Kept | None, length: int, rows: Sequence[Row], way: Way) -> Kept:
+    """What is left of a prompt, with the tokens behind it that a forward of so many positions holds."""
+    assert kept is not None
+    every, prompt = torch.arange(length, device=kept.index.device), rows[0].real[1]
+    more = every[prompt:].expand(len(kept.index), -1)
+    index = torch.cat([kept.index, more], 1)
+    alive = torch.cat([kept.alive, torch.ones_like(more, dtype=torch.bool)], 1)
+    return Kept(index, alive, seats(index, alive, rows) if way.renumber else index)
+
+
+def with_contents(
+    hidden: torch.Tensor, present: Kept, contents: list[tuple[list[int], torch.Tensor]] | None
+) -> torch.Tensor:
+    """The hidden states with what merged tokens hold, at their places among what is present."""
+    if contents is None:
+        return hidden
+    hidden = hidden.clone()
+    for row, (places, content) in enumerate(contents):
+        hidden[row, places] = content.to(hidden)
+    return hidden
 
 
 def cut_hidden(hidden: torch.Tensor, present: Kept, chosen: Kept) -> torch.Tensor:
@@ -173,10 +226,17 @@ def choose(
     looks: tuple | None,
     way: Way,
     towers: Sequence[TowerSeen | None],
-) -> tuple[Kept, torch.Tensor]:
-    """What is left after a stage, and what enters. Where keys close, `index` keeps every position."""
+) -> tuple[Kept, torch.Tensor, list[tuple[list[int], torch.Tensor]] | None]:
+    """(what is left after a stage, what enters, each row's merged contents).
+
+    Where keys close, `index` keeps every position. Stages, rows and towers are those of the prompts; several rows that
+    stand for one prompt hold the same, so that what is chosen for the first of them holds for all.
+    """
     chosen: list[torch.Tensor] = []
-    for i, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+    contents: list[tuple[list[int], torch.Tensor]] = []
+    factor = factor_of(len(hidden), len(rows))
+    for prompt, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+        i = prompt * factor
         index, alive = present.index[i].tolist(), present.alive[i].tolist()
         where = {position: local for local, (position, live) in enumerate(zip(index, alive, strict=True)) if live}
         image = [number for number, position in enumerate(row.image) if position in where]
@@ -189,7 +249,7 @@ def choose(
             image,
             list(row.image),
             [row.places[number] for number in image],
-            i,
+            prompt,
             hidden[i],
             entered[i],
             index,
@@ -199,18 +259,18 @@ def choose(
             way.scale,
             way.cap,
             value,
-            towers[i],
+            towers[prompt],
         )
         told = stage.rank(seen)
         ranks, content = told if isinstance(told, tuple) else (told, None)
         if content is not None:
-            hidden = hidden.clone()
-            hidden[i, seen.image] = content.to(hidden)
+            contents += [(seen.image, content)] * factor
         count = int((ranks > 0).sum()) if stage.exact else stage.count(len(image))
         best = ranks.topk(count).indices.tolist()
         kept = {row.image[image[number]] for number in best}
         leave = {row.image[number] for number in image} - kept
-        chosen.append(torch.tensor([position not in leave and position in where for position in index]))
+        chosen += [torch.tensor([position not in leave and position in where for position in index])] * factor
+    hidden = with_contents(hidden, present, contents or None)
     alive = torch.stack(chosen).to(present.index.device)
     index = present.index
     if way.drop:
@@ -218,7 +278,7 @@ def choose(
         # fill up with the first dead positions: padding, where there is any
         order = torch.argsort(alive.int(), dim=1, descending=True, stable=True)[:, :size].sort(1).values
         index, alive = index.gather(1, order), alive.gather(1, order)
-    return Kept(index, alive, seats(index, alive, rows) if way.renumber else index), hidden
+    return Kept(index, alive, seats(index, alive, rows) if way.renumber else index), hidden, contents or None
 
 
 def looks_of(found: tuple, mask: torch.Tensor, kept: Kept | None) -> tuple:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from nnsight_mmflow._forwards import factor_of
 from nnsight_mmflow._masks import layer_mask
 from nnsight_mmflow._prune import Kept, Row, Way
 
@@ -14,7 +15,8 @@ Table = tuple[torch.Tensor, torch.Tensor]
 
 def seats(index: torch.Tensor, alive: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """(batch, kept): positions counted anew, from each row's first real one on."""
-    first = torch.tensor([row.real[0] for row in rows], device=index.device)[:, None]
+    factor = factor_of(len(index), len(rows))
+    first = torch.tensor([rows[i // factor].real[0] for i in range(len(index))], device=index.device)[:, None]
     return first + (alive.long().cumsum(1) - 1).clamp(min=0)
 
 
@@ -71,10 +73,13 @@ def cut_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way:
     return finite(cut)
 
 
-def closed_mask(handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way: Way) -> torch.Tensor:
+def closed_mask(
+    handed: torch.Tensor | None, hidden: torch.Tensor, kept: Kept, way: Way, room: int | None = None
+) -> torch.Tensor:
     """The layer's mask with the keys of dropped tokens closed; those that are dropped still read themselves."""
-    mask = layer_mask(handed, hidden, 0, way.causal).expand(hidden.shape[0], -1, -1, -1).clone()
-    mask.masked_fill_(gone(kept, hidden.shape[1])[:, None, None], torch.finfo(mask.dtype).min)
+    mask = layer_mask(handed, hidden, 0, way.causal, room).expand(hidden.shape[0], -1, -1, -1).clone()
+    missing = gone(kept, hidden.shape[1])
+    mask[..., : missing.shape[1]].masked_fill_(missing[:, None, None], torch.finfo(mask.dtype).min)
     return finite(mask)
 
 
@@ -87,5 +92,5 @@ def gone(kept: Kept, length: int) -> torch.Tensor:
 def finite(mask: torch.Tensor) -> torch.Tensor:
     """Queries without any open key (dead ones) read themselves: nothing reads them."""
     starved = (mask > torch.finfo(mask.dtype).min / 2).any(-1).logical_not()
-    diagonal = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)[None, None]
+    diagonal = torch.eye(*mask.shape[-2:], dtype=torch.bool, device=mask.device)[None, None]
     return mask.masked_fill(starved[..., None] & diagonal, 0)

@@ -8,6 +8,7 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
+from nnsight_mmflow._forms import PLAIN
 from nnsight_mmflow._restore import Cell, cells_of, chunks_of, needs_of, read_clean, sites_of
 from nnsight_mmflow._rows import clean_inputs
 from nnsight_mmflow.patterns.sites import Site
@@ -44,7 +45,7 @@ def cells_there(
     """
     model, layers, sites, remotely = graph.model, graph.layers, sites_of(graph), graph.remotely
     corrupted = graph.edited(corruption.prompt, corruption.patterns)
-    filled = graph.edited(corruption.prompt, corruption.patterns, steps=True) if graph.apart else corrupted
+    filled = graph.edited(corruption.prompt, corruption.patterns, PLAIN) if graph.apart else corrupted
     chunks = chunks_of(cells, len(prompt), budget, blocks)
     names, positions = needs_of(cells)
     ask = {

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     import torch
     from nnsight import TransformersModel
 
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._row_spans import Spans
 
 
 def edited(
-    graph: Graph, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool
+    graph: Graph, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], form: Form | None
 ) -> TransformersModel:
     """A copy of the nnsight model that replays the patterns; the original stays as it is.
+
+    Args:
+        graph: the model.
+        prompt: what will be run.
+        patterns: what is done to it.
+        form: of the generation; None for a trace, which is one forward of the whole prompt.
 
     Raises:
         PromptError: tensors without spans.
@@ -38,21 +45,28 @@ def edited(
     rows = prompt.rows()
     if len(patterns) > 1:
         check_together(graph, patterns, rows)
-    layout = layout_of(graph, rows) if steps and graph.apart else None
+        if form is not None:
+            check_counted(graph, patterns, rows)
+    if form is not None:
+        check_blocks(graph, form, rows)
+    # without a cache there is nothing that a process apart from the model's would be handed a copy of
+    layout = layout_of(graph, rows, form.factor) if form is not None and graph.apart and form.cached else None
     for pattern in patterns:
         if type(pattern) is not Knockout:
             whole_here(graph, str(pattern))
-        pattern.check(graph, rows, steps)
+        pattern.check(graph, rows, form)
     if layout is not None:
         check_apart(graph, patterns, rows)
     for pattern in patterns:
         pattern = pattern.prepared(graph, rows)
         alone = getattr(pattern, "run_apart", None) if layout is not None else None
         with model.edit() as (_, changed):
-            if alone is None:
+            if alone is not None:
+                alone(graph, rows, layout)
+            elif form is None or layout is not None:
                 pattern.run(graph, rows)
             else:
-                alone(graph, rows, layout)
+                pattern.run_each(graph, rows)
         model = changed
     return model
 
@@ -84,6 +98,40 @@ def check_apart(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, 
                 " source with '|'. A key that NDIF trusts has no such limit: graph.at(True, trusted=True)."
             )
         taken |= dict.fromkeys(layers, pattern)
+
+
+def check_blocks(graph: Graph, form: Form, rows: tuple[Spans, ...]) -> None:
+    """Refuses a prompt in parts that cut through positions that read one another backwards and forwards.
+
+    Raises:
+        ModelError: they do; transformers would not say so, and answer otherwise.
+    """
+    length = rows[0]["all"].row[1]
+    cuts = {form.past, *(range(form.past, length, form.chunk) if form.chunk else ())}
+    for spans in rows:
+        for first, end in graph.adapter.bidirectional(spans):
+            inside = sorted(cut for cut in cuts if first < cut < end)
+            if inside:
+                came = f"prefill_chunk_size={form.chunk}" if form.chunk else f"past_key_values of {form.past} positions"
+                raise ModelError(
+                    f"positions {first} to {end - 1} of {graph.family} read one another backwards and forwards, but"
+                    f" {came} cuts them at {inside[:3]}, so the first of them could not read the last. Leave it out."
+                )
+
+
+def check_counted(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
+    """Refuses, in a generation, patterns whose positions are counted by a cache that has lost tokens from layer 0 on.
+
+    Raises:
+        MMFlowError: there are such.
+    """
+    first = next((one for one in patterns if _drops_from(graph, one, rows) == 0), None)
+    others = [one for one in patterns if one is not first]
+    if first is not None and others:
+        raise MMFlowError(
+            f"{type(first).__name__} drops tokens before layer 0, so in a generation the cache no longer tells which"
+            f" positions a step holds, and {others[0]} needs them. Take mode='mask' for the first, or graph.trace."
+        )
 
 
 def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:

@@ -32,9 +32,9 @@ class TowerSeen:
     keys: Float[torch.Tensor, "pictures positions head"]
     project: Callable[[torch.Tensor], torch.Tensor]
 
-    def of(self, first: int, count: int) -> TowerSeen:
-        """Of some of the pictures."""
-        part = slice(first, first + count)
+    def of(self, first: int, count: int, factor: int = 1) -> TowerSeen:
+        """Of some of the pictures, each of which comes `factor` times."""
+        part = slice(first, first + count * factor, factor)
         return replace(self, features=self.features[part], attention=self.attention[part], keys=self.keys[part])
 
 

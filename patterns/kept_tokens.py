@@ -88,7 +88,7 @@ def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
     from nnsight_mmflow.patterns.prune import dropped_tokens
 
     rows = prompt.rows()
-    pattern.check(graph, rows, steps=False)
+    pattern.check(graph, rows, None)
     with torch.no_grad(), graph.trace(prompt, use_cache=False):
         found = pattern.prefill(graph, rows)
         left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in found.kept])
@@ -137,11 +137,14 @@ def closing_keys(gone: list[list[int]]) -> Callable[[torch.Tensor], tuple[torch.
     def change(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
         import torch
 
+        from nnsight_mmflow._forwards import factor_of
         from nnsight_mmflow._prune_masks import finite
 
         closed, prefill = torch.finfo(mask.dtype).min, mask.shape[-1] == mask.shape[-2]
-        mask, changed = mask.expand(len(gone), -1, -1, -1).clone(), 0
-        for row, keys in enumerate(gone):
+        rows = max(mask.shape[0], len(gone))
+        mask, changed, factor = mask.expand(rows, -1, -1, -1).clone(), 0, factor_of(rows, len(gone))
+        for row in range(rows):
+            keys = gone[row // factor]
             changed += int((mask[row][..., keys] > closed / 2).sum())
             mask[row][..., keys] = closed
         return (finite(mask) if prefill else mask), changed

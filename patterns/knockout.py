@@ -6,19 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._apart import own_mask, read_attention, write_attention
-from nnsight_mmflow._edits import MaskEdit, closing
+from nnsight_mmflow._closed_edges import PromptEdges, close_edges, close_edges_apart, edges_in
+from nnsight_mmflow._edits import MaskEdit, closing, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._masks import close, kept_keys, layer_mask
-from nnsight_mmflow._pattern import check_edge, layer_list, resolve
+from nnsight_mmflow._forwards import Held, cache_in, each_forward, factor_of
+from nnsight_mmflow._masks import kept_keys
+from nnsight_mmflow._pattern import check_computed, check_edge, layer_list, resolve
 from nnsight_mmflow._split import whole_here
 
 if TYPE_CHECKING:
-    import torch
-    from nnsight import Envoy
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._apart import Layout
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -42,8 +42,9 @@ class Knockout:
         layers: one layer or several; negative numbers count from the end.
         heads: the heads in which; None for all.
         when: in generation, "prefill" (the prompt's forward alone), "decode" (the steps after it) or "all". In a
-            decode step the one query is the newest token; it counts as a target if `target` holds the last position
-            of the prompt. Sources stay the prompt's positions.
+            decode step the queries are new tokens; they count as targets if `target` holds the last position of the
+            prompt. Sources stay the prompt's positions. With no cache, new tokens are computed anew in each step, as
+            targets each time.
 
     Raises:
         NoEffectError: when run, if no edge was open (the source lies behind the target, say).
@@ -80,22 +81,23 @@ class Knockout:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
 
         Layers are met in order, so two patterns on the same layers cannot be applied one after the other in one trace:
-        hand both to graph.trace, which runs them side by side.
+        hand both to graph.trace, which runs them side by side. In a generation of your own it acts in the forward in
+        which it is called, on those of its targets that this forward holds.
 
         Args:
             graph: the graph whose model the trace runs.
             spans: `prompt.spans`, or `batch.spans`.
         """
         rows = spans if isinstance(spans, tuple) else (spans,)
-        self.check(graph, rows, steps=False)
-        return self._close_now(graph, rows)
+        self.check(graph, rows, None)
+        return self._close_here(graph, rows)
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+    def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layer_list(self.layers, graph.n_layers)
         if self.when not in WHEN:
             raise MMFlowError(f"when must be one of {', '.join(WHEN)}, not {self.when!r}.")
-        if self.when != "prefill" and not steps:
+        if self.when != "prefill" and form is None:
             raise MMFlowError(
                 f'when="{self.when}" needs graph.generate(..., {type(self).__name__}(...)): a trace is one forward, the'
                 " prefill."
@@ -120,24 +122,60 @@ class Knockout:
                     f" target, and stands for the prompt's last position, which {target.name!r} does not hold."
                     ' Use when="prefill", or a target with "| last".'
                 )
+            if form is not None and self.when != "decode":
+                check_computed(what, target, form)
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Knockout:
         """Itself: it needs nothing from other runs."""
         return self
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
-        if self.when == "prefill":
-            self._close_now(graph, rows)
-        else:
-            self._close_each_step(graph, rows)
+        """Does it inside the edit that `graph.trace` makes."""
+        self._close_here(graph, rows)
+
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.generate` makes, in each forward that holds targets."""
+        edges, length = self._edges(rows), rows[0]["all"].row[1]
+        layers, heads = layer_list(self.layers, graph.n_layers), self._heads
+        done = {"forwards": 0, "edges": 0}
+
+        def act(held: Held) -> bool:
+            there = edges_in(held, edges, self.when)
+            if there is not None:
+                done["forwards"] += 1
+                done["edges"] += close_edges(graph.layers, layers, there, heads, graph.n_heads, graph.causal)
+            over = self.when == "prefill" and held.end >= length
+            if over and not done["edges"]:
+                raise NoEffectError(f"{self} would change nothing: {CLOSED_ALREADY}")
+            return over and held.cached
+
+        each_forward(graph.decoder, len(rows), length, act)
+        self._check_done(done["forwards"], done["edges"])
 
     def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
-        """Does it in a generation whose blocks run apart from the model's process."""
-        if self.when == "prefill":
-            self._close_now(graph, rows, layout)
-        else:
-            self._close_each_step(graph, rows, layout)
+        """Does it in a generation whose blocks run apart from the model's process.
+
+        What a forward holds cannot be read there (with it goes the cache), but the settings were checked: the first
+        holds the whole prompt, and each later one a new token.
+        """
+        from nnsight.intervention.interleaver import OutOfOrderError
+        from nnsight.intervention.iterator import Iterations
+
+        edges, layers = self._edges(rows), layer_list(self.layers, graph.n_layers)
+        attentions = {layer: graph.attention(layer) for layer in layers}
+        done = changed = 0
+        start, stop = (1 if self.when == "decode" else 0), (1 if self.when == "prefill" else None)
+        try:
+            for step in Iterations()[start:stop]:
+                count = 1 if step else layout.length
+                held = Held(layout.length - 1 + step if step else 0, count, layout.length, layout.factor, True)
+                there = edges_in(held, edges, self.when)
+                assert there is not None  # checked: a target stands for every step
+                changed += close_edges_apart(attentions, there, self._heads, graph.n_heads, layout, step)
+                done += 1
+        except OutOfOrderError:  # the generation has ended
+            pass
+        self._check_done(done, changed)
 
     def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
         """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`.
@@ -155,141 +193,46 @@ class Knockout:
                 f'{self}: on a bridge, when="{self.when}" cannot follow a sliding window, whose cache forgets: use'
                 " graph.generate."
             )
-        edges, ends = self._edges(rows), [spans["all"].row[1] for spans in rows]
-        steps = [
-            ([0] if end - 1 in targets else [], sources) for end, (targets, sources) in zip(ends, edges, strict=True)
-        ]
-        first = edges if self.when in ("prefill", "all") else []
-        heads = None if self.heads is None else list(self.heads)
+        edges, length = self._edges(rows), row_length(rows)
         return [
-            closing(layer, first, None if self.when == "prefill" else steps, ends[0], heads, graph.n_heads)
+            closing(layer, lambda held: edges_in(held, edges, self.when), len(rows), length, self._heads, graph.n_heads)
             for layer in layer_list(self.layers, graph.n_layers)
         ]
 
-    def _close_now(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout | None = None) -> int:
-        changed = self._close(graph, rows, 0, layout)
-        if not changed:
-            raise NoEffectError(f"{self} would change nothing: {CLOSED_ALREADY}")
+    def _close_here(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """In the forward that runs now, whatever it holds."""
+        layers, length = layer_list(self.layers, graph.n_layers), rows[0]["all"].row[1]
+        arguments, named = graph.layers[layers[0]].inputs
+        count, cache = arguments[0].shape, cache_in(named)
+        held = Held(sum(kept_keys(cache, layers[0])), count[1], length, factor_of(count[0], len(rows)))
+        there = edges_in(held, self._edges(rows), self.when)
+        if there is None:
+            raise NoEffectError(
+                f"{self} would change nothing: this forward holds positions {held.first} to {held.end - 1}, and none of"
+                " its targets is among them."
+            )
+        changed = close_edges(graph.layers, layers, there, self._heads, graph.n_heads, graph.causal)
+        self._check_done(1, changed)
         return changed
 
-    def _close_each_step(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout | None = None) -> None:
-        """Waits for each step of a generation; when none comes any more, nnsight throws into the wait."""
-        from nnsight.intervention.interleaver import OutOfOrderError
-        from nnsight.intervention.iterator import Iterations
+    def _check_done(self, forwards: int, changed: int) -> None:
+        if not forwards:
+            raise NoEffectError(
+                f"{self} would change nothing: the generation ended before a step came that it acts on."
+                " Raise max_new_tokens."
+            )
+        if not changed:
+            told = f" in any of {forwards} forwards" if forwards > 1 else ""
+            raise NoEffectError(f"{self} would change nothing{told}: {CLOSED_ALREADY}")
 
-        done = changed = 0
-        try:
-            for step in Iterations()[0 if self.when == "all" else 1 :]:
-                changed += self._close(graph, rows, step, layout)
-                done += 1
-        except OutOfOrderError:
-            if not done:
-                raise NoEffectError(
-                    f"{self} would change nothing: the generation ended before a step came that it acts on."
-                    " Raise max_new_tokens."
-                ) from None
-            if not changed:
-                raise NoEffectError(f"{self} would change nothing in any of {done} steps: {CLOSED_ALREADY}") from None
+    @property
+    def _heads(self) -> list[int] | None:
+        return None if self.heads is None else list(self.heads)
 
-    def _edges(self, rows: tuple[Spans, ...]) -> list[tuple[list[int], list[int]]]:
-        """For each row, the target and the source positions."""
+    def _edges(self, rows: tuple[Spans, ...]) -> list[PromptEdges]:
+        """For each prompt, the target and the source positions, and whether new tokens are targets too."""
         targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
-        return [(list(target), list(source)) for target, source in zip(targets, sources, strict=True)]
-
-    def _close(self, graph: Graph, rows: tuple[Spans, ...], step: int, layout: Layout | None) -> int:
-        edges = self._edges(rows)
-        if step:
-            ends = [spans["all"].row[1] for spans in rows]
-            edges = [
-                ([0] if end - 1 in targets else [], sources)
-                for end, (targets, sources) in zip(ends, edges, strict=True)
-            ]
-        heads = None if self.heads is None else list(self.heads)
-        layers = layer_list(self.layers, graph.n_layers)
-        if layout is not None:
-            attentions = {layer: graph.attention(layer) for layer in layers}
-            return close_edges_apart(attentions, edges, heads, graph.n_heads, layout, step)
-        return close_edges(graph.layers, layers, edges, heads, graph.n_heads, graph.causal)
-
-
-def close_edges(
-    layers: Envoy,
-    chosen: list[int],
-    edges: list[tuple[list[int], list[int]]],
-    heads: list[int] | None,
-    n_heads: int,
-    causal: bool = True,
-) -> int:
-    """Inside a trace: closes the edges in the chosen layers, and returns how many open ones it closed.
-
-    Args:
-        layers: the decoder layers.
-        chosen: which, in ascending order.
-        edges: for each row of the batch its target queries and source keys.
-        heads: the heads, None for all.
-        n_heads: how many there are.
-        causal: what a layer does that is handed no mask.
-    """
-    total = 0
-    seen: torch.Tensor | None = None
-    built: torch.Tensor | None = None
-    for layer in chosen:
-        arguments, named = layers[layer].inputs
-        hidden, mask = arguments[0], named.get("attention_mask")
-        cache = named.get("past_key_values")
-        past, dropped = kept_keys(cache, layer)
-        # Layers mostly share one mask: then the closed copy is shared too.
-        if (
-            built is None
-            or mask is not seen
-            or built.device != hidden.device
-            or built.shape[-1] != past + hidden.shape[1]
-        ):
-            there = [(targets, [key - dropped for key in sources if key >= dropped]) for targets, sources in edges]
-            built, changed, starved = close(layer_mask(mask, hidden, past, causal), there, heads, n_heads)
-            seen = mask
-            check_starved(starved, layer)
-        total += changed
-        layers[layer].inputs = (arguments, {**named, "attention_mask": built})
-    return total
-
-
-def close_edges_apart(
-    attentions: dict[int, Envoy],
-    edges: list[tuple[list[int], list[int]]],
-    heads: list[int] | None,
-    n_heads: int,
-    layout: Layout,
-    step: int,
-) -> int:
-    """Inside a generation whose blocks run apart from the model: as `close_edges`, attending by itself.
-
-    Args:
-        attentions: of the chosen layers, in ascending order.
-        edges: as there.
-        heads: as there.
-        n_heads: as there.
-        layout: what positions may read.
-        step: how many tokens came since the prompt, this one included.
-    """
-    total = 0
-    for layer, attention in attentions.items():
-        query, key, value = read_attention(attention, layout)
-        end, held = layout.length + step, key.shape[-2]
-        dropped = end - held  # by a sliding window
-        mask = own_mask(layout, layer, range(end - query.shape[2], end), range(dropped, end), query)
-        there = [(targets, [key - dropped for key in sources if key >= dropped]) for targets, sources in edges]
-        built, changed, starved = close(mask, there, heads, n_heads)
-        check_starved(starved, layer)
-        total += changed
-        write_attention(attention, query, key, value, built, layout)
-    return total
-
-
-def check_starved(starved: int, layer: int) -> None:
-    """Refuses a mask in which a position has no key left."""
-    if starved:
-        raise MMFlowError(
-            f"the patterns together leave {starved} position(s) of layer {layer} nothing to read, and softmax needs a"
-            " key. Leave the first position out of one source."
-        )
+        return [
+            (list(target), list(source), target.row[1] - 1 in target)
+            for target, source in zip(targets, sources, strict=True)
+        ]

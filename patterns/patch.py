@@ -10,15 +10,17 @@ import torch
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
-from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
+from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._pattern import layer_list, resolve
+from nnsight_mmflow._forwards import Held, each_forward, held_whole
+from nnsight_mmflow._pattern import check_computed, layer_list, resolve
 from nnsight_mmflow._site_names import site_named
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.values import Value
     from transformer_lens.model_bridge import TransformerBridge
 
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -45,7 +47,7 @@ class Patch:
         NoEffectError: when run, if what is written stands there already, in every layer.
         MMFlowError: when run, if lengths, rows or shapes do not fit.
 
-    In a generation it acts on the prompt's forward.
+    In a generation it acts wherever the prompt's positions are computed: once, or with no cache in each forward.
 
     Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), section on causal tracing.
 
@@ -77,7 +79,7 @@ class Patch:
             object.__setattr__(self, "site", site)
             object.__setattr__(self, "layers", found)
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+    def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done."""
         if self.site == "embed" and self.layers is not None:
             raise MMFlowError("site='embed' is before the first layer: leave layers out.")
@@ -97,6 +99,13 @@ class Patch:
         for row, span in enumerate(resolve(self.at, rows, "at")):
             if not len(span):
                 raise NoEffectError(f"{self} would change nothing: {span.name!r} holds no position of row {row}.")
+            if form is not None:
+                check_computed(str(self), span, form)
+                if isinstance(self.value, Noise) and form.parts(rows[row]["all"].row[1]):
+                    raise MMFlowError(
+                        f"{self}: noise is scaled by all that stands at the span, so the prompt must come whole: leave"
+                        " prefill_chunk_size and past_key_values out."
+                    )
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Patch:
         """The same with its values at hand: runs what they come from. `graph.trace` and `graph.generate` do this."""
@@ -115,12 +124,26 @@ class Patch:
         Values that come from other runs must be at hand: `patch = patch.prepared(graph, prompt.rows())` before it.
         """
         rows = spans if isinstance(spans, tuple) else (spans,)
-        self.check(graph, rows, steps=False)
-        return self._write(graph, rows)
+        self.check(graph, rows, None)
+        return self._write_here(graph, rows)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
-        self._write(graph, rows)
+        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too."""
+        self._write_here(graph, rows)
+
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.generate` makes, in each forward that holds positions of the span."""
+        sites, positions, values = self._all(graph, rows)
+        length, columns, done = row_length(rows), self._columns(graph), {"changed": 0}
+
+        def act(held: Held) -> bool:
+            if any(held.local(at) for at in positions):
+                done["changed"] += write_all(sites, positions, values, columns, held)
+            if held.end >= length and not done["changed"]:
+                raise NoEffectError(self._nothing)
+            return held.past_prompt
+
+        each_forward(graph.decoder, len(rows), length, act)
 
     def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
         """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
@@ -145,9 +168,10 @@ class Patch:
         positions, length = [list(span) for span in resolve(self.at, rows, "at")], row_length(rows)
 
         def change(tensor: torch.Tensor) -> tuple[torch.Tensor | None, int]:
-            if tensor.shape[1] != length:  # a step of a generation
+            held = held_by(tensor, len(rows), length)
+            if not any(held.local(at) for at in positions):
                 return None, 0
-            after, changed = written(tensor.flatten(2), positions, values, number, self._columns(graph))
+            after, changed = written(tensor.flatten(2), positions, values, number, self._columns(graph), held)
             return after.reshape(tensor.shape), changed
 
         return HookEdit(HOOK_POINTS[self._site].format(layer), change)
@@ -166,24 +190,34 @@ class Patch:
     def _layers(self, graph: Graph) -> list[int]:
         return [0] if self.layers is None else layer_list(self.layers, graph.n_layers)
 
-    def _write(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+    def _all(
+        self, graph: Graph, rows: tuple[Spans, ...]
+    ) -> tuple[list[Site], list[list[int]], list[list[torch.Tensor]] | Zeros | Noise]:
+        """The sites, each prompt's positions, and what is written."""
         if self.ready is None and not isinstance(self.value, Zeros | Noise | torch.Tensor):
             raise MMFlowError(
                 "this Patch takes its values from other runs, which cannot be run inside a trace: call"
                 " patch.prepared(graph, prompt.rows()) before it, or hand the patch to graph.trace."
             )
         patch = self if self.ready is not None else self.prepared(graph, rows)
-        positions = [list(span) for span in resolve(self.at, rows, "at")]
-        layers = self._layers(graph)
-        sites = [SITES[self._site](graph, layer) for layer in layers]
         assert patch.ready is not None
-        changed = write_all(sites, positions, patch.ready, self._columns(graph))
+        sites = [SITES[self._site](graph, layer) for layer in self._layers(graph)]
+        return sites, [list(span) for span in resolve(self.at, rows, "at")], patch.ready
+
+    def _write_here(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """In the forward that runs now, which holds the whole prompt."""
+        sites, positions, values = self._all(graph, rows)
+        changed = write_all(sites, positions, values, self._columns(graph), None, row_length(rows))
         if not changed:
-            raise NoEffectError(
-                f"{self} would change nothing: what it writes stands there already in every one of its layers. Is it"
-                " the same run, or a site that the change has not reached?"
-            )
+            raise NoEffectError(self._nothing)
         return changed
+
+    @property
+    def _nothing(self) -> str:
+        return (
+            f"{self} would change nothing: what it writes stands there already in every one of its layers. Is it"
+            " the same run, or a site that the change has not reached?"
+        )
 
 
 def write_all(
@@ -191,18 +225,24 @@ def write_all(
     positions: list[list[int]],
     values: list[list[torch.Tensor]] | Zeros | Noise,
     columns: list[int] | None,
+    held: Held | None = None,
+    length: int = 0,
 ) -> int:
     """Inside a trace: writes the values at the sites, in order, and returns how many activations changed.
 
     Args:
         sites: one per layer.
-        positions: for each row those that are written.
-        values: for each layer and row (positions, width), or what is made on the spot.
+        positions: for each prompt those that are written.
+        values: for each layer and prompt (positions, width), or what is made on the spot.
         columns: which columns of the width; None for all.
+        held: what the forward holds; None: the whole prompt, as its shape must show.
+        length: of the padded prompt, for that.
     """
     changed = 0
     for number, site in enumerate(sites):
-        after, more = written(read_site(site), positions, values, number, columns)
+        before = read_site(site)
+        here = held_whole(before.shape, len(positions), length) if held is None else held
+        after, more = written(before, positions, values, number, columns, here)
         changed += more
         write_site(site, after)
     return changed
@@ -214,27 +254,33 @@ def written(
     values: list[list[torch.Tensor]] | Zeros | Noise,
     number: int,
     columns: list[int] | None,
+    held: Held,
 ) -> tuple[torch.Tensor, int]:
     """(what stands at a site once the values are written, how many numbers changed).
 
     Args:
         before: (rows, positions, width) what stands there now.
-        positions: for each row those that are written.
+        positions: for each prompt those that are written.
         values: as in `write_all`.
         number: the site's, among those that are written.
         columns: which columns of the width; None for all.
+        held: what the forward holds: of which prompt each row is, and which positions.
     """
     changed, after = 0, before.clone()
-    for row, at in enumerate(positions):
-        old = before[row, at]
+    for row, (prompt, at) in enumerate(held.by_row(list(enumerate(positions)))):
+        local = held.local(at)
+        if not local:
+            continue
+        old = before[row, local]
         if isinstance(values, Zeros):
             new = torch.zeros_like(old)
         elif isinstance(values, Noise):
-            generator = torch.Generator().manual_seed(values.seed + 1000003 * number + row)
+            generator = torch.Generator().manual_seed(values.seed + 1000003 * number + prompt)
             drawn = torch.randn(old.shape, generator=generator).to(old)
             new = old + drawn * (values.scale * old.float().std().to(old))
         else:
-            new = values[number][row].to(old)
+            there = [i for i, position in enumerate(at) if held.has(position)]
+            new = values[number][prompt].to(old)[there]
         if columns is not None:
             kept = old.clone()
             kept[:, columns] = new[:, columns] if new.shape == old.shape else new
@@ -242,5 +288,5 @@ def written(
         if new.shape != old.shape:
             raise MMFlowError(f"the value has width {new.shape[-1]}, the site {old.shape[-1]}.")
         changed += int((new != old).sum())
-        after[row, at] = new
+        after[row, local] = new
     return after, changed

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._edits import MaskEdit
+from nnsight_mmflow.patterns.prune_checks import check_form, check_stages, rope_of
+
+from nnsight_mmflow._edits import MaskEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._forwards import Held, each_forward, factor_of
+from nnsight_mmflow._pattern import check_whole
 from nnsight_mmflow._prune import Row, Stage, Way
 from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
-from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
+from nnsight_mmflow._prune_layers import Pruned, of_prompt, prune_prefill, prune_step
 from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._tower import TowerSeen, read_tower
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow._apart import Layout
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
@@ -44,7 +49,7 @@ class Prune:
         NoEffectError: when run, if every image token stays.
         MMFlowError: when run, if a stage's layer or number does not exist, or there is no image.
 
-    In a generation it acts on the prompt's forward; the kept set is frozen, and steps read what is left.
+    In a generation the prompt's first forward chooses; the kept set is frozen, and all after it read what is left.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -92,13 +97,13 @@ class Prune:
 
         return sum(tokens_per_layer(self.stages(graph, image_tokens), image_tokens, graph.n_layers)) / graph.n_layers
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+    def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         if self.mode not in MODES:
             raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}.")
         if self.positions not in POSITIONS:
             raise MMFlowError(f"positions must be one of {', '.join(POSITIONS)}, not {self.positions!r}.")
-        if self.positions == "renumbered" and "mrope_section" in (_rope(graph) or {}):
+        if self.positions == "renumbered" and "mrope_section" in (rope_of(graph) or {}):
             raise ModelError(
                 f"{graph.family} counts positions along three axes, so they cannot be counted anew:"
                 " take positions='original'."
@@ -116,8 +121,12 @@ class Prune:
                 raise MMFlowError(
                     f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
                 )
-            _check_stages(self, graph, stages, len(spans["image"]))
-        if (self.mode == "drop" and steps) or self.positions == "renumbered":
+            check_stages(self, graph, stages, len(spans["image"]))
+        if form is not None:
+            check_whole(str(self), rows, form)
+            check_form(self, form)
+        forgets = form is not None and form.cached
+        if (self.mode == "drop" and forgets) or (self.positions == "renumbered" and (form is None or forgets)):
             window = getattr(graph.text_config, "sliding_window", None)
             longest = max(spans["all"].row[1] for spans in rows)
             uses = getattr(graph.text_config, "use_sliding_window", True)
@@ -151,22 +160,32 @@ class Prune:
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
         rows = spans if isinstance(spans, tuple) else (spans,)
-        self.check(graph, rows, steps=False)
+        self.check(graph, rows, None)
         return dropped_tokens(self, self.prefill(graph, rows), rows)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
-        from nnsight.intervention.interleaver import OutOfOrderError
-        from nnsight.intervention.iterator import Iterations
+        """Does it inside the edit that `graph.trace` makes."""
+        dropped_tokens(self, self.prefill(graph, rows), rows)
 
-        found = self.prefill(graph, rows)
-        dropped_tokens(self, found, rows)
-        length = rows[0]["all"].row[1]
-        try:
-            for _ in Iterations()[1:]:
-                prune_step(graph.layers, found, length, self._way(graph))
-        except OutOfOrderError:  # a trace has one step, and a generation ends
-            pass
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.generate` makes: chosen once, left out in each forward after it."""
+        length, way, told = row_length(rows), self._way(graph), Told()
+
+        def read() -> None:
+            told.towers = self._read_towers(graph, rows)
+
+        def act(held: Held) -> bool:
+            if told.found is not None and held.cached:
+                prune_step(graph.layers, told.found, length, way)
+            else:
+                again = told.found is not None
+                found = self._prefill(graph, rows, told.towers, told.found)
+                if not again:
+                    told.found = of_prompt(found, length)
+                    dropped_tokens(self, told.found, rows)
+            return False
+
+        each_forward(graph.decoder, len(rows), length, act, read)
 
     def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
         """Does it in a generation whose blocks run apart from the model's process."""
@@ -174,6 +193,7 @@ class Prune:
         from nnsight.intervention.iterator import Iterations
 
         attentions, way = [graph.attention(layer) for layer in range(graph.n_layers)], self._way(graph)
+        towers = self._read_towers(graph, rows)
         found = prune_prefill_apart(
             graph.decoder,
             graph.layers,
@@ -182,7 +202,7 @@ class Prune:
             [self.plan(graph, spans) for spans in rows],
             [row_of(spans) for spans in rows],
             way,
-            _towers(graph, rows) if self.reads_tower else [None] * len(rows),
+            towers,
             layout,
         )
         dropped_tokens(self, found, rows)
@@ -196,6 +216,15 @@ class Prune:
 
     def prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> Pruned:
         """Does it inside a trace of the prompt, and returns what each layer keeps."""
+        return self._prefill(graph, rows, self._read_towers(graph, rows))
+
+    def _prefill(
+        self,
+        graph: Graph,
+        rows: tuple[Spans, ...],
+        towers: list[TowerSeen | None],
+        before: Pruned | None = None,
+    ) -> Pruned:
         return prune_prefill(
             graph.layers,
             graph.n_layers,
@@ -203,13 +232,25 @@ class Prune:
             [self.plan(graph, spans) for spans in rows],
             [row_of(spans) for spans in rows],
             self._way(graph),
-            _towers(graph, rows) if self.reads_tower else [None] * len(rows),
+            towers,
+            before,
         )
+
+    def _read_towers(self, graph: Graph, rows: tuple[Spans, ...]) -> list[TowerSeen | None]:
+        return _towers(graph, rows) if self.reads_tower else [None] * len(rows)
 
     def _way(self, graph: Graph) -> Way:
         cap = getattr(graph.text_config, "attn_logit_softcapping", None)
         scale = graph.attention(0)._module.scaling
         return Way(self.mode == "drop", self.positions == "renumbered", graph.causal, scale, cap)
+
+
+@dataclass
+class Told:
+    """What a generation's first forward has told: the towers' output, and what each layer keeps."""
+
+    towers: list[TowerSeen | None] = field(default_factory=list)
+    found: Pruned | None = None
 
 
 def row_of(spans: Spans) -> Row:
@@ -224,40 +265,12 @@ def _towers(graph: Graph, rows: tuple[Spans, ...]) -> list[TowerSeen | None]:
     """What the tower made of each row's pictures, which lie one row after another."""
     assert graph.tower_layer is not None
     seen, first, found = read_tower(graph, graph.tower_layer), 0, []
-    for spans in rows:
-        count = 1 + max(place.image for place in spans["image"].places())
-        found.append(seen.of(first, count))
-        first += count
+    counts = [1 + max(place.image for place in spans["image"].places()) for spans in rows]
+    factor = factor_of(len(seen.features), sum(counts))  # pictures may come once for each row that stands for a prompt
+    for count in counts:
+        found.append(seen.of(first, count, factor))
+        first += count * factor
     return list(found)
-
-
-def _rope(graph: Graph) -> dict | None:
-    return getattr(graph.text_config, "rope_parameters", None) or getattr(graph.text_config, "rope_scaling", None)
-
-
-def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
-    layers = [stage.layer for stage in stages]
-    wrong = [stage.layer for stage in stages if not (0 if stage.reads == "" else 1) <= stage.layer < graph.n_layers]
-    if wrong:
-        raise MMFlowError(
-            f"{pattern}: tokens can leave before layers 1 to {graph.n_layers - 1}, not before {wrong}: before layer 0"
-            " there is no attention to rank by (what reads none may go there); behind the last nothing is saved."
-        )
-    if layers != sorted(set(layers)):
-        raise MMFlowError(f"{pattern}: its stages lie before layers {layers}; they must rise.")
-    early = [layer for layer in layers if layer < graph.enters_after]
-    if early:
-        raise ModelError(
-            f"{pattern}: {graph.family} adds image features again in its first {graph.enters_after} layers, so tokens"
-            f" can leave before layer {graph.enters_after} or later, not before {early}."
-        )
-    for stage in stages:
-        if isinstance(stage.keep, float) and not 0 <= stage.keep <= 1:
-            raise MMFlowError(f"{pattern}: a share of tokens lies in 0 to 1, not {stage.keep}.")
-        if stage.keep < 0:
-            raise MMFlowError(f"{pattern}: {stage.keep} tokens cannot stay.")
-    if all(stage.count(image_tokens) == image_tokens and not stage.exact for stage in stages):
-        raise NoEffectError(f"{pattern} would change nothing: it keeps all {image_tokens} image tokens.")
 
 
 def dropped_tokens(pattern: Prune, found: Pruned, rows: tuple[Spans, ...]) -> int:
@@ -269,7 +282,7 @@ def dropped_tokens(pattern: Prune, found: Pruned, rows: tuple[Spans, ...]) -> in
     last = found.kept[-1]
     assert last is not None
     real = sum(spans["all"].row[1] - spans["all"].row[0] for spans in rows)
-    gone = real - int(last.alive.sum())
+    gone = real - int(last.alive.sum()) // factor_of(len(last.alive), len(rows))
     if not gone:
         raise NoEffectError(f"{pattern} would change nothing: its ranking keeps every image token.")
     return gone

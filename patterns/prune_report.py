@@ -14,6 +14,7 @@ from nnsight_mmflow.patterns.prune_run import answer_with, measure_speed
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._fingerprint import fingerprint
 from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops
+from nnsight_mmflow._generation_settings import plain_settings, settings_used
 from nnsight_mmflow._identity import journal_of, prompt_identity
 from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 UNPRUNED = "unpruned"
+NOT_HERE = ("max_new_tokens", "return_dict_in_generate", "generation_config", "past_key_values")
 
 
 class PruneReport(Result):
@@ -103,6 +105,7 @@ def prune_report(
     *,
     controls: bool = True,
     max_new_tokens: int = 8,
+    generation: Mapping[str, object] | None = None,
     batch_size: int = 8,
     timed: int = 3,
     judge: Callable[[Prompt, str], float] | None = None,
@@ -122,6 +125,9 @@ def prune_report(
         methods: patterns, or a mapping from names to patterns.
         controls: also the random and the regular thinning of equal budget.
         max_new_tokens: how long an answer may get.
+        generation: more settings of transformers' generate, such as {"num_beams": 3}. Without them answers are greedy,
+            whatever the checkpoint's generation config says; all that was used stands in the header. One answer a
+            prompt is read.
         batch_size: prompts in one generation.
         judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`mmf.read_benchmark`);
             None: the whole answer, whatever the case.
@@ -161,19 +167,25 @@ def prune_report(
         every[name] = method
         if controls:
             every |= equal_budget(graph, method, typical)
+    used = plain_settings(graph, **_checked(generation or {}), max_new_tokens=max_new_tokens)
     settings = {
         "model": graph.name,
         "methods": list(every),
         "patterns": {name: repr(pattern) for name, pattern in every.items()},
         "n_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
+        "generation": settings_used(graph, used),
         "batch_size": batch_size,
         "attention": graph.backend,
         "versions": versions(),
     }
     size = DecoderSize.of(graph)
     prompt_ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {"max_new_tokens": max_new_tokens, "timed_on": graph.device.type if timed else None}
+    told = {
+        "generation": settings["generation"],
+        "max_new_tokens": max_new_tokens,
+        "timed_on": graph.device.type if timed else None,
+    }
     with journal_of(graph, folder, "prune report", report, **told) as journal:
         ids = {name: [f"{fingerprint(pattern)}: {one}" for one in prompt_ids] for name, pattern in every.items()}
         left = {name: journal.left(ids[name]) for name in every}
@@ -186,7 +198,7 @@ def prune_report(
         for name, pattern in progress_bar(list(every.items()), "prune report", shown=progress, unit="method"):
             for start in range(0, len(left[name]), batch_size):
                 part = left[name][start : start + batch_size]
-                written = answer_with(graph, [prompts[n] for n in part], pattern, max_new_tokens, batch_size)
+                written = answer_with(graph, [prompts[n] for n in part], pattern, used, batch_size)
                 journal.add(*({"id": ids[name][n], "written": text} for n, text in zip(part, written, strict=True)))
             speed[name] = _speed(graph, journal, pattern, prompts[0], prompt_ids, timed) if timed else {}
         rows: list[dict] = []
@@ -219,6 +231,22 @@ def _speed(
     if name not in journal.done:
         journal.add({"id": name, "speed": measure_speed(graph, prompt, pattern, timed)})
     return journal.done[name]["speed"]
+
+
+def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:
+    """The settings; refuses those that are said elsewhere, or that write several answers for a prompt."""
+    if generation.get("num_return_sequences", 1) != 1:
+        raise MMFlowError(
+            f"generation has num_return_sequences={generation['num_return_sequences']}, but a report reads one answer a"
+            " prompt. Leave it out."
+        )
+    ours = [name for name in generation if name in NOT_HERE]
+    if ours:
+        raise MMFlowError(
+            f"generation has {ours[0]!r}, which a report cannot take there. Give transformers' settings by name, such"
+            " as {'num_beams': 3}; max_new_tokens is an argument of its own."
+        )
+    return generation
 
 
 def _same(prompt: Prompt, written: str) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+
+from nnsight_mmflow._generation_settings import plain_settings
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune import Prune
@@ -20,9 +22,17 @@ STEPS = 8  # after the first token, for the time per token
 
 
 def answer_with(
-    graph: Graph, prompts: Sequence[Prompt], pattern: Prune | None, max_new_tokens: int, batch_size: int
+    graph: Graph, prompts: Sequence[Prompt], pattern: Prune | None, settings: Mapping[str, object], batch_size: int
 ) -> list[str]:
-    """What the model writes, greedily, under a pattern."""
+    """What the model writes under a pattern, one answer a prompt.
+
+    Args:
+        graph: the model.
+        prompts: the prompts.
+        pattern: the method; None for the model as it is.
+        settings: of the generation, all of them.
+        batch_size: prompts in one generation.
+    """
     written: list[str] = []
     patterns = () if pattern is None else (pattern,)
     for start in range(0, len(prompts), batch_size):
@@ -30,7 +40,7 @@ def answer_with(
         batch = graph.batch(part)
         with (
             torch.no_grad(),
-            graph.generate(batch, *patterns, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
+            graph.generate(batch, *patterns, **settings) as tracer,
         ):
             ids = tracer.result.save()
         length = batch.inputs["input_ids"].shape[1]
@@ -70,7 +80,9 @@ def _timed(graph: Graph, prompt: Prompt, patterns: tuple[Prune, ...], count: int
     started = time.perf_counter()
     with (
         torch.no_grad(),
-        graph.generate(prompt, *patterns, max_new_tokens=count, min_new_tokens=count, do_sample=False) as tracer,
+        graph.generate(
+            prompt, *patterns, **plain_settings(graph, max_new_tokens=count, min_new_tokens=count)
+        ) as tracer,
     ):
         ids = tracer.result.save()
     assert ids is not None

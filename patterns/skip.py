@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING
 import torch
 from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
-from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
+from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._pattern import layer_list, resolve
+from nnsight_mmflow._forwards import Held, each_forward, held_whole
+from nnsight_mmflow._pattern import check_computed, layer_list, resolve
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from nnsight_mmflow._forms import Form
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._prompt import Batch, Prompt
     from nnsight_mmflow._row_spans import Spans
     from nnsight_mmflow._spans import Span
 
 PARTS = ("layer", "attn", "mlp")
+ADDS_NOTHING = "these layers add nothing there."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Skip:
 
     Without `at` the layer (or its attention, or its MLP) is not run at all, in a generation not in any step: compute is
     really saved. With `at`, the span's positions pass it unchanged while the others go through it and may still read
-    them; in a generation this acts on the prompt's forward.
+    them; in a generation this acts wherever those positions are computed.
 
     Attributes:
         layers: one layer or several.
@@ -40,7 +43,7 @@ class Skip:
     Raises:
         NoEffectError: when run with `at`, if nothing changes (the span is empty, or these layers add nothing there).
             Without `at` what a layer would add is not known: it is not run.
-        ModelError: in a generation without layer 0, whose cache counts positions.
+        ModelError: in a generation with a cache without layer 0, whose cache counts positions.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -64,21 +67,28 @@ class Skip:
 
         return pattern_html(self)
 
-    def check(self, graph: Graph, rows: tuple[Spans, ...], steps: bool) -> None:
+    def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layers = layer_list(self.layers, graph.n_layers)
         if self.part not in PARTS:
             raise MMFlowError(f"part must be one of {', '.join(PARTS)}, not {self.part!r}.")
-        if steps and self.at is None and self.part != "mlp" and 0 in layers:
+        if form is not None and form.cached and self.at is None and self.part != "mlp" and 0 in layers:
             raise ModelError(
                 f"{self}: a generation counts its positions by layer 0's cache, which stays empty where layer 0 (or its"
-                " attention) is left out. Skip later layers, or trace the prompt alone."
+                " attention) is left out. Skip later layers, set use_cache=False, or trace the prompt alone."
             )
         if self.at is None:
+            if form is not None and form.past:
+                raise MMFlowError(
+                    f"{self} leaves layers out for every position, but past_key_values holds the first {form.past}"
+                    " positions already, computed with them. Leave past_key_values out, or give `at`."
+                )
             return
         for row, span in enumerate(resolve(self.at, rows, "at")):
             if not len(span):
                 raise NoEffectError(f"{self} would change nothing: {span.name!r} holds no position of row {row}.")
+            if form is not None:
+                check_computed(str(self), span, form)
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Skip:
         """Itself: it needs nothing from other runs."""
@@ -87,11 +97,11 @@ class Skip:
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> None:
         """Does it inside a trace that the user has opened (one forward)."""
         rows = spans if isinstance(spans, tuple) else (spans,)
-        self.check(graph, rows, steps=False)
+        self.check(graph, rows, None)
         self._once(graph, rows)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` or `graph.generate` makes."""
+        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too."""
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
 
@@ -103,6 +113,24 @@ class Skip:
                 self._leave_out(graph)
         except OutOfOrderError:  # a trace has one step, and a generation ends
             pass
+
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+        """Does it inside the edit that `graph.generate` makes: everywhere, or where the span's positions are held."""
+        at = self.at
+        positions = [] if at is None else [list(span) for span in resolve(at, rows, "at")]
+        length, done = row_length(rows), {"changed": 0}
+
+        def act(held: Held) -> bool:
+            if at is None:
+                self._leave_out(graph)
+                return False
+            if any(held.local(span) for span in positions):
+                done["changed"] += self._pass(graph, positions, held)
+            if held.end >= length and not done["changed"]:
+                raise NoEffectError(f"{self} would change nothing: {ADDS_NOTHING}")
+            return held.past_prompt
+
+        each_forward(graph.decoder, len(rows), length, act)
 
     def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
         """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
@@ -126,11 +154,10 @@ class Skip:
             passing = entered["here"] if self.part == "layer" else torch.zeros_like(tensor)
             if positions is None:
                 return passing, int((passing != tensor).sum())
-            if tensor.shape[1] != length:  # a step of a generation
-                return None, 0
-            after = tensor.clone()
-            for row, at in enumerate(positions):
-                after[row, at] = passing[row, at]
+            held, after = held_by(tensor, len(rows), length), tensor.clone()
+            for row, at in enumerate(held.by_row(positions)):
+                local = held.local(at)
+                after[row, local] = passing[row, local]
             return after, int((after != tensor).sum())
 
         out = HookEdit(HOOK_POINTS["resid" if self.part == "layer" else self.part].format(layer), leave)
@@ -139,22 +166,26 @@ class Skip:
     def _once(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         if self.at is None:
             self._leave_out(graph)
-            return
+        elif not self._pass(graph, [list(span) for span in resolve(self.at, rows, "at")], None, row_length(rows)):
+            raise NoEffectError(f"{self} would change nothing: {ADDS_NOTHING}")
+
+    def _pass(self, graph: Graph, positions: list[list[int]], held: Held | None, length: int = 0) -> int:
+        """In the forward that runs now: the positions pass unchanged; returns how many numbers that changed."""
         changed = 0
-        positions = [list(span) for span in resolve(self.at, rows, "at")]
         for layer in layer_list(self.layers, graph.n_layers):
             site = SITES["resid" if self.part == "layer" else self.part](graph, layer)
             # not the layer's own inputs: with them its cache is read, which a process apart from the model gets copied
             entering = graph.layers[layer].input_layernorm.input if self.part == "layer" else None
             before = read_site(site)
+            here = held_whole(before.shape, len(positions), length) if held is None else held
             after = before.clone()
-            for row, at in enumerate(positions):
-                passing = torch.zeros_like(after[row, at]) if entering is None else entering[row, at].to(after)
-                changed += int((after[row, at] != passing).sum())
-                after[row, at] = passing
+            for row, at in enumerate(here.by_row(positions)):
+                local = here.local(at)
+                passing = torch.zeros_like(after[row, local]) if entering is None else entering[row, local].to(after)
+                changed += int((after[row, local] != passing).sum())
+                after[row, local] = passing
             write_site(site, after)
-        if not changed:
-            raise NoEffectError(f"{self} would change nothing: these layers add nothing there.")
+        return changed
 
     def _leave_out(self, graph: Graph) -> None:
         for layer in layer_list(self.layers, graph.n_layers):

@@ -122,9 +122,14 @@ def resolve_value(
     if isinstance(value, Zeros | Noise):
         return value
     if isinstance(value, FromRun):
-        return _from_run(value, graph, targets, site, layers, expression)
+        return _finite(_from_run(value, graph, targets, site, layers, expression), "the other run's values")
     if isinstance(value, MeanOf):
-        return _mean(value, graph, targets, site, layers, expression)
+        return _finite(_mean(value, graph, targets, site, layers, expression), "the mean")
+    if not value.is_floating_point() or value.ndim == 0:
+        raise MMFlowError(
+            f"the value is a tensor of {value.dtype} with {value.ndim} dimensions; expected floating-point numbers that"
+            " broadcast to (layers, rows, positions, width)."
+        )
     result = []
     for number in range(len(layers)):
         rows = []
@@ -138,7 +143,21 @@ def resolve_value(
                     f" {shape} here ({len(layers)} layer(s), {len(targets)} row(s), {len(target)} positions)."
                 ) from None
         result.append(rows)
-    return result
+    return _finite(result, "the value")
+
+
+def _finite(values: list[list[torch.Tensor]], what: str) -> list[list[torch.Tensor]]:
+    """The values; refuses those that would make every later number NaN."""
+    for number, rows in enumerate(values):
+        for row, part in enumerate(rows):
+            wrong = int((~part.isfinite()).sum())
+            if wrong:
+                raise MMFlowError(
+                    f"{what} for layer number {number}, row {row} holds {wrong} of {part.numel()} numbers that are NaN"
+                    " or infinite, so nothing behind it would mean anything. Did the run overflow (half precision), or"
+                    " was a mean taken over nothing?"
+                )
+    return values
 
 
 def _from_run(

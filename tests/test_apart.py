@@ -10,13 +10,14 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow._forms import PLAIN
 
 SAME, VISIBLE, STEPS = 1e-5, 1e-3, 4
 
 
 def generated(graph, prompt, *patterns, n_tokens=STEPS):
     """(rows, steps, vocabulary): the logits of a greedy generation."""
-    model = graph.edited(prompt, patterns, steps=True)
+    model = graph.edited(prompt, patterns, PLAIN)
     settings = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
     with torch.no_grad(), model.trace(fn=model.generate, **graph.checked(prompt), **settings) as tracer:
@@ -89,7 +90,7 @@ def check(graph, name, padded, request):
     if graph.adapter.sliding_window() == 12 and name.endswith("drop"):  # refused in either way
         for one in (graph, apart(graph)):
             with pytest.raises(mmf.ModelError, match="its cache would forget"):
-                one.edited(prompt, (patterns[name],), steps=True)
+                one.edited(prompt, (patterns[name],), PLAIN)
         return
     wanted, plain = generated(graph, prompt, patterns[name]), generated(graph, prompt)
     request.getfixturevalue("split")
@@ -151,8 +152,8 @@ def test_what_changes_nothing_is_told(split):
     with pytest.raises(mmf.NoEffectError, match="keeps every image token"):
         generated(graph, prompt, mmf.Prune(own=[mmf.Stage(layer=2, keep=0, rank=all_of_them, reads="", exact=True)]))
     with pytest.raises(mmf.ModelError, match=r"both change the attention of layer\(s\) \[1\]"):
-        graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 1])), steps=True)
-    graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 2])), steps=True)
+        graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 1])), PLAIN)
+    graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 2])), PLAIN)
 
 
 def all_of_them(seen):
@@ -163,4 +164,4 @@ def test_tokens_leave_behind_what_a_family_adds_again():
     graph = apart(family("qwen3_vl"))
     pattern = mmf.FastV(k=graph.enters_after, r=0.5)
     with pytest.raises(mmf.ModelError, match="adds image features again behind its first"):
-        graph.edited(graph.prompt(picture(0), QUESTION), (pattern,), steps=True)
+        graph.edited(graph.prompt(picture(0), QUESTION), (pattern,), PLAIN)

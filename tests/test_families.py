@@ -102,8 +102,8 @@ def test_a_patch_at_the_wrong_place_is_seen(monkeypatch):
     graph = graph_of("llava_next")
     real = patch.write_all
 
-    def moved(sites, positions, values, columns):
-        return real(sites, [at[::-1] for at in positions], values, columns)
+    def moved(sites, positions, *rest):
+        return real(sites, [at[::-1] for at in positions], *rest)
 
     monkeypatch.setattr(patch, "write_all", moved)
     with pytest.raises(Failed, match="embed: logits differ|logits differ by"):

@@ -246,3 +246,15 @@ def test_the_half_precision_of_the_model_is_kept():
     prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
     clean = patched(graph, other)
     assert torch.equal(patched(graph, prompt, mmf.Patch(at="all", site="embed", value=mmf.from_run(other))), clean)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_no_numbers_are_refused(wrong):
+    graph = tiny_graph()
+    prompt = graph.prompt(picture(0), "what color is the circle ?")
+    value = torch.zeros(graph.d_model)
+    value[3] = wrong
+    with pytest.raises(mmf.MMFlowError, match="holds 64 of 4096 numbers that are NaN or"):
+        graph.trace(prompt, mmf.Patch(at="image", layers=[1], value=value))
+    with pytest.raises(mmf.MMFlowError, match=r"tensor of torch.int64 with 1 dimensions"):
+        graph.trace(prompt, mmf.Patch(at="image", layers=[1], value=torch.zeros(graph.d_model, dtype=torch.long)))

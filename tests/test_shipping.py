@@ -24,7 +24,7 @@ def test_the_walk_goes_everywhere(modules):
     found = {f"{where.removeprefix('nnsight_mmflow.')}.{name}" for where, name in reached(modules)}
     for name in (
         "patterns.knockout.Knockout.run",
-        "patterns.knockout.close_edges_apart",
+        "_closed_edges.close_edges_apart",
         "patterns.prune.Prune.run_apart",
         "patterns.sparse_vlm._Recycling.__call__",
         "patterns.skip.Skip.run",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow._generation_settings import plain_settings
 from nnsight_mmflow._plan import make_plan, sizes_of
 from nnsight_mmflow._sweep import end_tokens, run_by_forwards, run_by_rows, run_clean
 from nnsight_mmflow.adapters._base import PER_POSITION
@@ -58,7 +59,8 @@ def generated(subject: Subject) -> str:
 
     graph, prompt, steps = subject.graph, subject.prompt, 4
     pattern = Knockout(source="image", target="question | last", layers=_middle(subject), when="all")
-    with torch.no_grad(), graph.generate(prompt, pattern, max_new_tokens=steps, do_sample=False) as tracer:
+    settings = plain_settings(graph, max_new_tokens=steps)
+    with torch.no_grad(), graph.generate(prompt, pattern, **settings) as tracer:
         found = tracer.result.save()
     with backend(subject, "eager"):
         wanted: list[int] = []

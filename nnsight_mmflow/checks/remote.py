@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow._generation_settings import plain_settings
 from nnsight_mmflow._remote import changed_nothing
 from nnsight_mmflow.checks.subject import QUESTION, Failed, NotApplicable, Subject
 
@@ -81,8 +82,8 @@ def generated(subject: Subject) -> str:
 
 def logits_of_steps(graph: Graph, prompt: Prompt, pattern: Pattern) -> torch.Tensor:
     """(steps, vocabulary): of the first two tokens of a greedy generation."""
-    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
-    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    more = {"output_logits": True, "return_dict_in_generate": True}
+    settings = plain_settings(graph, max_new_tokens=2, min_new_tokens=2, **more)
     with torch.no_grad(), graph.generate(prompt, pattern, **settings) as tracer:
         logits = torch.cat(tracer.result.logits).float().detach().cpu().save()
     return logits

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._generation_settings import plain_settings
 from nnsight_mmflow.nano import KINDS, samples
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _accuracy(graph: Graph, questions: list[Question], pictures: list[Picture], 
         batch = graph.batch(prompts)
         inputs = graph.checked(batch)
         with torch.no_grad():
-            ids = graph.adapter.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            ids = graph.adapter.model.generate(**inputs, **plain_settings(graph, max_new_tokens=4))
         answers = graph.processor.tokenizer.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
