@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import MMFlowError as MMFlowError
     from nnsight_mmflow._errors import ModelError as ModelError
     from nnsight_mmflow._errors import NoEffectError as NoEffectError
+    from nnsight_mmflow._errors import OutputError as OutputError
     from nnsight_mmflow._errors import PromptError as PromptError
     from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
@@ -200,6 +201,7 @@ _WHERE = {
     "write_constraint_questions": "_constraints",
     "MMFlowError": "_errors",
     "NoEffectError": "_errors",
+    "OutputError": "_errors",
     "RemoteFailure": "_errors",
     "SpanError": "_errors",
     "PromptError": "_errors",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import DataError, PromptError
+from nnsight_mmflow._output import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -120,14 +121,12 @@ class ConstraintQuestion:
 
 def write_constraint_questions(questions: Iterable[ConstraintQuestion], file: str | PathLike[str]) -> Path:
     """Writes questions whose images are paths as JSON lines, in the form that `read_constraint_questions` reads."""
-    file = Path(file)
     lines = []
     for one in questions:
         if not isinstance(one.image, str | Path):
             raise DataError(f"question {one.key!r} holds a picture, not the path of one: save the picture first.")
         lines.append(json.dumps({**asdict(replace(one, image="")), "image": str(one.image)}))
-    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return file
+    return write_text(file, "".join(line + "\n" for line in lines))
 
 
 def joined_answers(answers: Sequence[str] | str) -> tuple[str, ...]:

@@ -29,3 +29,7 @@ class DataError(MMFlowError):
 
 class RemoteFailure(MMFlowError):
     """A run on a server could not be made, or failed there."""
+
+
+class OutputError(MMFlowError):
+    """Something cannot be written: a full or read-only disk, a folder that is gone or a file; what is kept is said."""

@@ -41,12 +41,14 @@ class Placed:
         remote: False, True (NDIF), a host, or "local" (nnsight's own imitation).
         trusted: whether NDIF runs this key's blocks in the model's process.
         traffic: what has travelled so far, of this graph and of those made from it.
+        known_as: what its workers say of the model that they hold, where this process has none; see `_identity`.
     """
 
     model: TransformersModel
     remote: bool | str = False
     trusted: bool = False
     traffic: Traffic
+    known_as: dict[str, object] | None = None
 
     def at(self, remote: bool | str | None, trusted: bool | None = None) -> Self:
         """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from nnsight_mmflow._errors import DataError
+from nnsight_mmflow._output import output_folder, written_together
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Result")
 Band = tuple["np.ndarray", "np.ndarray", "np.ndarray"]  # mean, low, high
+SUM = "table_sha256"  # in a saved header: of the table that belongs to it
 PACKAGES = ("nnsight-mmflow", "nnsight", "transformers", "torch")
 
 
@@ -45,26 +49,52 @@ class Result:
         return self.table.copy()
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Writes the table (parquet) and the header (JSON) into the folder, and returns it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.table.to_parquet(folder / f"{self.kind}.parquet", index=False)
-        (folder / f"{self.kind}.json").write_text(json.dumps(self.header, indent=2) + "\n")
+        """Writes the table (parquet) and the header (JSON) into the folder, and returns it.
+
+        Raises:
+            OutputError: they cannot be written; what was saved there before is as it was.
+        """
+        folder = output_folder(folder)
+        more = self._more_files()
+        names = [f"{self.kind}.parquet", f"{self.kind}.json", *more]
+        with written_together(*(folder / name for name in names)) as (table, header, *others):
+            self.table.to_parquet(table, index=False)
+            told = {**self.header, SUM: sha256(table.read_bytes()).hexdigest()}
+            header.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            for file, data in zip(others, more.values(), strict=True):
+                file.write_bytes(data)
         return folder
+
+    def _more_files(self) -> Mapping[str, bytes]:
+        """What else belongs to the result, by the file's name."""
+        return {}
 
     @classmethod
     def load(cls: type[R], folder: str | PathLike[str]) -> R:
         """The result that was saved in the folder.
 
         Raises:
-            DataError: the folder holds none of this kind.
+            DataError: the folder holds none of this kind, or a damaged one.
         """
+        import io
+
         import pandas as pd
 
-        header = Path(folder) / f"{cls.kind}.json"
-        if not header.exists():
-            raise DataError(f"{folder} holds no {cls.__name__}: {header.name} is missing. Was it saved elsewhere?")
-        return cls(pd.read_parquet(header.with_suffix(".parquet")), json.loads(header.read_text()))
+        file = Path(folder) / f"{cls.kind}.json"
+        if not file.exists():
+            raise DataError(f"{folder} holds no {cls.__name__}: {file.name} is missing. Was it saved elsewhere?")
+        try:
+            header = dict(json.loads(file.read_bytes()))
+            data = file.with_suffix(".parquet").read_bytes()
+            made = header.pop(SUM, None)  # results of earlier versions have none
+            if made is not None and made != sha256(data).hexdigest():
+                raise ValueError(f"{file.stem}.parquet is not the table that {file.name} was saved with")
+            return cls(pd.read_parquet(io.BytesIO(data)), header)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"the {cls.__name__} in {folder} cannot be read ({error}). Run the experiment again with this folder:"
+                " finished prompts are not repeated."
+            ) from error
 
     def plot(self) -> ShownFigure:
         """A figure of the result."""

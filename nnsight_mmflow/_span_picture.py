@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._geometry import Cell
+from nnsight_mmflow._output import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +72,10 @@ def _draw(
         _tiles(axis, image, tokens)
         for left, top, right, bottom in boxes:
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=CHOSEN, lw=2))
-    figure.savefig(file, dpi=DOTS_PER_INCH)
-    plt.close(figure)
+    try:
+        write_figure(file, figure, dpi=DOTS_PER_INCH)
+    finally:
+        plt.close(figure)
 
 
 def _panels(image: ImageTokens) -> list[tuple[int, list[int]]]:

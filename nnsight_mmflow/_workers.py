@@ -11,11 +11,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow import _errors
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._identity import model_facts
 from nnsight_mmflow._ray import cluster, per_node, share
 from nnsight_mmflow._results import versions
 
@@ -76,25 +76,23 @@ def _answer(made: Callable[[], dict]) -> Answer:
 
 
 def facts(graph: Graph) -> dict[str, object]:
-    """What must be the same in all workers and in the driver, or their numbers would not belong together."""
+    """What must be the same in all workers, and in the driver as far as it knows, or numbers would not belong together.
+
+    A driver without weights cannot tell in which type they will be loaded, either.
+    """
+    if all(one.is_meta for one in graph.model._module.parameters()):
+        return outline(graph)
+    return {"n_layers": graph.n_layers, **model_facts(graph)}
+
+
+def outline(graph: Graph) -> dict[str, object]:
+    """The same of a model whose weights do not matter: not here, or loaded otherwise by workers."""
     return {
         "family": graph.family,
         "n_layers": graph.n_layers,
         "attention": graph.backend,
         "versions": versions(),
-        "weights": "" if graph.device.type == "meta" else _digest(graph),
     }
-
-
-def _digest(graph: Graph) -> str:
-    """A fingerprint of the weights, from the first row of each MLP's output, which every edit of a fact changes."""
-    import torch
-
-    mixed = sha256()
-    for layer in range(graph.n_layers):
-        row = graph.mlp_out(layer)._module.weight.detach()[0].cpu().contiguous()
-        mixed.update(row.view(torch.uint8).numpy().tobytes())
-    return mixed.hexdigest()[:16]
 
 
 class Crew:
@@ -153,30 +151,49 @@ class Crew:
         left = len(jobs)
         while left:
             self._staff(waiting, task, jobs)
-            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=PATIENCE)
-            if not ready:
-                self._tell_patience()
-                continue
-            worker, job = self.busy.pop(ready[0])
-            what = f"loading {self.how['name']}" if job is None else names[job]
-            try:
-                answer = self.ray.get(ready[0])
-            except self.ray.exceptions.RayTaskError:  # not a death: what was sent could not be read
-                raise
-            except self.ray.exceptions.RayError as error:
-                self._bury(worker, job, what, str(error))
-                if job is not None:
-                    waiting.append(job)  # at the end: a prompt that kills its workers does not keep the others waiting
-                continue
-            self.idle.append(worker)
-            if answer.error:
-                raise _told(what, answer)
+            job, value = self._turn(names)
             if job is None:
-                self.deaths[None] = 0
-                self._compare(answer.value)
-            else:
-                left -= 1
-                yield answer.value
+                continue
+            if value is None:
+                waiting.append(job)  # at the end: a prompt that kills its workers does not keep the others waiting
+                continue
+            left -= 1
+            yield value
+
+    def model(self) -> dict:
+        """The facts of the first worker's model, loaded for this; all others must have the same from then on."""
+        if self.ray is None:
+            self._start()
+        while True:
+            if not self.busy:
+                self._hire()
+            job, value = self._turn([])
+            if job is None and value is not None:
+                self.expected = value
+                return value
+
+    def _turn(self, names: list[str]) -> tuple[int | None, dict | None]:
+        """(a job, or None for loading; what came of it, None if nothing did)."""
+        ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=PATIENCE)
+        if not ready:
+            self._tell_patience()
+            return None, None
+        worker, job = self.busy.pop(ready[0])
+        what = f"loading {self.how['name']}" if job is None else names[job]
+        try:
+            answer = self.ray.get(ready[0])
+        except self.ray.exceptions.RayTaskError:  # not a death: what was sent could not be read
+            raise
+        except self.ray.exceptions.RayError as error:
+            self._bury(worker, job, what, str(error))
+            return job, None
+        self.idle.append(worker)
+        if answer.error:
+            raise _told(what, answer)
+        if job is None:
+            self.deaths[None] = 0
+            self._compare(answer.value)
+        return job, answer.value
 
     def _start(self) -> None:
         self.ray = self.stack.enter_context(cluster(self.workers, self.address))
@@ -202,12 +219,16 @@ class Crew:
             self.busy[worker.do.remote(task, jobs[job])] = worker, job
         loading = sum(job is None for _, job in self.busy.values())
         while loading < len(waiting) and len(self.busy) + len(self.idle) < self.workers:
-            import torch
-
-            made = self.ray.remote(Worker).options(**self.needs, scheduling_strategy="SPREAD")
-            worker = made.remote()
-            self.busy[worker.load.remote(dict(self.how), torch.get_num_threads())] = worker, None
+            self._hire()
             loading += 1
+
+    def _hire(self) -> None:
+        """Starts a worker, which loads its model."""
+        import torch
+
+        made = self.ray.remote(Worker).options(**self.needs, scheduling_strategy="SPREAD")
+        worker = made.remote()
+        self.busy[worker.load.remote(dict(self.how), torch.get_num_threads())] = worker, None
 
     def _bury(self, worker: Any, job: int | None, what: str, why: str) -> None:
         """Counts a worker's death."""
@@ -224,9 +245,9 @@ class Crew:
         )
 
     def _compare(self, found: Mapping[str, object]) -> None:
-        changed = [name for name, here in self.expected.items() if here and found[name] != here]
+        changed = [name for name, here in self.expected.items() if here and found.get(name) != here]
         if changed:
-            told = "; ".join(f"{name} is {found[name]!r}, here {self.expected[name]!r}" for name in changed)
+            told = "; ".join(f"{name} is {found.get(name)!r}, here {self.expected[name]!r}" for name in changed)
             raise MMFlowError(
                 f"a worker's model is not the driver's ({told}). Weights differ after an edit that was applied here, or"
                 " where the folder holds another model there: save the model and load the copy on both sides."

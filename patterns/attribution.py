@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
@@ -13,7 +14,9 @@ from nnsight_mmflow.patterns.patch import Patch
 
 from nnsight_mmflow._each_there import next_or_none
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._identity import corruption_identity, drawn_by, journal_of, prompt_identity
+from nnsight_mmflow._output import saved
+from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._split import whole_here
@@ -79,8 +82,10 @@ def attribution(
     *,
     exact: int = 24,
     seed: int = 0,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> AttributionResult:
     """An AttributionResult: for each head and span, what patching it from the clean run would do to the answer.
 
@@ -96,8 +101,10 @@ def attribution(
         exact: in how many cells of each prompt the patch is really made: half of them those with the largest estimates,
             half drawn by chance; 0: none.
         seed: of the draw.
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
+        report: where trouble with the folder is told.
 
     Raises:
         NoEffectError: two runs that do not differ.
@@ -124,31 +131,47 @@ def attribution(
     corruptions = list(corrupt) if isinstance(corrupt, Sequence) else [corrupt]
     if not prompts or len(prompts) != len(corruptions):
         raise MMFlowError(f"{len(prompts)} prompt(s) and {len(corruptions)} corruption(s): one for each is needed.")
-    rows: list[dict] = []
     pairs = list(zip(prompts, corruptions, strict=True))
-    for number, (prompt, corruption) in progress_bar(list(enumerate(pairs)), "attribution", shown=progress):
+    for number, (prompt, corruption) in enumerate(pairs):
         if len(prompt) != len(corruption.prompt):
             raise MMFlowError(
                 f"prompt {number} has {len(prompt)} positions, its corrupt run {len(corruption.prompt)}: positions"
                 " would not mean the same."
             )
-        places = trace_spans(number, prompt, corruption, spans, each=False, control=False)
-        rows += _cells(graph, number, prompt, corruption, places, exact, seed)
-    header = {
-        "model": graph.name,
-        "n_prompts": len(prompts),
-        "n_layers": graph.n_layers,
-        "n_heads": graph.n_heads,
-        "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
-        "metric": "change of the log-probability of the clean answer's first token (nats)",
-        "versions": versions(),
-    }
-    return AttributionResult(pd.DataFrame(rows), header)
+    places = [trace_spans(n, *pair, spans, each=False, control=False) for n, pair in enumerate(pairs)]
+    ids = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
+    told = {"spans": spans and list(spans), "exact": exact, "seed": seed}
+    with journal_of(graph, folder, "attribution", report, **told) as journal:
+        for identity, where in zip(ids, places, strict=True):
+            if identity in journal.done:
+                found = [(row["layer"], row["span"], row["head"]) for row in journal.done[identity]["rows"]]
+                layers, heads = range(graph.n_layers), range(graph.n_heads)
+                planned = [(layer, name, head) for layer in layers for name in where for head in heads]
+                journal.check(identity, found, planned)
+        for number in progress_bar(journal.left(ids), "attribution", shown=progress):
+            drawn = drawn_by(seed, ids[number])
+            journal.add({"id": ids[number], "rows": _cells(graph, *pairs[number], places[number], exact, drawn)})
+        rows = [
+            {"prompt": prompt.key or str(number), **row}
+            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+            for row in journal.done[identity]["rows"]
+        ]
+        header = {
+            "model": graph.name,
+            "n_prompts": len(prompts),
+            "n_layers": graph.n_layers,
+            "n_heads": graph.n_heads,
+            "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
+            "metric": "change of the log-probability of the clean answer's first token (nats)",
+            "versions": versions(),
+        }
+        result = AttributionResult(pd.DataFrame(rows), header)
+        saved(result, folder, report)
+    return result
 
 
 def _cells(
     graph: Graph,
-    number: int,
     prompt: Prompt,
     corruption: Corruption,
     places: dict[str, list[int]],
@@ -174,7 +197,6 @@ def _cells(
         for name, at in places.items():
             rows += [
                 {
-                    "prompt": prompt.key or str(number),
                     "span": name,
                     "layer": layer,
                     "head": head,
@@ -186,7 +208,7 @@ def _cells(
                 }
                 for head in range(graph.n_heads)
             ]
-    generator = torch.Generator().manual_seed(seed * 1009 + number)
+    generator = torch.Generator().manual_seed(seed)
     order = sorted(range(len(rows)), key=lambda i: -abs(rows[i]["estimate"]))
     drawn = [i for i in torch.randperm(len(rows), generator=generator).tolist() if i not in order[: exact // 2]]
     everything = corruption.prompt.spans["all"]

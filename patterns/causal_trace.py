@@ -13,7 +13,8 @@ from nnsight_mmflow.patterns.trace_result import SAME, TraceResult, collect_trac
 from nnsight_mmflow.patterns.trace_run import cost, measure
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._identity import corruption_identity, drawn_by, journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._plan import ROW_BUDGET
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
@@ -24,6 +25,7 @@ from nnsight_mmflow._windows import window_layers
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._journal import Journal
     from nnsight_mmflow._prompt import Prompt
 
 ENGINES = ("rows", "forward")
@@ -139,7 +141,6 @@ def causal_trace(
         "attention": graph.backend,
         "versions": versions(),
     }
-    journal = Journal(folder, settings)
     runs = [*zip(prompts, corruptions, places, strict=True), *zip(prompts[: len(alike)], alike, likewise, strict=True)]
     work = [
         (
@@ -154,23 +155,33 @@ def causal_trace(
         )
         for prompt, corruption, where in runs
     ]
+    told = {name: settings[name] for name in ("spans", "sites", "width", "each_position", "only_correct", "control")}
+    told |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine}
     ids = [
-        f"{number}:{prompt.key}:{prompt.digest()}:{corruption.how}:{corruption.prompt.digest()}"
+        f"{'control of ' if number >= len(prompts) else ''}{prompt_identity(prompt)}, {corruption_identity(corruption)}"
         for number, (prompt, corruption, _) in enumerate(runs)
     ]
-    report(cost(graph, work, [identity in journal.done for identity in ids], row_budget, engine))
-    for number, ((prompt, corruption, cells), identity) in enumerate(
-        progress_bar(list(zip(work, ids, strict=True)), "causal trace", shown=progress)
-    ):
-        if identity not in journal.done:
+    with journal_of(graph, folder, "causal trace", report, **told) as journal:
+        for (_, _, cells), identity in zip(work, ids, strict=True):
+            _check_entry(journal, identity, cells)
+        report(cost(graph, work, [identity in journal.done for identity in ids], row_budget, engine))
+        for number in progress_bar(journal.left(ids), "causal trace", shown=progress):
+            prompt, corruption, cells = work[number]
             counted = number < len(prompts)  # what is left out is decided by the corrupt run, not by its control
             limits = (only_correct, min_clean, max_corrupt) if counted else (False, 0.0, math.inf)
-            journal.add({"id": identity, **measure(graph, prompt, corruption, cells, limits, engine, row_budget)})
-    entries = [journal.done[identity] for identity in ids]
-    result = collect_trace(runs, entries, len(prompts), sites, windows, settings)
-    if folder is not None:
-        result.save(folder)
+            journal.add({"id": ids[number], **measure(graph, prompt, corruption, cells, limits, engine, row_budget)})
+        entries = [journal.done[identity] for identity in ids]
+        result = collect_trace(runs, entries, len(prompts), sites, windows, settings)
+        saved(result, folder, report)
     return result
+
+
+def _check_entry(journal: Journal, identity: str, cells: list[Cell]) -> None:
+    """Refuses a finished entry that is not of this plan."""
+    if identity in journal.done:
+        entry = journal.done[identity]
+        planned = () if entry["left_out"] else [(cell.span, cell.site, cell.first, cell.end) for cell in cells]
+        journal.check(identity, [cell[:4] for cell in entry["cells"]], planned)
 
 
 def _site(name: str) -> str:
@@ -241,7 +252,7 @@ def trace_spans(
     if each:
         found = {f"{name} {i}: {spans.tokens[p]}": [p] for name, at in found.items() for i, p in enumerate(at)}
     if control:
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(drawn_by(0, prompt_identity(prompt)))
         for name, at in list(found.items()):
             traced = {*at, *words, len(prompt) - 1}  # where an effect is expected
             rest = [position for position in range(start, len(prompt)) if position not in traced]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import nnsight
@@ -12,8 +13,10 @@ from nnsight_mmflow.patterns.contributions_result import ContributionsResult
 
 from nnsight_mmflow._attention import Contributions, answer_direction, plain_values, read_contributions
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._pattern import check_readable
-from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
@@ -36,8 +39,10 @@ def contributions(
     target: str = "last",
     *,
     heads: bool = False,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> ContributionsResult:
     """A ContributionsResult: for each prompt, layer and source token, what the target takes from it.
 
@@ -55,8 +60,10 @@ def contributions(
         source: the span that is read.
         target: the span that reads.
         heads: also a row for each head (column `head`; -1 is the sum over heads).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
+        report: where trouble with the folder is told.
 
     Raises:
         NoEffectError: a source that no target can read.
@@ -81,31 +88,56 @@ def contributions(
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     if not prompts:
         raise MMFlowError("contributions needs at least one prompt, but got none.")
-    tables, errors = [], []
-    for number, prompt in progress_bar(list(enumerate(prompts)), "contributions", shown=progress):
+    for number, prompt in enumerate(prompts):
         check_readable(
             f"{source}->{target} of prompt {number}",
             prompt.spans[source],
             prompt.spans[target],
             graph.adapter.bidirectional(prompt.spans),
         )
-        answer, found = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
-        errors += [layer.error / max(layer.scale, 1e-6) for layer in found]
-        tables.append(_table(prompt, number, source, answer, found, heads))
-    table = pd.concat(tables, ignore_index=True)
-    if not float(table["norm"].max()):
-        raise NoEffectError(f"{source}->{target}: every contribution is zero.")
-    header = {
-        "model": graph.name,
-        "source": source,
-        "target": target,
-        "n_layers": graph.n_layers,
-        "n_prompts": len(prompts),
-        "largest_error": max(errors),
-        "metric": "norm of attention weight times value through the output projection, summed over heads",
-        "versions": versions(),
-    }
-    return ContributionsResult(table, header)
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {"source": source, "target": target, "heads": heads}
+    with journal_of(graph, folder, "contributions", report, **told) as journal:
+        for prompt, identity in zip(prompts, ids, strict=True):
+            if identity in journal.done:
+                columns = journal.done[identity]["columns"]
+                found = zip(columns["layer"], columns["index"], columns["head"], strict=True)
+                journal.check(identity, found, _planned(graph, len(prompt.spans[source]), heads))
+        for number in progress_bar(journal.left(ids), "contributions", shown=progress):
+            prompt = prompts[number]
+            answer, read = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
+            errors = [layer.error / max(layer.scale, 1e-6) for layer in read]
+            columns = _table(prompt, source, answer, read, heads).to_dict("list")
+            journal.add({"id": ids[number], "error": float(max(errors)), "columns": columns})
+        entries = [journal.done[identity] for identity in ids]
+        tables = []
+        for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True)):
+            table = pd.DataFrame(entry["columns"])
+            table.insert(0, "prompt", prompt.key or str(number))
+            table.insert(1, "kind", prompt.kind)
+            tables.append(table)
+        table = pd.concat(tables, ignore_index=True)
+        if not float(table["norm"].max()):
+            raise NoEffectError(f"{source}->{target}: every contribution is zero.")
+        header = {
+            "model": graph.name,
+            "source": source,
+            "target": target,
+            "n_layers": graph.n_layers,
+            "n_prompts": len(prompts),
+            "largest_error": max(entry["error"] for entry in entries),
+            "metric": "norm of attention weight times value through the output projection, summed over heads",
+            "versions": versions(),
+        }
+        result = ContributionsResult(table, header)
+        saved(result, folder, report)
+    return result
+
+
+def _planned(graph: Graph, sources: int, heads: bool) -> list[tuple[int, int, int]]:
+    """(layer, index, head) of each row."""
+    shown = [-1, *range(graph.n_heads)] if heads else [-1]
+    return [(layer, i, head) for layer in range(graph.n_layers) for i in range(sources) for head in shown]
 
 
 @dataclass(frozen=True)
@@ -160,7 +192,7 @@ def read_prompt(
     return answer, found
 
 
-def _table(prompt: Prompt, number: int, source: str, answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
     import pandas as pd
 
     span = prompt.spans[source]
@@ -173,8 +205,6 @@ def _table(prompt: Prompt, number: int, source: str, answer: Answer, found: list
         for i, position in enumerate(span):
             place = places.get(position)
             common = {
-                "prompt": prompt.key or str(number),
-                "kind": prompt.kind,
                 "answer": answer.text,
                 "answer_probability": answer.probability,
                 "correct": answer.correct,

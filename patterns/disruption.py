@@ -13,7 +13,8 @@ from nnsight_mmflow.patterns.zeroed import Zeroed
 
 from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._identity import drawn_by, journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
@@ -158,42 +159,60 @@ def disruption(
         "n_layers": graph.n_layers,
         "versions": versions(),
     }
-    journal = Journal(folder, settings)
-    ids = [f"{number}:{prompt.key}:{prompt.digest()}" for number, prompt in enumerate(prompts)]
-    report(f"disruption: {len(prompts)} prompts, {len(ways) * len(chosen) + 1} forwards each.")
-    for number, (prompt, identity) in enumerate(
-        progress_bar(list(zip(prompts, ids, strict=True)), "disruption", shown=progress)
-    ):
-        if identity in journal.done:
-            continue
-        before = next_under(graph, prompt, [()], top=TOP)[0]
-        answer, top = before.top[0], set(before.top)
-        rows = []
-        for way in ways:
-            source, target = _edge(prompt, way, seed * 1009 + number)
-            where = [[layer] if scope == "layer" else range(layer, graph.n_layers) for layer in chosen]
-            cut: list[tuple[Pattern, ...]] = [
-                (STAGES[stage](source=source, target=target, layers=one),) for one in where
-            ]
-            for layer, after in zip(chosen, next_under(graph, prompt, cut, answer, TOP), strict=True):
-                now = set(after.top)
-                rows.append(
-                    {
-                        "prompt": prompt.key or str(number),
-                        "kind": prompt.kind,
-                        "way": way,
-                        "layer": layer,
-                        "label_kept": after.top[0] == answer,
-                        "score_consistency": len(top & now) / len(top | now),
-                        "probability": math.exp(after.log),
-                        "probability_before": math.exp(before.log),
-                    }
-                )
-        journal.add({"id": identity, "rows": rows})
-    result = DisruptionResult(pd.DataFrame([row for one in ids for row in journal.done[one]["rows"]]), settings)
-    if folder is not None:
-        result.save(folder)
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {name: settings[name] for name in ("ways", "scope", "stage", "layers", "seed")}
+    where = [[layer] if scope == "layer" else range(layer, graph.n_layers) for layer in chosen]
+    with journal_of(graph, folder, "disruption", report, **told) as journal:
+        planned = [(way, layer) for way in ways for layer in chosen]
+        for identity in set(ids) & set(journal.done):
+            journal.check(identity, [(row["way"], row["layer"]) for row in journal.done[identity]["rows"]], planned)
+        left = journal.left(ids)
+        report(
+            f"disruption: {len(left)} of {len(prompts)} prompts to run, {len(ways) * len(chosen) + 1} forwards each."
+        )
+        for number in progress_bar(left, "disruption", shown=progress):
+            drawn = drawn_by(seed, ids[number])
+            rows = _measure(graph, prompts[number], ways, stage, chosen, where, drawn)
+            journal.add({"id": ids[number], "rows": rows})
+        rows = [
+            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
+            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+            for row in journal.done[identity]["rows"]
+        ]
+        result = DisruptionResult(pd.DataFrame(rows), settings)
+        saved(result, folder, report)
     return result
+
+
+def _measure(
+    graph: Graph,
+    prompt: Prompt,
+    ways: Sequence[str],
+    stage: str,
+    chosen: Sequence[int],
+    where: Sequence[Sequence[int]],
+    drawn: int,
+) -> list[dict]:
+    """One prompt's rows."""
+    before = next_under(graph, prompt, [()], top=TOP)[0]
+    answer, top = before.top[0], set(before.top)
+    rows = []
+    for way in ways:
+        source, target = _edge(prompt, way, drawn)
+        cut: list[tuple[Pattern, ...]] = [(STAGES[stage](source=source, target=target, layers=one),) for one in where]
+        for layer, after in zip(chosen, next_under(graph, prompt, cut, answer, TOP), strict=True):
+            now = set(after.top)
+            rows.append(
+                {
+                    "way": way,
+                    "layer": layer,
+                    "label_kept": after.top[0] == answer,
+                    "score_consistency": len(top & now) / len(top | now),
+                    "probability": math.exp(after.log),
+                    "probability_before": math.exp(before.log),
+                }
+            )
+    return rows
 
 
 def _edge(prompt: Prompt, way: str, seed: int) -> tuple[str | Span, str | Span]:

@@ -12,7 +12,9 @@ from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.patterns.fine_tune import fine_tune
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._fingerprint import fingerprint
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
@@ -177,35 +179,54 @@ def edit_report(
         "settings": asdict(known),
         "versions": versions(),
     }
-    journal = Journal(folder, header)
     work = [(method, number) for method in methods for number in range(len(groups))]
     asked = sum(1 + sum(map(len, fact.same.values())) for group in groups for fact in group) + len(groups) * len(others)
-    report(
-        f"edit report: {len(work)} edits ({', '.join(methods)}), each up to {known.steps} steps per fact;"
-        f" {asked * len(methods)} prompts are asked afterwards."
-    )
-    before = answer_scores(graph, others, [str(prompt.answer) for prompt in others])
-    names = [",".join(f"{fact.prompt.digest()}>{fact.target}" for fact in group) for group in groups]
+    names = [fingerprint([_fact_identity(fact) for fact in group]) for group in groups]
     ids = [f"{method}: {names[number]}" for method, number in work]
-    for (method, number), identity in progress_bar(
-        list(zip(work, ids, strict=True)), "edit report", shown=progress, unit="edit"
-    ):
-        group = groups[number]
-        if identity not in journal.done:
+    # Keys and kinds matter here: they say which others an edit leaves out, and what the rows are called.
+    told = {"layers": where, "settings": asdict(known), "others": _named(others), "bound": bound}
+    with journal_of(graph, folder, "edit report", report, **told) as journal:
+        for (_, number), identity in zip(work, ids, strict=True):
+            if identity in journal.done:
+                found = [(row["measure"], row["way"], row["answer"]) for row in journal.done[identity]["rows"]]
+                planned = [(measure, way, answer) for measure, way, _, answer in _questions(groups[number], others)[0]]
+                journal.check(identity, found, planned)
+        left = journal.left(ids)
+        report(
+            f"edit report: {len(left)} edits ({', '.join(methods)})"
+            + (f", {len(work) - len(left)} done already" if len(left) < len(work) else "")
+            + f", each up to {known.steps} steps per fact; {asked * len(methods)} prompts are asked afterwards."
+        )
+        before = answer_scores(graph, others, [str(prompt.answer) for prompt in others]) if left else []
+        for place in progress_bar(left, "edit report", shown=progress, unit="edit"):
+            method, number = work[place]
+            group = groups[number]
             try:
                 edited = methods[method](group)
-            except (
-                NoEffectError
-            ):  # an answer that was given already, or that this layer cannot change: counted as it is
+            except NoEffectError:  # an answer given already, or that this layer cannot change: counted as it is
                 edited = graph
-            rows = _asked(graph, edited, group, others, before)
-            journal.add({"id": identity, "rows": [{"method": method, "edit": number, **row} for row in rows]})
-    import pandas as pd
+            journal.add({"id": ids[place], "rows": _asked(graph, edited, group, others, before)})
+        import pandas as pd
 
-    result = EditReport(pd.DataFrame([row for identity in ids for row in journal.done[identity]["rows"]]), header)
-    if folder is not None:
-        result.save(folder)
+        rows = [
+            {"method": method, "edit": number, **row}
+            for (method, number), identity in zip(work, ids, strict=True)
+            for row in journal.done[identity]["rows"]
+        ]
+        result = EditReport(pd.DataFrame(rows), header)
+        saved(result, folder, report)
     return result
+
+
+def _fact_identity(fact: Fact) -> str:
+    """The fingerprint of a fact: its prompt, its place, the new answer, and what else it is asked with."""
+    same = {way: _named(prompts) for way, prompts in fact.same.items()}
+    return fingerprint([_named([fact.prompt]), fact.target, fact.position(), same])
+
+
+def _named(prompts: Sequence[Prompt]) -> str:
+    """The fingerprint of prompts in their order, with what they are called."""
+    return fingerprint([(prompt_identity(prompt), prompt.key, prompt.kind) for prompt in prompts])
 
 
 def _methods(
@@ -235,10 +256,8 @@ def _methods(
     return made
 
 
-def _asked(
-    graph: Graph, edited: Graph, group: list[Fact], others: Sequence[Prompt], before: list[tuple[float, bool]]
-) -> list[dict]:
-    """What the edited model answers."""
+def _questions(group: list[Fact], others: Sequence[Prompt]) -> tuple[list[tuple[str, str, Prompt, str]], list[int]]:
+    """((measure, way, prompt, right answer) of all that is asked of an edited model, which of the others are)."""
     asked = [("efficacy", "the prompt itself", fact.prompt, fact.target) for fact in group]
     asked += [
         ("generalisation", way, prompt, fact.target)
@@ -247,12 +266,20 @@ def _asked(
         for prompt in prompts
     ]
     edited_keys = {prompt.key for _, _, prompt, _ in asked if prompt.key}
-    prompts, answers = [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked]
-    was = answer_scores(graph, prompts, answers)
     kept = [number for number, prompt in enumerate(others) if prompt.key not in edited_keys]
     asked += [("specificity", others[n].kind or "other prompts", others[n], str(others[n].answer)) for n in kept]
-    was += [before[number] for number in kept]
-    now = answer_scores(edited, [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked])
+    return asked, kept
+
+
+def _asked(
+    graph: Graph, edited: Graph, group: list[Fact], others: Sequence[Prompt], before: list[tuple[float, bool]]
+) -> list[dict]:
+    """What the edited model answers."""
+    asked, kept = _questions(group, others)
+    prompts, answers = [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked]
+    own = len(asked) - len(kept)
+    was = answer_scores(graph, prompts[:own], answers[:own]) + [before[number] for number in kept]
+    now = answer_scores(edited, prompts, answers)
     return [
         {
             "measure": measure,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
+
+FILE = "edit.safetensors"
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,31 +125,33 @@ class Edit(Result):
                 ]
         return pd.DataFrame(rows)
 
-    def save(self, folder: str | PathLike[str]) -> Path:
-        """Writes the table, the header, and the updates as edit.safetensors; returns the folder."""
-        from safetensors.torch import save_file
+    def _more_files(self) -> Mapping[str, bytes]:
+        """The updates, as edit.safetensors."""
+        from safetensors.torch import save
 
-        folder = super().save(folder)
         tensors = {}
         for layer, update in self.updates.items():
             tensors[f"{layer}.left"] = update.left.contiguous().cpu()
             tensors[f"{layer}.right"] = update.right.contiguous().cpu()
-        save_file(tensors, folder / "edit.safetensors", {"model": self.header["model"]})
-        return folder
+        return {FILE: save(tensors, {"model": self.header["model"]})}
 
     @classmethod
     def load(cls, folder: str | PathLike[str], graph: Graph | None = None) -> Edit:
         """The edit that was saved in the folder, on a model if one is given.
 
         Raises:
-            DataError: the folder holds no edit, or it was made on other weights.
+            DataError: the folder holds no edit, a damaged one, or one that was made on other weights.
         """
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         read = super().load(folder)
-        tensors = load_file(Path(folder) / "edit.safetensors")
-        layers = read.header["layers"]
-        updates = {layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
+        file = Path(folder) / FILE
+        try:
+            tensors, layers = load(file.read_bytes()), read.header["layers"]
+            updates = {layer: Update(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise DataError(f"{file} does not hold the updates of this edit ({error}): save the edit again.") from error
         if graph is None:
             return replace(read, updates=updates)
         for layer, (path, here) in zip(layers, weight_digests(graph, layers).items(), strict=True):

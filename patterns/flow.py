@@ -23,7 +23,8 @@ from nnsight_mmflow.patterns.flow_there import (
 )
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._plan import ROW_BUDGET, Plan, make_plan, sizes_of
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
@@ -33,6 +34,7 @@ from nnsight_mmflow._sweep_there import answer_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._journal import Journal
     from nnsight_mmflow._prompt import Prompt
     from nnsight_mmflow._row_spans import Spans
 
@@ -156,36 +158,41 @@ def flow(
         "attention": graph.backend,
         "versions": versions(),
     }
-    if control:  # without, journals of earlier versions go on
-        settings["control"] = control
-    journal = Journal(folder, settings)
-    ids = identities(prompts)
-    most = chunks_per_request if blocking else sys.maxsize  # a job is one request
-    done = [identity in journal.done for identity in ids]
-    report(_cost(plans, done, engine) + (_travels(prompts, plans, done, most) if graph.remote else ""))
-    before = replace(graph.traffic)
-    if not blocking:
-        given = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
-        given |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
-        work = list(zip(prompts, plans, ids, strict=True))
-        return submit(graph, work, given, folder, journal, engine)
-    left = [
-        (prompt, spans, plan, identity, only_correct, engine, max_new_tokens)
-        for prompt, plan, (spans, _, _), identity in zip(prompts, plans, controls, ids, strict=True)
-        if identity not in journal.done
-    ]
-    measured = measured_by(graph, left) if measured_by else _measured_here(graph, left, most, journal)
-    for _ in progress_bar(left, "flow", shown=progress):
-        journal.add(next(measured))
-    if graph.remote and engine == "rows":
-        report(f"flow: {graph.traffic - before}.")
-    entries = [journal.done[identity] for identity in ids]
     if control:
-        lacking = Counter(edge for _, _, why in controls for edge in why)
-        settings["prompts_without_control"] = dict(lacking)
-    result = collect(prompts, entries, [missing for _, missing in named], settings, plans, engine)
-    if folder is not None:
-        result.save(folder)
+        settings["control"] = control
+    most = chunks_per_request if blocking else sys.maxsize  # a job is one request
+    told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
+    told |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
+    with journal_of(graph, folder, "flow", report, **told, control=control or None) as journal:
+        ids = journal.known(identities(prompts))
+        for entry, plan in (
+            (journal.done[one], plan) for one, plan in zip(ids, plans, strict=True) if one in journal.done
+        ):
+            left_out = only_correct and not entry["correct"]
+            journal.check(entry["id"], entry["cells"], () if left_out else plan.cells)
+        done = [identity in journal.done for identity in ids]
+        report(_cost(plans, done, engine) + (_travels(prompts, plans, done, most) if graph.remote else ""))
+        before = replace(graph.traffic)
+        if not blocking:
+            given = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
+            given |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
+            work = list(zip(prompts, plans, ids, strict=True))
+            return submit(graph, work, given, folder, journal, engine)
+        left = [
+            (prompts[n], controls[n][0], plans[n], ids[n], only_correct, engine, max_new_tokens)
+            for n in journal.left(ids)
+        ]
+        measured = measured_by(graph, left) if measured_by else _measured_here(graph, left, most, journal)
+        for _ in progress_bar(left, "flow", shown=progress):
+            journal.add(next(measured))
+        if graph.remote and engine == "rows":
+            report(f"flow: {graph.traffic - before}.")
+        entries = [journal.done[identity] for identity in ids]
+        if control:
+            lacking = Counter(edge for _, _, why in controls for edge in why)
+            settings["prompts_without_control"] = dict(lacking)
+        result = collect(prompts, entries, [missing for _, missing in named], settings, plans, engine)
+        saved(result, folder, report)
     return result
 
 
@@ -219,14 +226,8 @@ def _kept(number: int, missing: dict[str, str], asked: tuple[str, ...], *, defau
 
 
 def identities(prompts: list[Prompt]) -> list[str]:
-    """A name for each prompt that is the same in every run: its key and fingerprint, numbered where it repeats."""
-    seen: dict[str, int] = {}
-    names = []
-    for prompt in prompts:
-        name = f"{prompt.key}:{prompt.digest()}:{prompt.answer}:{prompt.options}:{prompt.boxes}"
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
+    """What the journal calls each prompt: its key, for people, and its identity."""
+    return [f"{prompt.key}:{prompt_identity(prompt)}" for prompt in prompts]
 
 
 def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:

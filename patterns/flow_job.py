@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nnsight_mmflow.patterns.flow_there import accepted_ids, entry_of, first_position
 
 from nnsight_mmflow._errors import DataError, MMFlowError, RemoteFailure
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._output import output_folder, write_text
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._sweep_there import fetch_there, submit_there
 
@@ -22,11 +23,22 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow_result import FlowResult
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._journal import Journal
     from nnsight_mmflow._plan import Plan
     from nnsight_mmflow._prompt import Prompt
 
 Work = list[tuple["Prompt", "Plan", str]]
 FILE = "job.json"
+JOB = re.compile(r"[\w-]+")  # a server's id goes into an address
+# What a file may say of a sweep, and of which type.
+GIVEN: dict[str, tuple[type, ...]] = {
+    "edges": (list, type(None)),
+    "window": (int, list),
+    "only_correct": (bool,),
+    "row_budget": (int,),
+    "max_new_tokens": (int,),
+    "control": (int,),
+}
 
 
 class FlowJob:
@@ -89,13 +101,27 @@ class FlowJob:
         return self.wait().__await__()
 
     def save(self, file: str | PathLike[str]) -> None:
-        """Writes what another process needs to pick the job up (`FlowJob.load`); no key, no prompt."""
-        kept = {"folder": str(self.folder), "given": self.given, "jobs": self.jobs}
-        Path(file).write_text(json.dumps(kept, indent=2) + "\n")
+        """Writes what another process needs to pick the job up (`FlowJob.load`); no key, no prompt, no place."""
+        write_text(file, json.dumps({"given": self.given, "jobs": self.jobs}, indent=2) + "\n")
 
     @classmethod
-    def load(cls, file: str | PathLike[str], graph: Graph, prompts: Prompt | Sequence[Prompt]) -> FlowJob:
+    def load(
+        cls,
+        file: str | PathLike[str],
+        graph: Graph,
+        prompts: Prompt | Sequence[Prompt],
+        folder: str | PathLike[str] | None = None,
+    ) -> FlowJob:
         """The job of that file, with the same prompts.
+
+        Of the file only the sweep's settings and the server's ids are taken. Which server is asked, with your key, is
+        the graph's matter, and where is written yours: a file from someone else decides neither.
+
+        Args:
+            file: what `save` wrote; `flow` keeps one in its folder.
+            graph: the model, on the server that has the jobs.
+            prompts: the same as were sent, in any order.
+            folder: the run's folder; None: the one in which the file lies.
 
         Raises:
             DataError: the file is none of a job, or the prompts are others.
@@ -105,39 +131,60 @@ class FlowJob:
         from nnsight_mmflow._prompt import Prompt as OnePrompt
 
         prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
-        try:
-            kept = json.loads(Path(file).read_text())
-            folder, given, jobs = Path(kept["folder"]), kept["given"], kept["jobs"]
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{file} holds no job that FlowJob.save wrote: {error}.") from error
+        given, jobs = read_job(file)
         unknown = set(jobs) - set(identities(prompts))
         if unknown:  # before anything is sent
             raise DataError(
                 f"{file} is of other prompts: {len(unknown)} of its {len(jobs)} jobs belong to none of these."
             )
+        folder = output_folder(folder if folder is not None else Path(file).parent)
         if not (folder / FILE).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE).write_text(json.dumps(kept, indent=2) + "\n")
+            write_text(folder / FILE, json.dumps({"given": given, "jobs": jobs}, indent=2) + "\n")
         return flow(graph, prompts, folder=folder, blocking=False, report=str, **given)
+
+
+def read_job(file: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the settings, the ids by prompt) that a job's file holds.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        kept = json.loads(Path(file).read_bytes())
+        given, jobs = dict(kept["given"]), dict(kept["jobs"])
+        for name, value in given.items():
+            known = GIVEN.get(name, ())
+            wrong = isinstance(value, list) and not all(type(one) is (str if name == "edges" else int) for one in value)
+            if wrong or not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
+                raise ValueError(f"{name}={value!r} is no setting of a sweep")
+        for job in jobs.values():
+            if not isinstance(job, str) or not JOB.fullmatch(job):
+                raise ValueError(f"{job!r} is no id of a job")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} holds no job that FlowJob.save wrote: {error}.") from error
+    return given, jobs
 
 
 @in_words
 def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
     """Fetches what is done, and says how many prompts stand where."""
     found: Counter[str] = Counter()
-    for prompt, plan, identity in job.work:
-        if identity not in job.jobs:
+    with job.journal as journal:
+        for prompt, plan, identity in job.work:
+            if identity in journal.done:  # by another process, it may be
+                job.jobs.pop(identity, None)
+            if identity not in job.jobs:
+                found["FETCHED"] += 1
+                continue
+            status, numbers = fetch_there(graph, job.jobs[identity])
+            if numbers is None:
+                found[status] += 1
+                continue
+            only_correct, longest = job.given["only_correct"], job.given["max_new_tokens"]
+            journal.add(entry_of(graph, prompt, plan, identity, only_correct, longest, numbers))
+            del job.jobs[identity]
             found["FETCHED"] += 1
-            continue
-        status, numbers = fetch_there(graph, job.jobs[identity])
-        if numbers is None:
-            found[status] += 1
-            continue
-        only_correct, longest = job.given["only_correct"], job.given["max_new_tokens"]
-        job.journal.add(entry_of(graph, prompt, plan, identity, only_correct, longest, numbers))
-        del job.jobs[identity]
-        found["FETCHED"] += 1
-    job.save(job.folder / FILE)
+        job.save(job.folder / FILE)
     return dict(found)
 
 
@@ -169,7 +216,7 @@ def submit(
     if folder is None or engine != "rows":
         raise MMFlowError("blocking=False needs folder=, where finished prompts are kept, and engine='rows'.")
     file = Path(folder) / FILE
-    sent = json.loads(file.read_text())["jobs"] if file.exists() else {}
+    sent = read_job(file)[1] if file.exists() else {}
     jobs = {identity: job for identity, job in sent.items() if identity not in journal.done}
     made = FlowJob(graph, work, given, journal, Path(folder), jobs)
     for prompt, plan, identity in work:

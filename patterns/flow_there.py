@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._fingerprint import fingerprint
 from nnsight_mmflow._sweep_there import run_there
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def measure_there(
     together: dict[tuple[str, int, int], list[float]] = {}
     found: dict = {}
     for number, part in enumerate(parts):
-        name = f"{identity}, part {number + 1} of {len(parts)}"
+        # Another row_budget cuts a sweep otherwise: a part is known by its cells.
+        name = f"{identity}, part {number + 1} of {len(parts)}: {fingerprint(part.cells)}"
         if name in journal.done:
             found = journal.done[name]["found"]
         else:

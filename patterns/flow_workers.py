@@ -10,7 +10,7 @@ from nnsight_mmflow.patterns.flow import flow, measure
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
-from nnsight_mmflow._workers import Crew, facts
+from nnsight_mmflow._workers import Crew, facts, outline
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow_result import FlowResult
@@ -41,7 +41,8 @@ def flow_on_workers(
 
     This process makes the plans, writes the folder and collects the result; so the files are those of one process, and
     a run may go on with another number of workers, or with `mmf.flow`. A worker that dies is replaced, and its prompt
-    runs again. Needs the extra `ray`.
+    runs again. Needs the extra `ray`. Whose numbers a folder holds depends on the weights: where this process has none,
+    a worker is started to tell, even if all is finished.
 
     Args:
         graph: the model; loaded with dispatch=False, it takes no memory here.
@@ -75,10 +76,11 @@ def flow_on_workers(
     how = dict(load) if load is not None else as_loaded(graph)
     if "name" not in how:
         raise MMFlowError(f"load={sorted(how)} lacks 'name', the model that each worker loads.")
-    same = facts(graph)
-    if load is not None:  # asked for otherwise, such as in another dtype
-        del same["weights"]
+    same = facts(graph) if load is None else outline(graph)  # asked for otherwise, such as in another dtype
     with Crew(workers, how, same, address, report) as crew:
+        if settings.get("folder") is not None and "weights" not in same:  # whose numbers the folder's are, they know
+            known = crew.model()
+            graph = graph.but(known_as={name: value for name, value in known.items() if name != "n_layers"})
 
         def measured(_: Graph, left: list[tuple]) -> Iterator[dict]:
             names = [f"prompt {given[0].key or given[0].question!r}" for given in left]

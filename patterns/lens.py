@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
+from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._prompt import Prompt
 from nnsight_mmflow._readout import read_layers
 from nnsight_mmflow._remote import in_words
@@ -18,6 +21,7 @@ from nnsight_mmflow._sweep_there import answer_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._journal import Journal
     from nnsight_mmflow._plots import ShownFigure
 
 FOLLOWED = ("answer_lower", "answer_capitalized", "false_lower", "false_capitalized")
@@ -59,8 +63,10 @@ def lens(
     top: int = 10,
     only_correct: bool = True,
     max_new_tokens: int = 16,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> LensResult:
     """A LensResult: the probability of the answer, lower case and capitalised, and the top words, in each layer.
 
@@ -73,8 +79,10 @@ def lens(
         top: how many of the most likely tokens to keep.
         only_correct: False counts every prompt, whatever it answers.
         max_new_tokens: how long an answer may get.
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
+        report: where trouble with the folder is told.
 
     Raises:
         MMFlowError: no prompt counted, or one without an answer.
@@ -98,30 +106,52 @@ def lens(
     for number, prompt in enumerate(prompts):
         if prompt.answer is None:
             raise MMFlowError(f"prompt {number} has no answer to follow: give answer= to graph.prompt.")
-    rows, counted = [], 0
-    for number, prompt in progress_bar(list(enumerate(prompts)), "lens", shown=progress):
-        positions = list(prompt.spans[at])
-        if only_correct and not _is_correct(graph, prompt, max_new_tokens):
-            continue
-        counted += 1
-        rows += _read(graph, prompt, number, positions, norm, top)
-    if not rows:
-        raise MMFlowError(
-            f"none of {len(prompts)} prompts was answered correctly; pass only_correct=False to read all."
-        )
-    header = {
-        "model": graph.name,
-        "at": at,
-        "norm": norm,
-        "top": top,
-        "n_layers": graph.n_layers,
-        "n_prompts": len(prompts),
-        "n_counted": counted,
-        "left_out": {"answered otherwise": len(prompts) - counted} if counted < len(prompts) else {},
-        "metric": "probability of the first sub-token of each word, softmax over the whole vocabulary",
-        "versions": versions(),
-    }
-    return LensResult(pd.DataFrame(rows), header)
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}
+    with journal_of(graph, folder, "lens", report, **told) as journal:
+        for prompt, identity in zip(prompts, ids, strict=True):
+            if identity in journal.done:
+                found = journal.done[identity]
+                _check_entry(graph, journal, identity, found["rows"], list(prompt.spans[at]) * found["counted"])
+        for number in progress_bar(journal.left(ids), "lens", shown=progress):
+            prompt = prompts[number]
+            positions = list(prompt.spans[at])
+            counted = not only_correct or _is_correct(graph, prompt, max_new_tokens)
+            rows = _read(graph, prompt, positions, norm, top) if counted else []
+            journal.add({"id": ids[number], "counted": counted, "rows": rows})
+        entries = [journal.done[identity] for identity in ids]
+        rows = [
+            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
+            for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True))
+            for row in entry["rows"]
+        ]
+        if not rows:
+            raise MMFlowError(
+                f"none of {len(prompts)} prompts was answered correctly; pass only_correct=False to read all."
+            )
+        n_counted = sum(entry["counted"] for entry in entries)
+        header = {
+            "model": graph.name,
+            "at": at,
+            "norm": norm,
+            "top": top,
+            "n_layers": graph.n_layers,
+            "n_prompts": len(prompts),
+            "n_counted": n_counted,
+            "left_out": {"answered otherwise": len(prompts) - n_counted} if n_counted < len(prompts) else {},
+            "metric": "probability of the first sub-token of each word, softmax over the whole vocabulary",
+            "versions": versions(),
+        }
+        result = LensResult(pd.DataFrame(rows), header)
+        saved(result, folder, report)
+    return result
+
+
+def _check_entry(graph: Graph, journal: Journal, identity: str, rows: list[dict], positions: list[int]) -> None:
+    """Refuses a finished entry that lacks layers or positions."""
+    found = [(row["layer"], row["position"]) for row in rows if row["site"] == "resid"]
+    layers = range(-1, graph.n_layers)
+    journal.check(identity, found, [(layer, position) for layer in layers for position in positions])
 
 
 def first_token(graph: Graph, word: str | None) -> int | None:
@@ -137,7 +167,7 @@ def _is_correct(graph: Graph, prompt: Prompt, max_new_tokens: int) -> bool:
     return answer_of(graph, prompt, max_new_tokens).text.lower() == str(prompt.answer).strip().lower()
 
 
-def _read(graph: Graph, prompt: Prompt, number: int, positions: list[int], norm: bool, top: int) -> list[dict]:
+def _read(graph: Graph, prompt: Prompt, positions: list[int], norm: bool, top: int) -> list[dict]:
     false = prompt.options[1] if prompt.options else None
     words = (prompt.answer, prompt.answer and prompt.answer.capitalize(), false, false and false.capitalize())
     ids = dict(zip(FOLLOWED, (first_token(graph, word) for word in words), strict=True))
@@ -158,8 +188,6 @@ def _read(graph: Graph, prompt: Prompt, number: int, positions: list[int], norm:
             values.update(zip(columns, probabilities[i].tolist(), strict=True))
             rows.append(
                 {
-                    "prompt": prompt.key or str(number),
-                    "kind": prompt.kind,
                     "site": site,
                     "layer": layer,
                     "point": layer + 1,

@@ -12,9 +12,11 @@ from nnsight_mmflow.patterns.prune_controls import Grid, Random
 from nnsight_mmflow.patterns.prune_run import answer_with, measure_speed
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._fingerprint import fingerprint
 from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops
 from nnsight_mmflow._generation_settings import plain_settings, settings_used
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow._journal import Journal
     from nnsight_mmflow._plots import ShownFigure
     from nnsight_mmflow._prompt import Prompt
 
@@ -129,7 +132,7 @@ def prune_report(
         judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`mmf.read_benchmark`);
             None: the whole answer, whatever the case.
         timed: how often times are measured (the median is told); 0: not at all.
-        folder: where finished methods are written as they are done; a run that was stopped goes on from there.
+        folder: where finished batches are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
         report: where the cost is told before the run.
@@ -176,39 +179,58 @@ def prune_report(
         "attention": graph.backend,
         "versions": versions(),
     }
-    journal = Journal(folder, settings)
-    report(
-        f"prune report: {len(every)} methods, {len(prompts)} prompts, up to {max_new_tokens} tokens each:"
-        f" {len(every) * len(prompts)} generations"
-        + (f"; {sum(name in journal.done for name in every)} methods done already." if journal.done else ".")
-    )
     size = DecoderSize.of(graph)
-    for name, pattern in progress_bar(list(every.items()), "prune report", shown=progress, unit="method"):
-        if name not in journal.done:
-            written = answer_with(graph, prompts, pattern, used, batch_size)
-            speed = measure_speed(graph, prompts[0], pattern, timed) if timed else {}
-            journal.add({"id": name, "written": written, "speed": speed})
-    plain = journal.done[UNPRUNED]["written"]
-    rows: list[dict] = []
-    for name, pattern in every.items():
-        for prompt, written, before in zip(prompts, journal.done[name]["written"], plain, strict=True):
-            rows.append(
-                {
-                    "method": name,
-                    "prompt": f"{len(rows) % len(prompts)}:{prompt.key}",
-                    "kind": prompt.kind,
-                    "answer": prompt.answer,
-                    "written": written,
-                    "right": float(judge(prompt, written) if judge else _same(prompt, written)),
-                    "agrees": written == before,
-                    **_shares(graph, prompt, pattern, size),
-                }
-            )
-    header = {**settings, "speed": {name: journal.done[name]["speed"] for name in every}}
-    result = PruneReport(pd.DataFrame(rows), header)
-    if folder is not None:
-        result.save(folder)
+    prompt_ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {
+        "generation": settings["generation"],
+        "max_new_tokens": max_new_tokens,
+        "timed_on": graph.device.type if timed else None,
+    }
+    with journal_of(graph, folder, "prune report", report, **told) as journal:
+        ids = {name: [f"{fingerprint(pattern)}: {one}" for one in prompt_ids] for name, pattern in every.items()}
+        left = {name: journal.left(ids[name]) for name in every}
+        report(
+            f"prune report: {len(every)} methods, {len(prompts)} prompts, up to {max_new_tokens} tokens each:"
+            f" {len(every) * len(prompts)} generations"
+            + (f"; {sum(not one for one in left.values())} methods done already." if journal.done else ".")
+        )
+        speed: dict[str, dict] = {}
+        for name, pattern in progress_bar(list(every.items()), "prune report", shown=progress, unit="method"):
+            for start in range(0, len(left[name]), batch_size):
+                part = left[name][start : start + batch_size]
+                written = answer_with(graph, [prompts[n] for n in part], pattern, used, batch_size)
+                journal.add(*({"id": ids[name][n], "written": text} for n, text in zip(part, written, strict=True)))
+            speed[name] = _speed(graph, journal, pattern, prompts[0], prompt_ids, timed) if timed else {}
+        rows: list[dict] = []
+        for name, pattern in every.items():
+            for number, (prompt, identity) in enumerate(zip(prompts, ids[name], strict=True)):
+                text, plain = (journal.done[one]["written"] for one in (identity, ids[UNPRUNED][number]))
+                rows.append(
+                    {
+                        "method": name,
+                        "prompt": f"{number}:{prompt.key}",
+                        "kind": prompt.kind,
+                        "answer": prompt.answer,
+                        "written": text,
+                        "right": float(judge(prompt, text) if judge else _same(prompt, text)),
+                        "agrees": text == plain,
+                        **_shares(graph, prompt, pattern, size),
+                    }
+                )
+        result = PruneReport(pd.DataFrame(rows), {**settings, "speed": speed})
+        saved(result, folder, report)
     return result
+
+
+def _speed(
+    graph: Graph, journal: Journal, pattern: Prune | None, prompt: Prompt, prompts: list[str], timed: int
+) -> dict[str, float]:
+    """Measured times and memory on the first prompt, or as measured before on one of these."""
+    names = [f"{fingerprint(pattern)}: speed of {one}, {timed} times" for one in prompts]
+    name = next((one for one in names if one in journal.done), names[0])
+    if name not in journal.done:
+        journal.add({"id": name, "speed": measure_speed(graph, prompt, pattern, timed)})
+    return journal.done[name]["speed"]
 
 
 def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
+from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._qk import QueryKeyReader
 from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
@@ -97,8 +100,10 @@ def saliency(
     mode: str = "paper",
     *,
     heads_at_once: int = 4,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> SaliencyResult:
     """A SaliencyResult: how much the answer's loss depends on each flow, |sum over heads of A * dL/dA|, by layer.
 
@@ -113,8 +118,10 @@ def saliency(
             divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone (spec
             1.4).
         heads_at_once: heads whose weights are held at a time.
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
+        report: where trouble with the folder is told.
 
     Raises:
         MMFlowError: a prompt without an answer, or an unknown mode.
@@ -141,35 +148,51 @@ def saliency(
         raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
     if not prompts:
         raise MMFlowError("saliency needs at least one prompt, but got none.")
-    rows: list[dict] = []
-    for number, prompt in progress_bar(list(enumerate(prompts)), "saliency", shown=progress):
+    for number, prompt in enumerate(prompts):
         if prompt.answer is None:
             raise MMFlowError(f"prompt {number} has no answer: graph.prompt(..., answer=...): the loss needs one.")
         if not len(prompt.spans["image"]):
             raise NoEffectError(f"prompt {number} has no image: nothing flows from it.")
-        token = _token(graph, prompt, mode)
-        loss, found = flows_of(graph, prompt, token, mode == "released", heads_at_once)
-        sizes = [len(prompt.spans[span]) for span in SPANS.values()]
-        for layer, one in enumerate(found):
-            rows.append(
-                {
-                    "prompt": prompt.key or str(number),
-                    "kind": prompt.kind,
-                    "layer": layer,
-                    **grouped(one, sizes, mode == "released"),
-                    "loss": loss,
-                    "from_image_tokens": one.received.sum(0)[list(prompt.spans["image"])].tolist(),
-                }
-            )
-    header = {
-        "model": graph.name,
-        "mode": mode,
-        "n_prompts": len(prompts),
-        "n_layers": graph.n_layers,
-        "groups": SPANS,
-        "versions": versions(),
-    }
-    return SaliencyResult(pd.DataFrame(rows), header)
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    with journal_of(graph, folder, "saliency", report, mode=mode) as journal:
+        for identity in set(ids) & set(journal.done):
+            found = [(row["layer"],) for row in journal.done[identity]["rows"]]
+            journal.check(identity, found, [(layer,) for layer in range(graph.n_layers)])
+        for number in progress_bar(journal.left(ids), "saliency", shown=progress):
+            journal.add({"id": ids[number], "rows": _measure(graph, prompts[number], mode, heads_at_once)})
+        rows = [
+            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
+            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+            for row in journal.done[identity]["rows"]
+        ]
+        header = {
+            "model": graph.name,
+            "mode": mode,
+            "n_prompts": len(prompts),
+            "n_layers": graph.n_layers,
+            "groups": SPANS,
+            "versions": versions(),
+        }
+        result = SaliencyResult(pd.DataFrame(rows), header)
+        saved(result, folder, report)
+    return result
+
+
+def _measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> list[dict]:
+    """One prompt's rows."""
+    released = mode == "released"
+    loss, found = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
+    sizes = [len(prompt.spans[span]) for span in SPANS.values()]
+    image = list(prompt.spans["image"])
+    return [
+        {
+            "layer": layer,
+            **grouped(one, sizes, released),
+            "loss": loss,
+            "from_image_tokens": one.received.sum(0)[image].tolist(),
+        }
+        for layer, one in enumerate(found)
+    ]
 
 
 def flows_of(graph: Graph, prompt: Prompt, token: int, released: bool, heads_at_once: int) -> tuple[float, list[Flows]]:

@@ -11,7 +11,8 @@ from nnsight_mmflow.patterns.skip import PARTS, Skip
 
 from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Band, Result, bootstrap_band, versions
@@ -139,27 +140,31 @@ def skip_flow(
         "n_prompts": len(prompts),
         "versions": versions(),
     }
-    journal = Journal(folder, settings)
-    ids = [f"{number}:{prompt.key}:{prompt.digest()}" for number, prompt in enumerate(prompts)]
-    done = sum(identity in journal.done for identity in ids)
-    report(
-        f"skip flow: {len(prompts) - done} prompt(s) to run{f', {done} done already' if done else ''};"
-        f" {len(spans) * depth + 1} forwards each."
-    )
-    for prompt, identity in progress_bar(list(zip(prompts, ids, strict=True)), "skip flow", shown=progress):
-        if identity not in journal.done:
-            journal.add({"id": identity, **_measure(graph, prompt, spans, windows, part, only_correct)})
-    rows = [
-        {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-        for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-        for row in journal.done[identity]["rows"]
-    ]
-    if not rows:
-        raise MMFlowError(f"none of {len(prompts)} prompts was answered correctly: pass only_correct=False.")
-    counted = sum(bool(journal.done[identity]["rows"]) for identity in ids)
-    result = SkipResult(pd.DataFrame(rows), {**settings, "n_counted": counted})
-    if folder is not None:
-        result.save(folder)
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {name: settings[name] for name in ("spans", "window", "scope", "part", "only_correct")}
+    with journal_of(graph, folder, "skip flow", report, **told) as journal:
+        planned = [(span, layer) for span in spans for layer in range(depth)]
+        for identity in set(ids) & set(journal.done):
+            rows = journal.done[identity]["rows"]
+            journal.check(identity, [(row["span"], row["layer"]) for row in rows], planned if rows else ())
+        done = sum(identity in journal.done for identity in ids)
+        report(
+            f"skip flow: {len(prompts) - done} prompt(s) to run{f', {done} done already' if done else ''};"
+            f" {len(spans) * depth + 1} forwards each."
+        )
+        for number in progress_bar(journal.left(ids), "skip flow", shown=progress):
+            found = _measure(graph, prompts[number], spans, windows, part, only_correct)
+            journal.add({"id": ids[number], **found})
+        rows = [
+            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
+            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+            for row in journal.done[identity]["rows"]
+        ]
+        if not rows:
+            raise MMFlowError(f"none of {len(prompts)} prompts was answered correctly: pass only_correct=False.")
+        counted = sum(bool(journal.done[identity]["rows"]) for identity in ids)
+        result = SkipResult(pd.DataFrame(rows), {**settings, "n_counted": counted})
+        saved(result, folder, report)
     return result
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
@@ -12,7 +13,9 @@ from nnsight_mmflow.patterns.values import zeros
 
 from nnsight_mmflow._each_there import words_under
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._output import saved
+from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._prompt import Prompt
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
@@ -67,8 +70,10 @@ def word_overlap(
     window: int = 9,
     *,
     top: int = 10,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> WordOverlapResult:
     """A WordOverlapResult: the overlap of the top words before and after a module is silenced over a window of layers.
 
@@ -82,8 +87,10 @@ def word_overlap(
         at: the span that is silenced and read.
         window: how many consecutive layers, truncated at both ends.
         top: how many words to compare.
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         progress: show a progress bar.
+        report: where trouble with the folder is told.
 
     Raises:
         NoEffectError: the module's output there was zero already.
@@ -105,40 +112,54 @@ def word_overlap(
     if not prompts:
         raise MMFlowError("word_overlap needs at least one prompt, but got none.")
     top = min(top, graph.unembed._module.weight.shape[0])
-    rows = []
-    for number, prompt in progress_bar(list(enumerate(prompts)), "word overlap", shown=progress):
-        positions = list(prompt.spans[at])
-        if not positions:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt.spans[at]):
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
-        windows = [tuple(window_layers(layer, window, graph.n_layers)) for layer in range(graph.n_layers)]
-        cells = [(site, layers) for site in SITES for layers in windows]
-        words = (_there if graph.remote else _here)(graph, prompt, positions, cells, top)
-        before, silenced = words[0], iter(words[1:])
-        for site in SITES:
-            for layer in range(graph.n_layers):
-                after = next(silenced)
-                shared = [len(a & b) / len(a | b) for a, b in zip(before, after, strict=True)]
-                rows.append(
-                    {
-                        "prompt": prompt.key or str(number),
-                        "kind": prompt.kind,
-                        "site": site,
-                        "window": window,
-                        "layer": layer,
-                        "jaccard": sum(shared) / len(shared),
-                    }
-                )
-    header = {
-        "model": graph.name,
-        "at": at,
-        "window": window,
-        "top": top,
-        "n_layers": graph.n_layers,
-        "n_prompts": len(prompts),
-        "metric": "Jaccard overlap of the top words at the span's positions, mean over positions and prompts",
-        "versions": versions(),
-    }
-    return WordOverlapResult(pd.DataFrame(rows), header)
+    windows = [tuple(window_layers(layer, window, graph.n_layers)) for layer in range(graph.n_layers)]
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    with journal_of(graph, folder, "word overlap", report, at=at, window=window, top=top) as journal:
+        planned = [(site, layer) for site in SITES for layer in range(graph.n_layers)]
+        for identity in set(ids) & set(journal.done):
+            journal.check(identity, [(row["site"], row["layer"]) for row in journal.done[identity]["rows"]], planned)
+        for number in progress_bar(journal.left(ids), "word overlap", shown=progress):
+            journal.add({"id": ids[number], "rows": _measure(graph, prompts[number], at, windows, top)})
+        rows = [
+            {
+                "prompt": prompt.key or str(number),
+                "kind": prompt.kind,
+                "site": row["site"],
+                "window": window,
+                "layer": row["layer"],
+                "jaccard": row["jaccard"],
+            }
+            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+            for row in journal.done[identity]["rows"]
+        ]
+        header = {
+            "model": graph.name,
+            "at": at,
+            "window": window,
+            "top": top,
+            "n_layers": graph.n_layers,
+            "n_prompts": len(prompts),
+            "metric": "Jaccard overlap of the top words at the span's positions, mean over positions and prompts",
+            "versions": versions(),
+        }
+        result = WordOverlapResult(pd.DataFrame(rows), header)
+        saved(result, folder, report)
+    return result
+
+
+def _measure(graph: Graph, prompt: Prompt, at: str, windows: Sequence[tuple[int, ...]], top: int) -> list[dict]:
+    """One prompt's rows."""
+    cells = [(site, layers) for site in SITES for layers in windows]
+    before, *silenced = (_there if graph.remote else _here)(graph, prompt, list(prompt.spans[at]), cells, top)
+    places = [(site, layer) for site in SITES for layer in range(len(windows))]
+    rows = []
+    for (site, layer), after in zip(places, silenced, strict=True):
+        shared = [len(a & b) / len(a | b) for a, b in zip(before, after, strict=True)]
+        rows.append({"site": site, "layer": layer, "jaccard": sum(shared) / len(shared)})
+    return rows
 
 
 def silence(module: Envoy, positions: list[int], is_tuple: bool) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph
 
@@ -20,7 +21,8 @@ FACTS, TOGETHER, NANO_LAYERS, OTHERS = 20, 10, [4], 60
 
 def run(given: argparse.Namespace) -> None:
     """Runs the experiment, and writes tables, figures and report.md; for a fact of yours, the edit itself."""
-    graph, folder = load_graph(given), Path(given.out)
+    folder = output_folder(given.out)
+    graph = load_graph(given)
     if given.image or given.model != "nano":
         _own(graph, given, folder)
     else:
@@ -48,7 +50,7 @@ def _own(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
     fact = mmf.Fact(prompt=prompt, target=given.target, at=f"text({given.constraint!r}, 0)")
     edit = mmf.edit(graph, fact, given.layers, settings=given.settings)
     edit.save(folder)
-    edit.plot().savefig(folder / "edit.png", dpi=150)
+    write_figure(folder / "edit.png", edit.plot(), dpi=150)
     bleed = edit.bleed([prompt]).groupby(["layer", "token"], sort=False)["measured"].max()
     say(str(edit))
     say(f"bleed at other positions of this prompt, of the change: {bleed.sort_values().iloc[-6:].round(2).to_dict()}")
@@ -77,21 +79,22 @@ def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
                 controls=controls,
                 bound=given.bound,
                 settings=given.settings,
-                folder=folder / name,
+                folder=output_folder(folder, name),
             )
     told = ", ".join(map(str, layers))
     for name, result in results.items():
-        where = folder / name
-        result.scores().to_csv(where / "scores.csv", index=False)
+        where = output_folder(folder, name)
+        result.save(where)  # again: a run tells that it could not be saved, a command ends with it
+        write_csv(where / "scores.csv", result.scores())
         shown = result
         if name == "one_at_a_time":
-            layers_figure(result).savefig(where / "layers.png", dpi=150)
+            write_figure(where / "layers.png", layers_figure(result), dpi=150)
             late = f"edit, layer {graph.n_layers - 1}"
             kept = [one for one in result.header["methods"] if one.endswith(f" {told}") or one == late]
             shown = result.only(kept)
-        shown.plot().savefig(where / "edit_report.png", dpi=150)
+        write_figure(where / "edit_report.png", shown.plot(), dpi=150)
         say(result.summary())
-    (folder / "report.md").write_text(report_text(results))
+    write_text(folder / "report.md", report_text(results))
     say(f"written to {folder}: report.md, one_at_a_time/edit_report.png, one_at_a_time/layers.png")
 
 

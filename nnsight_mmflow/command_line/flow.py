@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._arrows import thresholds
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -20,10 +20,10 @@ def run(given: argparse.Namespace) -> None:
     import nnsight_mmflow as mmf
 
     on = _where(given)
+    folder = output_folder(given.out)
     graph = load_graph(given)
     prompts = make_prompts(graph, given)
     judged = all(prompt.answer is not None for prompt in prompts)
-    folder = Path(given.out)
     result = (mmf.flow_on_workers if on else mmf.flow)(
         graph,
         prompts,
@@ -35,15 +35,16 @@ def run(given: argparse.Namespace) -> None:
         folder=folder,
         **on,
     )
-    result.plot().savefig(folder / "flow.png", dpi=150)
+    result.save(folder)  # again: a run tells that it could not be saved, a command ends with it
+    write_figure(folder / "flow.png", result.plot(), dpi=150)
     for window in dict.fromkeys(given.window):
         name = "flow_diagram" if window == given.window[0] else f"flow_diagram_window_{window}"
         drawn = result.diagram(window)
-        drawn.savefig(folder / f"{name}.png", dpi=150)
-        drawn.savefig(folder / f"{name}.svg")
+        write_figure(folder / f"{name}.png", drawn, dpi=150)
+        write_figure(folder / f"{name}.svg", drawn)
     result.explore().save(folder / "flow.html")
-    result.to_frame().to_csv(folder / "flow.csv", index=False)
-    (folder / "report.md").write_text(report_text(result))
+    write_csv(folder / "flow.csv", result.to_frame())
+    write_text(folder / "report.md", report_text(result))
     say(result.summary())
     say(f"written to {folder}: flow.png, flow_diagram.png and .svg, flow.html, flow.csv, flow.parquet, report.md")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -23,7 +23,8 @@ def run(given: argparse.Namespace) -> None:
     """Runs the experiment, and writes prune_report.png, .csv, .parquet, .json and report.md."""
     import nnsight_mmflow as mmf
 
-    graph, folder = load_graph(given), Path(given.out)
+    folder = output_folder(given.out)
+    graph = load_graph(given)
     prompts = make_prompts(graph, given)
     patches = max(_tokens_per_picture(prompt) for prompt in prompts)
     methods = {
@@ -32,9 +33,10 @@ def run(given: argparse.Namespace) -> None:
     result = mmf.prune_report(
         graph, prompts, methods, max_new_tokens=given.max_new_tokens, timed=given.timed, folder=folder
     )
-    result.scores().to_csv(folder / "prune_report.csv", index=False)
-    result.plot().savefig(folder / "prune_report.png", dpi=150)
-    (folder / "report.md").write_text(report_text(result))
+    result.save(folder)  # again: a run tells that it could not be saved, a command ends with it
+    write_csv(folder / "prune_report.csv", result.scores())
+    write_figure(folder / "prune_report.png", result.plot(), dpi=150)
+    write_text(folder / "report.md", report_text(result))
     say(str(result))
     say(f"written to {folder}: report.md, prune_report.png, prune_report.csv")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -13,19 +13,23 @@ def run(given: argparse.Namespace) -> None:
     """Runs the experiments, and writes saliency.png and .csv for both modes, disruption.png and .csv, and report.md."""
     import nnsight_mmflow as mmf
 
-    graph, folder = load_graph(given), Path(given.out)
+    folder = output_folder(given.out)
+    graph = load_graph(given)
     prompts = make_prompts(graph, given)
     lines = ["# Saliency of information flow", ""]
     for mode in ("paper", "released"):
-        result = mmf.saliency(graph, prompts, mode)
-        where = result.save(folder / mode)
-        result.plot().savefig(where / "saliency.png", dpi=150)
-        result.to_frame().drop(columns="from_image_tokens").to_csv(where / "saliency.csv", index=False)
+        where = output_folder(folder, mode)
+        result = mmf.saliency(graph, prompts, mode, folder=where)
+        result.save(where)  # again: a run tells that it could not be saved, a command ends with it
+        write_figure(where / "saliency.png", result.plot(), dpi=150)
+        write_csv(where / "saliency.csv", result.to_frame().drop(columns="from_image_tokens"))
         say(result.summary())
         lines += [f"## {mode} mode", "", result.summary() + ".", "", f"![saliency]({mode}/saliency.png)", ""]
-    found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=folder / "disruption")
-    found.plot().savefig(folder / "disruption" / "disruption.png", dpi=150)
-    found.to_frame().to_csv(folder / "disruption" / "disruption.csv", index=False)
+    where = output_folder(folder, "disruption")
+    found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=where)
+    found.save(where)
+    write_figure(where / "disruption.png", found.plot(), dpi=150)
+    write_csv(where / "disruption.csv", found.to_frame())
     say(found.summary())
     lines += ["## Disruption", "", found.summary() + ".", "", "![disruption](disruption/disruption.png)", ""]
     lines += ["D_l = log(E_vv / E_vt), E = 1 - score consistency:", "", "| layer | D |", "|---|---|"]
@@ -38,5 +42,5 @@ def run(given: argparse.Namespace) -> None:
         "- Saliency is no proof of need: compare with the disruptions, and those with their random control.",
         "",
     ]
-    (folder / "report.md").write_text("\n".join(lines))
+    write_text(folder / "report.md", "\n".join(lines))
     say(f"written to {folder}: report.md, paper/saliency.png, released/saliency.png, disruption/disruption.png")

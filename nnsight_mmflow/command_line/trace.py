@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph
 
@@ -31,7 +32,8 @@ def run(given: argparse.Namespace) -> None:
     """Runs the experiment and writes, per run, causal_trace.png, .csv, .parquet and .json; and report.md."""
     import nnsight_mmflow as mmf
 
-    graph, folder = load_graph(given), Path(given.out)
+    folder = output_folder(given.out)
+    graph = load_graph(given)
     if given.image or given.data or given.model != "nano":
         runs: dict[str, tuple] = {"": (*(_data if given.data else _own)(graph, given), None)}
     else:
@@ -41,7 +43,7 @@ def run(given: argparse.Namespace) -> None:
             runs[name] = (prompts, corrupt, mmf.nano.same_answers(graph, prompts))
     results = {}
     for name, (prompts, corrupt, alike) in runs.items():
-        where = folder / name
+        where = output_folder(folder, name)
         judged = all(prompt.answer is not None for prompt in prompts)
         result = mmf.causal_trace(
             graph,
@@ -56,11 +58,12 @@ def run(given: argparse.Namespace) -> None:
             engine=given.engine,
             folder=where,
         )
-        result.plot().savefig(where / "causal_trace.png", dpi=150)
-        result.to_frame().to_csv(where / "causal_trace.csv", index=False)
+        result.save(where)  # again: a run tells that it could not be saved, a command ends with it
+        write_figure(where / "causal_trace.png", result.plot(), dpi=150)
+        write_csv(where / "causal_trace.csv", result.to_frame())
         results[name] = result
         say(result.summary())
-    (folder / "report.md").write_text(report_text(results))
+    write_text(folder / "report.md", report_text(results))
     pictures = ", ".join(str(Path(name) / "causal_trace.png") for name in results)
     say(f"written to {folder}: report.md, {pictures}")
 

@@ -6,6 +6,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from nnsight_mmflow._output import output_folder, write_figure, write_text, written
 from nnsight_mmflow._questions import Question
 from nnsight_mmflow.nano import KINDS, samples
 
@@ -14,7 +15,7 @@ def write_samples(folder: Path, per_kind: int = 5) -> Path:
     """Writes contact_sheet.png, questions.jsonl and images/ into the folder, and returns it."""
     from matplotlib.figure import Figure
 
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images = output_folder(folder, "images")
     figure = Figure(figsize=(2.5 * per_kind, 2.55 * len(KINDS)), layout="constrained")
     panels = figure.subplots(len(KINDS), per_kind, squeeze=False)
     lines = []
@@ -24,10 +25,11 @@ def write_samples(folder: Path, per_kind: int = 5) -> Path:
             axes.set_axis_off()
             asked = textwrap.fill(question.question, 30)
             axes.set_title(f"{kind}\n{asked}\n{question.answer}", fontsize=8)
-            question.image.save(folder / "images" / f"{question.key}.png")  # type: ignore[union-attr]
+            with written(images / f"{question.key}.png") as beside:
+                question.image.save(beside)  # type: ignore[union-attr]
             lines.append(json.dumps(_as_row(question)) + "\n")
-    figure.savefig(folder / "contact_sheet.png", dpi=90)
-    (folder / "questions.jsonl").write_text("".join(lines))
+    write_figure(folder / "contact_sheet.png", figure, dpi=90)
+    write_text(folder / "questions.jsonl", "".join(lines))
     return folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnsight_mmflow._output import write_text
 from nnsight_mmflow.nano import facts, world
 
 PER_KIND = 200
@@ -32,7 +33,7 @@ def write_held_out(path: Path) -> int:
     entries += _more_facts(np.random.default_rng([SEED, 100]))
     for number, entry in enumerate(entries):
         entry["id"] = f"nano-{number:04d}"
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
     return len(entries)
 
 

@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
+from nnsight_mmflow._errors import DataError
+from nnsight_mmflow._output import output_folder, writing, written
 from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor
@@ -75,8 +77,8 @@ def train(
 ) -> LlavaForConditionalGeneration:
     """Returns nano, trained from `seed`; the state is kept in `folder`, so that a stopped run goes on where it was."""
     torch.manual_seed(seed)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(folder)
+    run = {"seed": seed, "n_layers": n_layers, "readout_steps": readout_steps}
     model, readout = build_model(n_layers).to(device).train(), PatchReadout().to(device)
     caught: list[torch.Tensor] = []
     hook = model.model.multi_modal_projector.register_forward_hook(lambda *call: caught.append(call[-1]))
@@ -85,7 +87,7 @@ def train(
     batches, first = Batches(seed), 0
     state = folder / "training.pt"
     if state.exists():
-        kept = torch.load(state, map_location=device, weights_only=True)  # tensors and plain numbers alone
+        kept = _kept(state, device, run, steps)
         model.load_state_dict(kept["model"])
         readout.load_state_dict(kept["readout"])
         optimizer.load_state_dict(kept["optimizer"])
@@ -133,11 +135,31 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "random": batches.random.bit_generator.state,
                 "step": step + 1,
+                "run": run,
             }
-            torch.save(kept, state.with_suffix(".new"))
-            state.with_suffix(".new").replace(state)
+            with written(state) as beside:
+                torch.save(kept, beside)
     hook.remove()
     return model.eval()
+
+
+def _kept(state: Path, device: str, run: dict[str, int], steps: int) -> dict:
+    """The state of a training that was stopped.
+
+    Raises:
+        DataError: it cannot be read, or is of another training.
+    """
+    try:
+        kept = torch.load(state, map_location=device, weights_only=True)  # tensors and plain numbers alone
+        before, step = kept.get("run"), kept["step"]
+    except Exception as error:  # of many kinds, by how a file is damaged
+        raise DataError(f"{state} cannot be read ({error}): remove it to train from the start.") from error
+    if before != run or step > steps:
+        raise DataError(
+            f"{state} is of another training ({before}, {step} steps; asked for are {run}, {steps} steps). Give another"
+            " folder."
+        )
+    return kept
 
 
 def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
@@ -145,5 +167,7 @@ def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
     end, pad = model.config.text_config.eos_token_id, model.config.text_config.pad_token_id
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, pad
     model.config._name_or_path = "nano"
-    model.to("cpu").save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    folder = output_folder(folder)
+    with writing(folder):
+        model.to("cpu").save_pretrained(folder)
+        build_processor().save_pretrained(folder)

@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._output import write_text
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -83,9 +85,7 @@ class Page:
 
     def save(self, file: str | PathLike[str]) -> Path:
         """Writes the document, which opens in any browser, and returns its path."""
-        file = Path(file)
-        file.write_text(self.html(), encoding="utf-8")
-        return file
+        return write_text(file, self.html())
 
     def _repr_html_(self) -> str:
         """A frame, so that neither the notebook's style and script nor the page's reach the other."""

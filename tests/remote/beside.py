@@ -1,8 +1,10 @@
 """Runs on a server that runs blocks apart from the model's process; jobs, clients, and errors in words."""
 
+import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -117,7 +119,7 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
     job.save(tmp_path / "later.json")
     assert KEY not in (tmp_path / "later.json").read_text()
     before = server.seen()["requests"]
-    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts)
+    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts, folder=tmp_path / "run")
     result = again.result(every=0.1, timeout=60)
     assert server.seen()["requests"] == before  # nothing was sent twice
     assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
@@ -132,6 +134,39 @@ def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(h
     result = mmf.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
     assert result.to_frame().equals(wanted.to_frame())
     assert result.header["control"] == 2
+
+
+def test_a_strangers_job_decides_neither_host_nor_folder(here, there, server, tmp_path):
+    prompts = mmf.nano.prompts(here, 1)
+    mmf.flow(there, prompts, window=3, folder=tmp_path / "mine", blocking=False, report=str)
+    kept = json.loads((tmp_path / "mine" / "job.json").read_text())
+    assert set(kept) == {"given", "jobs"}
+    (tmp_path / "got").mkdir()
+    file = tmp_path / "got" / "job.json"
+    file.write_text(json.dumps({**kept, "folder": str(tmp_path / "victim"), "host": "http://127.0.0.1:9"}))
+    result = mmf.FlowJob.load(file, there, prompts).result(every=0.1, timeout=60)
+    assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
+    assert not (tmp_path / "victim").exists()
+    assert (tmp_path / "got" / "flow.parquet").exists(), "into the folder that the caller named"
+    file.write_text(json.dumps({**kept, "given": {**kept["given"], "remote": "http://127.0.0.1:9"}}))
+    with pytest.raises(mmf.DataError, match="remote='http://127.0.0.1:9' is no setting of a sweep"):
+        mmf.FlowJob.load(file, there, prompts)
+
+
+def test_a_servers_numbers_are_not_mixed_with_those_of_weights_here(here, there, tmp_path):
+    """What its weights are is not known here; edits that ride along are."""
+    prompts = mmf.nano.prompts(here, 1)
+    flow = partial(mmf.flow, prompts=prompts, window=3, folder=tmp_path, **QUIET)
+    flow(there)
+    kept = json.loads((tmp_path / "settings.json").read_text())
+    assert "not known here" in kept["weights"]
+    flow(there)
+    with pytest.raises(mmf.DataError, match="weights was 'on the server http.* not known here"):
+        flow(here.but(name=there.name))
+    with there.model.edit() as (_, edited):
+        there.layers[2].output[:] = 0
+    with pytest.raises(mmf.DataError, match="edits was None"):
+        flow(there.but(model=edited))
 
 
 def test_a_job_is_awaited(here, there, tmp_path):
@@ -197,6 +232,7 @@ def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
 
 CLIENT = """
 import sys
+from functools import partial
 import nnsight_mmflow as mmf
 from nnsight.modeling import huggingface
 folder, kind = sys.argv[1:]
