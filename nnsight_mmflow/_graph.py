@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import check_asked, whole
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
@@ -168,6 +169,8 @@ class Graph(Placed):
             >>> len(prompt.spans["image"])
             64
         """
+        named = {"template": template, "instruction": instruction, "key": key, "kind": kind}
+        check_asked(question, answer, options, boxes, named)
         if options and len(options) != 2:
             raise PromptError(f"options are two, (true, false), but {len(options)} came: {tuple(options)}.")
         if any(len(box) != 4 for box in boxes):
@@ -283,6 +286,6 @@ class Graph(Placed):
         return checked_inputs(self.adapter, prompt)
 
     def _layer(self, layer: int) -> int:
-        if not -self.n_layers <= layer < self.n_layers:
+        if not -self.n_layers <= whole("layer", layer) < self.n_layers:
             raise ModelError(f"layer {layer} was asked for, but there are {self.n_layers}, counted from 0.")
         return layer % self.n_layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from nnsight_mmflow._arguments import expression, layers_of
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Pattern(Protocol):
 
 def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:
     """The span that an expression means in each row; a Span stands for itself in a single row."""
+    expression(role, what)
     if isinstance(what, str):
         return [spans[what] for spans in rows]
     if len(rows) != 1:
@@ -58,6 +60,7 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     Raises:
         MMFlowError: no layer, or one that the model does not have.
     """
+    layers = layers_of("layers", layers)
     asked = [layers] if isinstance(layers, int) else list(layers)
     if not asked:
         raise MMFlowError(f"layers={layers!r} names no layer; there are {n_layers}, counted from 0.")

@@ -10,7 +10,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._masks import kept_keys, layer_mask
-from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way
+from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way, ranks_of
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
 
 if TYPE_CHECKING:
@@ -201,8 +201,7 @@ def choose(
             value,
             towers[i],
         )
-        told = stage.rank(seen)
-        ranks, content = told if isinstance(told, tuple) else (told, None)
+        ranks, content = ranks_of(stage.rank(seen), len(image), hidden.shape[-1])
         if content is not None:
             hidden = hidden.clone()
             hidden[i, seen.image] = content.to(hidden)

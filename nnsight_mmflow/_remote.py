@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def changed_nothing(error: Exception) -> bool:
 
 
 def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
-    """An experiment whose remote errors are told in words; what is finished stays in its folder."""
+    """An experiment whose arguments are checked, and whose remote errors are told in words; what is finished stays."""
+    run = checked(run)
 
     @wraps(run)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:

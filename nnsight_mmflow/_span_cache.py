@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class SpanCache(Mapping[str, torch.Tensor]):
         return len(self.held)
 
 
+@checked
 def cache_by_span(
     cache: ActivationCache | Mapping[str, torch.Tensor], prompt: Prompt | Batch, spans: Sequence[str] = ()
 ) -> SpanCache:

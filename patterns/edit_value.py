@@ -14,6 +14,7 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
+from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow._targets import with_target
@@ -47,6 +48,16 @@ class EditSettings:
     regulariser: float = 0.01
     first_token: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses numbers with which nothing can be found."""
+        check_fields(self)
+        if self.learning_rate <= 0 or self.steps < 1 or self.norm_penalty < 0 or self.regulariser < 0:
+            raise MMFlowError(
+                f"{self}: learning_rate is above 0, steps at least 1, norm_penalty and regulariser at least 0."
+            )
+        if (self.stop_at is not None and not 0 < self.stop_at <= 1) or (self.clip is not None and self.clip <= 0):
+            raise MMFlowError(f"{self}: stop_at is a probability above 0, clip is above 0; None for neither.")
+
 
 PAPER = EditSettings()
 RELEASED = EditSettings(steps=10, stop_at=None, clip=1e-4, norm_penalty=1e-3, first_token=True)
@@ -69,6 +80,12 @@ class Fact:
     target: str
     at: str
     same: Mapping[str, Sequence[Prompt]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no prompt, answer or span."""
+        check_fields(self)
+        if not self.target.strip():
+            raise MMFlowError("target is the new answer, but an empty text came.")
 
     def position(self) -> int:
         """The last token of the constraint."""

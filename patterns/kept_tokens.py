@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._flops import tokens_per_layer
@@ -62,6 +63,7 @@ class KeptTokens:
         return heat_figure(self.prompt, panels, image=image, view=view, shade=True)
 
 
+@checked
 def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
     """Which image tokens each layer still sees, as `KeptTokens`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._apart import own_mask, read_attention, write_attention
+from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import MaskEdit, closing
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._masks import close, kept_keys, layer_mask
@@ -67,9 +68,8 @@ class Knockout:
     when: str = "prefill"
 
     def __post_init__(self) -> None:
-        """Keeps layers that come as an iterator, which could be read only once."""
-        if not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        check_fields(self)
 
     def _repr_html_(self) -> str:
         from nnsight_mmflow._shown_patterns import pattern_html

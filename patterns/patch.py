@@ -10,6 +10,7 @@ import torch
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
+from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
@@ -67,8 +68,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         """Keeps layers that come as an iterator, which could be read only once; takes TransformerLens' names."""
-        if self.layers is not None and not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        check_fields(self)
         if self.site not in AT:
             layers = [self.layers] if isinstance(self.layers, int) else self.layers
             site, found = site_named(self.site, None if layers is None else list(layers), AT)

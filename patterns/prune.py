@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._prune import Row, Stage, Way
+from nnsight_mmflow._prune import Row, Stage, Way, check_stage
 from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
 from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
 from nnsight_mmflow._qk import QueryKeyReader
@@ -62,6 +63,10 @@ class Prune:
 
     reads_tower: ClassVar[bool] = False  # whether its ranking looks at what the vision tower made
     measured: ClassVar[bool] = False  # whether how many tokens stay depends on what is seen
+
+    def __post_init__(self) -> None:
+        """Refuses what is no layer, share or number."""
+        check_fields(self)
 
     @property
     def merges(self) -> bool:
@@ -236,6 +241,8 @@ def _rope(graph: Graph) -> dict | None:
 
 
 def _check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
+    for stage in stages:
+        check_stage(stage)
     layers = [stage.layer for stage in stages]
     wrong = [stage.layer for stage in stages if not (0 if stage.reads == "" else 1) <= stage.layer < graph.n_layers]
     if wrong:

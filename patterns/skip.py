@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
+from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
@@ -55,9 +56,8 @@ class Skip:
     part: str = "layer"
 
     def __post_init__(self) -> None:
-        """Keeps layers that come as an iterator, which could be read only once."""
-        if not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        check_fields(self)
 
     def _repr_html_(self) -> str:
         from nnsight_mmflow._shown_patterns import pattern_html

@@ -121,6 +121,8 @@ def skip_flow(
     from nnsight_mmflow._prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("skip_flow needs at least one prompt, but got none.")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
     depth = graph.n_layers
