@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transformers import BatchFeature
 
-from nnsight_mmflow._arguments import came
+from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._geometry import ImageGeometry
 from nnsight_mmflow._prompt import Batch, Prompt

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._arguments import check_asked, whole
+from nnsight_mmflow._argument_kinds import check_asked, whole
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
@@ -230,6 +230,7 @@ class Graph(Placed):
             PromptError: tensors that do not fit together.
         """
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
+        here.check_weights(kwargs)
         inputs = here.checked(prompt)
         return here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs))
 
@@ -242,6 +243,7 @@ class Graph(Placed):
         Keyword arguments go to the model's `generate`. Raises as `trace` does.
         """
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
+        here.check_weights(kwargs)
         inputs = here.checked(prompt)
         model = here.edited(prompt, patterns, steps=True)
         return model.trace(fn=model.generate, **inputs, **here.placed(kwargs))
@@ -284,6 +286,18 @@ class Graph(Placed):
             PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
         """
         return checked_inputs(self.adapter, prompt)
+
+    def check_weights(self, given: Mapping[str, object]) -> None:
+        """Refuses to run here a model that was loaded without weights.
+
+        Raises:
+            ModelError: it was, and neither the graph nor a backend in `given` says where else.
+        """
+        if not self.remote and "backend" not in given and self.device.type == "meta":
+            raise ModelError(
+                f"{self.name} was loaded without weights (dispatch=False), so nothing can run here: leave dispatch out,"
+                " or run it elsewhere: remote=True, or mmf.flow_on_workers."
+            )
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= whole("layer", layer) < self.n_layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from nnsight_mmflow._arguments import expression, layers_of
+from nnsight_mmflow._argument_kinds import expression, layers_of
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:

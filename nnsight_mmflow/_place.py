@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from nnsight import TransformersModel
+    from nnsight.schema.request import RequestModel
+    from nnsight.schema.response import ResponseModel
     from nnsight.tracing.backend import Backend
 
 
@@ -99,6 +101,7 @@ class Placed:
             blocking: wait for the result.
             job: the id of one that was sent before, to fetch it.
         """
+        from nnsight_mmflow._hidden_keys import hiding, without_keys
         from nnsight_mmflow._remote import make_ready
 
         make_ready(self.remote)
@@ -114,5 +117,18 @@ class Placed:
             traffic.down += len(content)
             return finalize(content)
 
+        note, post = backend.note, backend._post
+
+        def noted(response: ResponseModel) -> bool:
+            response.description = without_keys(response.description or "")
+            return note(response)
+
+        def posted(request: RequestModel, blob: bytes) -> ResponseModel:
+            response = post(request, blob)
+            response.description = without_keys(response.description or "")
+            return response
+
         backend._serialize, backend.finalize = sent, came
+        backend.note, backend._post = noted, posted
+        backend.request, backend.submit, backend.poll = map(hiding, (backend.request, backend.submit, backend.poll))
         return backend

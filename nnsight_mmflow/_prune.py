@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnsight_mmflow._arguments import came, number, whole
+from nnsight_mmflow._argument_kinds import came, number, whole
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._geometry import Place
 from nnsight_mmflow._qk import attention_weights

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from nnsight_mmflow import _errors
 from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
+from nnsight_mmflow._hidden_keys import can_be_sent, without_keys
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -50,14 +51,20 @@ def make_ready(remote: bool | str) -> None:
             "there is no API key for a remote run: get one at https://login.ndif.us, then `nnsight login`, or set"
             " NDIF_API_KEY in the environment."
         )
+    if not can_be_sent():
+        raise RemoteFailure(
+            "the API key is malformed: it holds a space, a line end, or a letter outside ASCII, and was not sent."
+            " Copy it again: `nnsight login`, or NDIF_API_KEY."
+        )
+    failed = ""
     try:
         answer = httpx.get(f"{host}/env", timeout=httpx.Timeout(10, read=60))
         answer.raise_for_status()
         packages = answer.json().get("packages", {})
-    except (httpx.HTTPError, ValueError) as error:
-        raise RemoteFailure(
-            f"no NDIF server answers at {host} ({error}). Is the address right (NDIF_HOST), and is there a connection?"
-        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
+        failed = without_keys(f"no NDIF server answers at {host} ({error})")
+    if failed:
+        raise RemoteFailure(f"{failed}. Is the address right (NDIF_HOST), and is there a connection?")
     there, here = packages.get("nnsight"), version("nnsight")
     if there is not None and there.split(".")[:2] != here.split(".")[:2]:
         raise RemoteFailure(
@@ -125,11 +132,12 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
             return run(*args, **kwargs)
         except RemoteError as error:
             graph = args[0] if args else kwargs["graph"]
-            raise told(graph, str(error)) from error  # type: ignore[arg-type]
+            found: MMFlowError = told(graph, str(error))  # type: ignore[arg-type]
         except Exception as error:
-            if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK:
-                raise RemoteFailure(broken(str(error) or type(error).__name__)) from error
-            raise
+            if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
+                raise
+            found = RemoteFailure(broken(str(error) or type(error).__name__))
+        raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
 
     return wrapped
 

@@ -55,8 +55,8 @@ class EditSettings:
             raise MMFlowError(
                 f"{self}: learning_rate is above 0, steps at least 1, norm_penalty and regulariser at least 0."
             )
-        if (self.stop_at is not None and not 0 < self.stop_at <= 1) or (self.clip is not None and self.clip <= 0):
-            raise MMFlowError(f"{self}: stop_at is a probability above 0, clip is above 0; None for neither.")
+        if (self.stop_at is not None and not 0 <= self.stop_at <= 1) or (self.clip is not None and self.clip <= 0):
+            raise MMFlowError(f"{self}: stop_at is a probability, clip is above 0; None for neither.")
 
 
 PAPER = EditSettings()

@@ -153,6 +153,8 @@ def prune_report(
     if not named:
         raise MMFlowError("prune_report needs at least one method, but got none.")
     typical = max(prompts, key=lambda prompt: len(prompt.spans["image"]))
+    for method in named.values():
+        method.check(graph, typical.rows(), steps=True)
     every: dict[str, Prune | None] = {UNPRUNED: None}
     for name, method in named.items():
         every[name] = method

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib import import_module
 
-from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.command_line._endings import Parser, ended
 
 COMMANDS = {
     "flow": "layer-by-layer knockout curves: figure, table, report",
@@ -23,10 +22,11 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="mmflow", description="How vision and language mix inside LLaVA-type models.")
+    parser = Parser(prog="mmflow", description="How vision and language mix inside LLaVA-type models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in COMMANDS.items():
         command = commands.add_parser(name, help=told, description=told)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == "nano":
             _nano(command)
             continue
@@ -182,11 +182,10 @@ def _nano(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line, and returns the exit status: 0, 1 if a check failed, 2 with the error on stderr."""
+    """Runs the command line, and returns the exit status.
+
+    0: done; 1: `check` found something wrong; 2: an error, one sentence on stderr (--debug: the traceback too); 130:
+    stopped by Ctrl-C; 141: nobody reads the output. Arguments that cannot be read end the process with 2.
+    """
     given = build_parser().parse_args(arguments)
-    module = import_module(f"nnsight_mmflow.command_line.{given.command}")
-    try:
-        return module.run(given) or 0
-    except MMFlowError as error:
-        sys.stderr.write(f"mmflow {given.command}: {error}\n")
-        return 2
+    return ended(lambda: import_module(f"nnsight_mmflow.command_line.{given.command}").run(given), given)

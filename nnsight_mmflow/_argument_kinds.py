@@ -1,0 +1,274 @@
+"""What an argument may be, by kind: whole numbers, texts, spans, layers, prompts. Each gives the value as it is taken.
+
+This travels to servers with the patterns, so it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from os import PathLike
+
+from nnsight_mmflow._errors import MMFlowError, SpanError
+
+EXAMPLES = {"spans": ["image", "question"], "sites": ["mlp", "attn"], "ways": ["img2txt"], "edges": ["image->last"]}
+
+
+def whole(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
+    """A whole number within limits; True and False are none, numpy's are."""
+    if isinstance(value, bool) or type(value).__name__ == "bool" or not isinstance(value, Integral):
+        raise MMFlowError(f"{name} is a whole number, but {came(value)} came.")
+    found = int(value)
+    if (least is not None and found < least) or (most is not None and found > most):
+        limits = f"at least {least}" if least is not None else ""
+        limits += f"{' and ' if limits else ''}at most {most}" if most is not None else ""
+        raise MMFlowError(f"{name}={found}: a whole number of {limits} is expected.")
+    return found
+
+
+def number(name: str, value: object, endless: bool = False) -> float | int:
+    """A number that is one: not NaN, and not infinite unless `endless`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise MMFlowError(f"{name} is a number, but {came(value)} came.")
+    if math.isnan(value) or (math.isinf(value) and not endless):
+        raise MMFlowError(f"{name}={value}: a finite number is expected.")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def numbers(name: str, value: object) -> object:
+    """One number or several."""
+    return tuple(number(name, one) for one in value) if isinstance(value, list | tuple) else number(name, value)
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise MMFlowError(f"{name} is True or False, but {came(value)} came.")
+
+
+def text(name: str, value: object) -> str:
+    """Text."""
+    if not isinstance(value, str):
+        raise MMFlowError(f"{name} is text, but {came(value)} came.")
+    return value
+
+
+def texts(name: str, value: object, empty: bool = False) -> tuple[str, ...]:
+    """One text or several, as several."""
+    if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
+        raise MMFlowError(f"{name} are texts, such as {EXAMPLES.get(name, ['image'])}, but {came(value)} came.")
+    several: tuple[object, ...] = (value,) if isinstance(value, str) else tuple(value)
+    if not several and not empty:
+        raise MMFlowError(f"{name}={value!r} is empty: name at least one, or leave {name} out.")
+    wrong = [one for one in several if not isinstance(one, str) or not one.strip()]
+    if wrong:
+        raise MMFlowError(f"{name} are texts, such as {EXAMPLES.get(name, ['image'])}, but they hold {came(wrong[0])}.")
+    return tuple(map(str, several))
+
+
+def edges_of(name: str, value: object) -> tuple[str, ...]:
+    """Edges "source->target"; one may stand alone."""
+    for edge in texts(name, value):
+        source, arrow, target = edge.partition("->")
+        if not (arrow and source.strip() and target.strip()) or "->" in target:
+            raise MMFlowError(f'an edge is "source->target", such as "image->question", not {edge!r}.')
+    return texts(name, value)
+
+
+def expression(name: str, value: object, spans_too: bool = True) -> object:
+    """A span by name or expression, or a Span."""
+    from nnsight_mmflow._spans import Span
+
+    if isinstance(value, Span) and spans_too:
+        return value
+    if not isinstance(value, str):
+        also = ", or a Span" if spans_too else ""
+        raise SpanError(f"{name} is a span's name or expression, such as 'image'{also}; {came(value)} came.")
+    return value
+
+
+def layers_of(name: str, value: object) -> int | list[int] | tuple[int, ...] | range:
+    """A layer or several. Whether they exist is known where the model is."""
+    if isinstance(value, range) or (type(value) is int):
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
+        raise MMFlowError(f"{name}: a layer is a whole number, several are a list of them; {came(value)} came.")
+    several = [whole(f"each of {name}", one) for one in value]
+    return several if isinstance(value, list) else tuple(several)
+
+
+def heads_of(name: str, value: object) -> list[int] | tuple[int, ...] | range:
+    """One head or several, as several. Whether they exist is known where the model is."""
+    found = layers_of(name, value) if not isinstance(value, Integral) else (whole(name, value),)
+    return (found,) if isinstance(found, int) else found
+
+
+def windows_of(name: str, value: object) -> object:
+    """A size in layers, or several."""
+    if isinstance(value, Integral | str | bytes | Mapping) or not isinstance(value, Iterable):
+        return whole(name, value)
+    return tuple(whole(f"each {name}", one) for one in value)
+
+
+def graph_of(name: str, value: object) -> object:
+    """A graph."""
+    from nnsight_mmflow._graph import Graph
+
+    if not isinstance(value, Graph):
+        raise MMFlowError(f"{name} is what mmf.load or mmf.adapt returns, but {came(value)} came.")
+    return value
+
+
+def prompts_of(name: str, value: object) -> object:
+    """One prompt or several; a batch stands for its prompts."""
+    from nnsight_mmflow._prompt import Batch, Prompt
+
+    if isinstance(value, Prompt):
+        return [value]
+    if isinstance(value, Batch):
+        return list(value.prompts)
+    return _several(name, value, Prompt, "graph.prompt(...)")
+
+
+def prompt_of(name: str, value: object) -> object:
+    """A prompt or a batch; which of them, the function says."""
+    from nnsight_mmflow._prompt import Batch, Prompt
+
+    if not isinstance(value, Prompt | Batch):
+        raise MMFlowError(
+            f"this takes one prompt, but a {type(value).__name__} came as {name}: what graph.prompt(...) returns."
+        )
+    return value
+
+
+def corruptions_of(name: str, value: object) -> object:
+    """One corrupt run or several."""
+    from nnsight_mmflow.patterns.corruption import Corruption
+
+    return [value] if isinstance(value, Corruption) else _several(name, value, Corruption, "mmf.corruption")
+
+
+def facts_of(name: str, value: object) -> object:
+    """One fact or several."""
+    from nnsight_mmflow.patterns.edit_value import Fact
+
+    return (
+        [value] if isinstance(value, Fact) else _several(name, value, Fact, "mmf.Fact(prompt=..., target=..., at=...)")
+    )
+
+
+def methods_of(name: str, value: object) -> object:
+    """Pruning patterns, or a mapping from names to them."""
+    from nnsight_mmflow.patterns.prune import Prune
+
+    if isinstance(value, Prune):
+        return [value]
+    if isinstance(value, Mapping):
+        _several(name, list(value.values()), Prune, "such as mmf.FastV(k=2, r=0.5)")
+        return {text(f"each name of {name}", key): one for key, one in value.items()}
+    return _several(name, value, Prune, "such as mmf.FastV(k=2, r=0.5)")
+
+
+def pattern_of(name: str, value: object) -> object:
+    """A pruning pattern."""
+    methods_of(name, [value])
+    return value
+
+
+def patterns_of(value: object) -> object:
+    """Patterns, as graph.trace takes them."""
+    for one in value:  # type: ignore[attr-defined]
+        if isinstance(one, type) or not hasattr(one, "check") or not hasattr(one, "prepared"):
+            raise MMFlowError(f"a pattern is expected, such as mmf.Knockout(...), but {came(one)} came.")
+    return value
+
+
+def folder_of(name: str, value: object) -> object:
+    """A path."""
+    if not isinstance(value, str | PathLike) or not str(value):
+        raise MMFlowError(f"{name} is a path, but {came(value)} came.")
+    return value
+
+
+def called(name: str, value: object) -> object:
+    """Something to call."""
+    if not callable(value):
+        raise MMFlowError(f"{name} is a function, but {came(value)} came.")
+    return value
+
+
+def place_of(name: str, value: object) -> object:
+    """Where a run goes: here, NDIF, or a host."""
+    if not isinstance(value, bool | str) or value == "":
+        raise MMFlowError(f"{name} is True (NDIF), False, or a host, but {came(value)} came.")
+    return value
+
+
+def settings_of(name: str, value: object) -> object:
+    """The name of edit settings, or some."""
+    from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings
+
+    if isinstance(value, EditSettings) or (isinstance(value, str) and value in SETTINGS):
+        return value
+    raise MMFlowError(f"{name} must be one of {', '.join(SETTINGS)}, or mmf.EditSettings(...), not {value!r}.")
+
+
+def same_of(name: str, value: object) -> object:
+    """Prompts by what differs."""
+    if not isinstance(value, Mapping):
+        raise MMFlowError(f"{name} is a mapping from what differs to prompts, but {came(value)} came.")
+    for way, prompts in value.items():
+        text(f"each key of {name}", way)
+        prompts_of(f"{name}[{way!r}]", prompts)
+    return value
+
+
+def scale_of(name: str, value: object) -> object:
+    """Where a scale ends; what it may be, the function says."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise MMFlowError(f"{name} is a number, but {came(value)} came.")
+    return value
+
+
+def check_asked(question: object, answer: object, options: object, boxes: object, named: Mapping[str, object]) -> None:
+    """Refuses what is no question, answer, pair of options or box; `named`: the other texts."""
+    text("question", question)
+    for name, value in {"answer": answer, **named}.items():
+        if value is not None:
+            text(name, value)
+    if options is not None:
+        if isinstance(options, str) or not isinstance(options, list | tuple):
+            raise MMFlowError(f"options are two texts, (true, false), but {came(options)} came.")
+        for option in options:
+            text("each of options", option)
+    if isinstance(boxes, str | Mapping) or not isinstance(boxes, Iterable):
+        raise MMFlowError(f"boxes are a list of (x0, y0, x1, y1), but {came(boxes)} came.")
+    for box in boxes:
+        if isinstance(box, str) or not isinstance(box, Iterable):
+            raise MMFlowError(f"boxes are (x0, y0, x1, y1) each, in pixels, so one box is [box]; {came(box)} came.")
+        for edge in box:
+            number("each edge of a box", edge)
+
+
+def came(value: object) -> str:
+    """A value, as messages show it."""
+    if value is None:
+        return "None"
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
+
+
+def _several(name: str, value: object, kind: type, how: str) -> list:
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise MMFlowError(f"{name}: one {kind.__name__} or a list of them is expected ({how}), but {came(value)} came.")
+    found = list(value)
+    wrong = [number for number, one in enumerate(found) if not isinstance(one, kind)]
+    if wrong:
+        raise MMFlowError(
+            f"{name}: each is a {kind.__name__} ({how}), but number {wrong[0]} is {came(found[wrong[0]])}."
+        )
+    return found
