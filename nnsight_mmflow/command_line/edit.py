@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import markdown, write_csv
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph
 
@@ -82,7 +83,7 @@ def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
     told = ", ".join(map(str, layers))
     for name, result in results.items():
         where = folder / name
-        result.scores().to_csv(where / "scores.csv", index=False)
+        write_csv(result.scores(), where / "scores.csv")
         shown = result
         if name == "one_at_a_time":
             layers_figure(result).savefig(where / "layers.png", dpi=150)
@@ -91,7 +92,7 @@ def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
             shown = result.only(kept)
         shown.plot().savefig(where / "edit_report.png", dpi=150)
         say(result.summary())
-    (folder / "report.md").write_text(report_text(results))
+    (folder / "report.md").write_text(report_text(results), encoding="utf-8")
     say(f"written to {folder}: report.md, one_at_a_time/edit_report.png, one_at_a_time/layers.png")
 
 
@@ -103,8 +104,8 @@ def report_text(results: dict[str, EditReport]) -> str:
         lines += [
             f"## {name.replace('_', ' ').capitalize()}",
             "",
-            f"{header['model']}, {header['n_facts']} facts; right means that the whole answer is what the model writes"
-            " first. Specificity counts prompts that were answered rightly before. In brackets: 95% over edits.",
+            f"{markdown(header['model'])}, {header['n_facts']} facts; right means that the whole answer is what"
+            " the model writes first. Specificity counts prompts that were answered rightly before. In brackets: 95% over edits.",
             "",
             f"![scores]({name}/edit_report.png)",
             "",
@@ -112,8 +113,8 @@ def report_text(results: dict[str, EditReport]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {row.method} | {row.measure} | {row.way} | {row.right:.1%} ({row.low:.1%} to {row.high:.1%})"
-            f" | {row.probability:.2f} | {row.edits} | {row.prompts} |"
+            f"| {markdown(row.method)} | {row.measure} | {markdown(row.way)} | {row.right:.1%}"
+            f" ({row.low:.1%} to {row.high:.1%}) | {row.probability:.2f} | {row.edits} | {row.prompts} |"
             for row in result.scores().itertuples()
         ]
         lines.append("")

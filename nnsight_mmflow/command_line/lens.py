@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import write_csv
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -21,6 +22,6 @@ def run(given: argparse.Namespace) -> None:
     result = mmf.lens(graph, prompts, given.at, norm=not given.no_norm, only_correct=not given.all)
     folder = result.save(given.out)
     result.plot().savefig(Path(folder) / "lens.png", dpi=150)
-    result.to_frame().to_csv(Path(folder) / "lens.csv", index=False)
+    write_csv(result.to_frame(), Path(folder) / "lens.csv")
     say(result.summary())
     say(f"written to {folder}: lens.png, lens.csv, lens.parquet")

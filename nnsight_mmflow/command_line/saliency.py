@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnsight_mmflow._escaping import markdown, write_csv
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
 
@@ -20,14 +21,21 @@ def run(given: argparse.Namespace) -> None:
         result = mmf.saliency(graph, prompts, mode)
         where = result.save(folder / mode)
         result.plot().savefig(where / "saliency.png", dpi=150)
-        result.to_frame().drop(columns="from_image_tokens").to_csv(where / "saliency.csv", index=False)
+        write_csv(result.to_frame().drop(columns="from_image_tokens"), where / "saliency.csv")
         say(result.summary())
-        lines += [f"## {mode} mode", "", result.summary() + ".", "", f"![saliency]({mode}/saliency.png)", ""]
+        lines += [f"## {mode} mode", "", markdown(result.summary()) + ".", "", f"![saliency]({mode}/saliency.png)", ""]
     found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=folder / "disruption")
     found.plot().savefig(folder / "disruption" / "disruption.png", dpi=150)
-    found.to_frame().to_csv(folder / "disruption" / "disruption.csv", index=False)
+    write_csv(found.to_frame(), folder / "disruption" / "disruption.csv")
     say(found.summary())
-    lines += ["## Disruption", "", found.summary() + ".", "", "![disruption](disruption/disruption.png)", ""]
+    lines += [
+        "## Disruption",
+        "",
+        *map(markdown, found.summary().splitlines()),
+        "",
+        "![disruption](disruption/disruption.png)",
+        "",
+    ]
     lines += ["D_l = log(E_vv / E_vt), E = 1 - score consistency:", "", "| layer | D |", "|---|---|"]
     lines += [f"| {row.layer} | {row.D:+.2f} |" for row in found.dominance().itertuples()]
     lines += [
@@ -38,5 +46,5 @@ def run(given: argparse.Namespace) -> None:
         "- Saliency is no proof of need: compare with the disruptions, and those with their random control.",
         "",
     ]
-    (folder / "report.md").write_text("\n".join(lines))
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
     say(f"written to {folder}: report.md, paper/saliency.png, released/saliency.png, disruption/disruption.png")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import markdown, write_csv
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph
 
@@ -57,10 +58,10 @@ def run(given: argparse.Namespace) -> None:
             folder=where,
         )
         result.plot().savefig(where / "causal_trace.png", dpi=150)
-        result.to_frame().to_csv(where / "causal_trace.csv", index=False)
+        write_csv(result.to_frame(), where / "causal_trace.csv")
         results[name] = result
         say(result.summary())
-    (folder / "report.md").write_text(report_text(results))
+    (folder / "report.md").write_text(report_text(results), encoding="utf-8")
     pictures = ", ".join(str(Path(name) / "causal_trace.png") for name in results)
     say(f"written to {folder}: report.md, {pictures}")
 
@@ -142,11 +143,11 @@ def report_text(results: dict[str, TraceResult]) -> str:
     lines = ["# Causal tracing", ""]
     for name, result in results.items():
         header = result.header
-        left = "".join(f"; {count} left out ({why})" for why, count in header["left_out"].items())
+        left = "".join(f"; {count} left out ({markdown(why)})" for why, count in header["left_out"].items())
         lines += [
-            f"## {name.replace('_', ' ') or header['model']}",
+            f"## {markdown(name.replace('_', ' ') or header['model'])}",
             "",
-            f"{header['n_counted']} of {header['n_prompts']} prompts counted{left}. {result.caption()}.",
+            f"{header['n_counted']} of {header['n_prompts']} prompts counted{left}. {markdown(result.caption())}.",
             "",
             f"![heat map]({Path(name) / 'causal_trace.png'})",
             "",
@@ -160,7 +161,7 @@ def report_text(results: dict[str, TraceResult]) -> str:
             there = part[part["layer"] == layer]
             low, high = there["effect"].quantile([0.25, 0.75])
             lines.append(
-                f"| {site} | {span} | {layer} | {there['effect'].mean():+.2f} | {low:+.2f} to {high:+.2f}"
+                f"| {site} | {markdown(span)} | {layer} | {there['effect'].mean():+.2f} | {low:+.2f} to {high:+.2f}"
                 f" | {there['answer_restored'].mean():.0%} |"
             )
         lines.append("")
