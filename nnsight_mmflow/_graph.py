@@ -13,6 +13,7 @@ from nnsight_mmflow._pictures import as_square, open_pictures
 from nnsight_mmflow._place import Placed, Traffic
 from nnsight_mmflow._prompt import Batch, Prompt, join
 from nnsight_mmflow._templates import render
+from nnsight_mmflow._turns import in_turn, turn_of
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +233,8 @@ class Graph(Placed):
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
         inputs = here.checked(prompt)
-        return here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs))
+        with turn_of(here):
+            return in_turn(here, here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs)))
 
     def generate(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
@@ -245,8 +247,9 @@ class Graph(Placed):
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
         inputs = here.checked(prompt)
-        model = here.edited(prompt, patterns, steps=True)
-        return model.trace(fn=model.generate, **inputs, **here.placed(kwargs))
+        with turn_of(here):
+            model = here.edited(prompt, patterns, steps=True)
+            return in_turn(here, model.trace(fn=model.generate, **inputs, **here.placed(kwargs)))
 
     def edited(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False

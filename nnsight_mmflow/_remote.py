@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -12,6 +13,7 @@ from nnsight_mmflow import _errors
 from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
 from nnsight_mmflow._hidden_keys import can_be_sent, without_keys
+from nnsight_mmflow._turns import turn_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -128,10 +130,12 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
         from nnsight.intervention.backends.remote import RemoteError
 
+        graph = args[0] if args else kwargs.get("graph")
+        place = None if kwargs.get("measured_by") or not hasattr(graph, "at") else graph.at(kwargs.get("remote"))
         try:
-            return run(*args, **kwargs)
+            with nullcontext() if place is None else turn_of(place):
+                return run(*args, **kwargs)
         except RemoteError as error:
-            graph = args[0] if args else kwargs["graph"]
             found: MMFlowError = told(graph, str(error))  # type: ignore[arg-type]
         except Exception as error:
             if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):

@@ -194,10 +194,17 @@ class Edit(Result):
 
 def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
     """The model with the updates: matrices of its own here, added products where the weights are on a server."""
+    import torch
     from nnsight_mmflow.patterns.edit_there import edited_there
 
     from nnsight_mmflow._twin import twin_graph
 
+    for layer, update in updates.items():
+        if not bool(torch.isfinite(update.left).all() & torch.isfinite(update.right).all()):
+            raise MMFlowError(
+                f"the edit of layer {layer} holds NaN or infinite numbers: a learning_rate that is too large, or a"
+                " damaged file?"
+            )
     name = f"{graph.name}, edited"
     if graph.remote:
         return edited_there(graph, updates, name)
@@ -205,6 +212,11 @@ def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
         weight_path(graph, layer): update.added_to(graph.mlp_out(layer)._module.weight)
         for layer, update in updates.items()
     }
+    for path, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise MMFlowError(
+                f"with the edit {path} is larger than {weight.dtype} can hold: load the model in float32."
+            )
     return twin_graph(graph, weights, name)
 
 

@@ -9,6 +9,7 @@ import torch
 from nnsight_mmflow.patterns.edit_result import weight_path
 from nnsight_mmflow.patterns.edit_value import Fact
 
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._targets import with_target
 from nnsight_mmflow._twin import twin_graph
 
@@ -65,6 +66,8 @@ def fine_tune(
             with torch.no_grad():
                 for path, weight in weights.items():
                     weight.copy_(weight.clamp(start[path] - bound, start[path] + bound))
-    for weight in weights.values():
+    for path, weight in weights.items():
         weight.requires_grad_(False).grad = None
+        if not bool(torch.isfinite(weight).all()):
+            raise MMFlowError(f"fine-tuning made {path} NaN or infinite: learning_rate={learning_rate} is too large.")
     return tuned

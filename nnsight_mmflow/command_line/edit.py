@@ -105,7 +105,8 @@ def report_text(results: dict[str, EditReport]) -> str:
             f"## {name.replace('_', ' ').capitalize()}",
             "",
             f"{markdown(header['model'])}, {header['n_facts']} facts; right means that the whole answer is what"
-            " the model writes first. Specificity counts prompts that were answered rightly before. In brackets: 95% over edits.",
+            " the model writes first. Specificity counts prompts that were answered rightly before. In brackets: 95%"
+            " over edits.",
             "",
             f"![scores]({name}/edit_report.png)",
             "",
