@@ -123,7 +123,7 @@ def graph_of(name: str, value: object) -> object:
     return value
 
 
-def prompts_of(name: str, value: object) -> object:
+def prompts_of(name: str, value: object) -> list:
     """One prompt or several; a batch stands for its prompts."""
     from nnsight_mmflow._prompt import Batch, Prompt
 
@@ -245,13 +245,27 @@ def check_asked(question: object, answer: object, options: object, boxes: object
             raise MMFlowError(f"options are two texts, (true, false), but {came(options)} came.")
         for option in options:
             text("each of options", option)
-    if isinstance(boxes, str | Mapping) or not isinstance(boxes, Iterable):
-        raise MMFlowError(f"boxes are a list of (x0, y0, x1, y1), but {came(boxes)} came.")
-    for box in boxes:
+    boxes_of("boxes", boxes)
+
+
+def boxes_of(name: str, value: object) -> object:
+    """Boxes in pixels. How many edges each has, the function says."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise MMFlowError(f"{name} are a list of (x0, y0, x1, y1), but {came(value)} came.")
+    for box in value:
         if isinstance(box, str) or not isinstance(box, Iterable):
-            raise MMFlowError(f"boxes are (x0, y0, x1, y1) each, in pixels, so one box is [box]; {came(box)} came.")
+            raise MMFlowError(f"{name} are (x0, y0, x1, y1) each, in pixels, so one box is [box]; {came(box)} came.")
         for edge in box:
             number("each edge of a box", edge)
+    return value
+
+
+def color_of(name: str, value: object) -> tuple[int, ...]:
+    """(red, green, blue)."""
+    parts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    if len(parts) != 3:
+        raise MMFlowError(f"{name} is (red, green, blue), 0 to 255 each, but {came(value)} came.")
+    return tuple(whole(f"each part of {name}", part, 0, 255) for part in parts)
 
 
 def came(value: object) -> str:

@@ -12,7 +12,10 @@ from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow._argument_kinds import (
+    boxes_of,
     called,
+    came,
+    color_of,
     corruptions_of,
     edges_of,
     expression,
@@ -63,7 +66,7 @@ MOST = {  # beyond these a run would not end, or a seed not be one
 
 
 EXPRESSIONS = ("source", "target", "at", "targets", "sources")
-LISTS = ("spans", "sites", "ways", "titles")
+LISTS = ("spans", "sites", "ways", "titles", "kinds")
 BY_NAME: dict[str, Check] = {
     "graph": graph_of,
     "prompts": prompts_of,
@@ -88,6 +91,8 @@ BY_NAME: dict[str, Check] = {
     "settings": settings_of,
     "max_value": scale_of,
     "metric": called,
+    "color": color_of,
+    "boxes": boxes_of,
 }
 
 
@@ -126,7 +131,11 @@ def check_fields(pattern: object) -> None:
         MMFlowError: a value that is not what the field stands for.
     """
     for name, field in type(pattern).__dataclass_fields__.items():  # type: ignore[attr-defined]
-        if not field.init or name in ("value", "ready", "own"):
+        if not field.init or name in ("value", "ready"):
+            continue
+        if name == "own":
+            if not isinstance(getattr(pattern, name), list | tuple):
+                raise MMFlowError(f"own is a list of mmf.Stage(...), but {came(getattr(pattern, name))} came.")
             continue
         value = value_of(name, getattr(pattern, name), field.default, str(field.type))
         several = str(field.type).startswith("tuple") and value is not None and not isinstance(value, tuple)
@@ -148,6 +157,10 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
         return flag(name, value)
     if name in BY_NAME and not (name in ("heads", "controls") and kind == "int"):
         found = BY_NAME[name](name, value)
+        if name == "window" and "Sequence" not in kind:
+            found = whole(name, value)
+        if name in ("layers", "controls") and isinstance(found, int) and not kind.startswith("int"):
+            found = (found,)
         if name == "prompt" and "Batch" not in kind and type(found).__name__ == "Batch":
             raise MMFlowError("this takes one prompt, but a Batch came: one of batch.prompts.")
         return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._argument_kinds import check_asked, whole
+from nnsight_mmflow._argument_kinds import check_asked, prompts_of, whole
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
@@ -211,6 +211,7 @@ class Graph(Placed):
         Raises:
             PromptError: no prompt came, or the tokenizer has no token to pad with.
         """
+        prompts = prompts_of("prompts", prompts)
         if not prompts:
             raise PromptError("graph.batch needs at least one prompt, but got none.")
         tokenizer = self.processor.tokenizer
@@ -289,18 +290,6 @@ class Graph(Placed):
             PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
         """
         return checked_inputs(self.adapter, prompt)
-
-    def check_weights(self, given: Mapping[str, object]) -> None:
-        """Refuses to run here a model that was loaded without weights.
-
-        Raises:
-            ModelError: it was, and neither the graph nor a backend in `given` says where else.
-        """
-        if not self.remote and "backend" not in given and self.device.type == "meta":
-            raise ModelError(
-                f"{self.name} was loaded without weights (dispatch=False), so nothing can run here: leave dispatch out,"
-                " or run it elsewhere: remote=True, or mmf.flow_on_workers."
-            )
 
     def _layer(self, layer: int) -> int:
         if not -self.n_layers <= whole("layer", layer) < self.n_layers:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._errors import ModelError
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Self
 
+    import torch
     from nnsight import TransformersModel
     from nnsight.schema.request import RequestModel
     from nnsight.schema.response import ResponseModel
@@ -43,12 +47,15 @@ class Placed:
         remote: False, True (NDIF), a host, or "local" (nnsight's own imitation).
         trusted: whether NDIF runs this key's blocks in the model's process.
         traffic: what has travelled so far, of this graph and of those made from it.
+        name, device: of the model.
     """
 
     model: TransformersModel
     remote: bool | str = False
     trusted: bool = False
     traffic: Traffic
+    name: str
+    device: torch.device
 
     def at(self, remote: bool | str | None, trusted: bool | None = None) -> Self:
         """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""
@@ -63,6 +70,18 @@ class Placed:
         there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
         vars(there).update(vars(self), **changed)
         return there
+
+    def check_weights(self, given: Mapping[str, object]) -> None:
+        """Refuses to run here a model that was loaded without weights.
+
+        Raises:
+            ModelError: it was, and neither the graph nor a backend in `given` says where else.
+        """
+        if not self.remote and "backend" not in given and self.device.type == "meta":
+            raise ModelError(
+                f"{self.name} was loaded without weights (dispatch=False), so nothing can run here: leave dispatch out,"
+                " or run it elsewhere: remote=True, or mmf.flow_on_workers."
+            )
 
     @property
     def apart(self) -> bool:

@@ -133,6 +133,10 @@ def masked_box(
     """The same question about the picture with boxes painted over, (x0, y0, x1, y1) each in original pixels."""
     from PIL import ImageDraw
 
+    wrong = [box for box in boxes if len(box) != 4 or box[0] >= box[2] or box[1] >= box[3]]
+    if not len(boxes) or wrong:
+        told = f"{wrong[0]} came" if wrong else "none came"
+        raise PromptError(f"boxes are (x0, y0, x1, y1) each, x0 below x1 and y0 below y1, in pixels; {told}.")
     painted = prompt.images[0].copy()
     for left, top, right, bottom in boxes:
         ImageDraw.Draw(painted).rectangle((left, top, right - 1, bottom - 1), fill=tuple(color))
