@@ -70,11 +70,12 @@ def texts(name: str, value: object, empty: bool = False) -> tuple[str, ...]:
 
 def edges_of(name: str, value: object) -> tuple[str, ...]:
     """Edges "source->target"; one may stand alone."""
-    for edge in texts(name, value):
+    edges = texts(name, value)
+    for edge in edges:
         source, arrow, target = edge.partition("->")
         if not (arrow and source.strip() and target.strip()) or "->" in target:
             raise MMFlowError(f'an edge is "source->target", such as "image->question", not {edge!r}.')
-    return texts(name, value)
+    return edges
 
 
 def expression(name: str, value: object, spans_too: bool = True) -> object:

@@ -72,9 +72,9 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
         raise
     except Exception as error:  # whatever the many files of a processor can do wrong
         wrong = damage(weight_files(name, kwargs.get("revision")))
-        told = wrong or first_words(error)
+        why = wrong or first_words(error)
         raise ModelError(
-            f"no processor can be loaded from {name!r}: {told}. Expected 'nano', a Hugging Face id, or a folder that"
+            f"no processor can be loaded from {name!r}: {why}. Expected 'nano', a Hugging Face id, or a folder that"
             " holds both model.save_pretrained and processor.save_pretrained."
         ) from error
     kwargs.setdefault("dispatch", not remote)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 
+MOST_LEARNED = 1000  # a learning rate beyond this is a slip, and soon larger than a number may be
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditSettings:
     """How an edit is made. The paper's method is the default; `RELEASED` are the settings of its released script.
@@ -51,9 +54,14 @@ class EditSettings:
     def __post_init__(self) -> None:
         """Refuses numbers with which nothing can be found."""
         check_fields(self)
-        if self.learning_rate <= 0 or self.steps < 1 or self.norm_penalty < 0 or self.regulariser <= 0:
+        if (
+            not 0 < self.learning_rate <= MOST_LEARNED
+            or self.steps < 1
+            or self.norm_penalty < 0
+            or self.regulariser <= 0
+        ):
             raise MMFlowError(
-                f"{self}: learning_rate and regulariser are above 0, steps at least 1, norm_penalty at least 0."
+                f"{self}: learning_rate (at most {MOST_LEARNED}) and regulariser are above 0, steps at least 1, norm_penalty at least 0."
             )
         if (self.stop_at is not None and not 0 <= self.stop_at <= 1) or (self.clip is not None and self.clip <= 0):
             raise MMFlowError(f"{self}: stop_at is a probability, clip is above 0; None for neither.")

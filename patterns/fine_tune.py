@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from nnsight_mmflow.patterns.edit_result import weight_path
-from nnsight_mmflow.patterns.edit_value import Fact
+from nnsight_mmflow.patterns.edit_value import MOST_LEARNED, Fact
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._targets import with_target
@@ -42,6 +42,8 @@ def fine_tune(
 
     Source: the baselines of arXiv 2406.04236, section 5; their settings are ROME's (spec section 4.3).
     """
+    if not 0 < learning_rate <= MOST_LEARNED:
+        raise MMFlowError(f"learning_rate={learning_rate}: above 0, and at most {MOST_LEARNED}.")
     start = {weight_path(graph, layer): graph.mlp_out(layer)._module.weight.detach() for layer in layers}
     tuned = twin_graph(graph, {path: weight.clone() for path, weight in start.items()}, f"{graph.name}, fine-tuned")
     model = tuned.adapter.model
