@@ -54,15 +54,10 @@ class EditSettings:
     def __post_init__(self) -> None:
         """Refuses numbers with which nothing can be found."""
         check_fields(self)
-        if (
-            not 0 < self.learning_rate <= MOST_LEARNED
-            or self.steps < 1
-            or self.norm_penalty < 0
-            or self.regulariser <= 0
-        ):
-            raise MMFlowError(
-                f"{self}: learning_rate (at most {MOST_LEARNED}) and regulariser are above 0, steps at least 1, norm_penalty at least 0."
-            )
+        if not 0 < self.learning_rate <= MOST_LEARNED:
+            raise MMFlowError(f"learning_rate={self.learning_rate}: above 0, and at most {MOST_LEARNED}.")
+        if self.steps < 1 or self.norm_penalty < 0 or self.regulariser <= 0:
+            raise MMFlowError(f"{self}: steps is at least 1, norm_penalty at least 0, regulariser above 0.")
         if (self.stop_at is not None and not 0 <= self.stop_at <= 1) or (self.clip is not None and self.clip <= 0):
             raise MMFlowError(f"{self}: stop_at is a probability, clip is above 0; None for neither.")
 

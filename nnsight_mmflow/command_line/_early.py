@@ -40,8 +40,8 @@ def check_early(given: argparse.Namespace) -> None:
         raise MMFlowError(f"--bound {bound}: how far a number may move, above 0.")
     _spans(given)
     one = getattr(given, "question", None) and not getattr(given, "data", None)
-    if given.command == "trace":  # which way is missing is told first
-        one = one and (given.other_image or given.blank or given.constraint)
+    if given.command == "trace":  # that it is not one way is told first
+        one = one and sum(map(bool, (given.other_image, given.blank, given.constraint))) == 1
     for name in ("image", "other_image"):
         if one and getattr(given, name, None):
             open_pictures(getattr(given, name))
