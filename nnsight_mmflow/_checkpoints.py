@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,8 @@ def read_config(name: str, where: Mapping[str, object], given: Mapping[str, obje
     """
     if given.get("config") is not None or "gguf_file" in given:
         return given.get("config")  # type: ignore[return-value]
+    if Path(name).is_dir() and not os.path.lexists(Path(name) / "config.json"):
+        return None
     try:
         return AutoConfig.from_pretrained(name, **where)
     except OSError as error:

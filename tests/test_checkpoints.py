@@ -151,7 +151,7 @@ BROKEN = {  # name: (which checkpoint, what happens to it, what load is given, w
     "config is a pointer": ("whole", written("config.json", LFS), {}, "config.json is a pointer"),
     "config is empty": ("whole", written("config.json", b""), {}, "config.json is empty"),
     "config of nothing": ("whole", written("config.json", b"{}"), {}, "configuration of .* cannot be read"),
-    "config is gone": ("whole", lambda at: (at / "config.json").unlink(), {}, "cannot be read"),
+    "config is gone": ("whole", lambda at: (at / "config.json").unlink(), {}, "config.json"),
     "no processor": ("whole", only("config.json", WEIGHTS), {}, "no processor can be loaded"),
     "processor is no JSON": ("whole", written("processor_config.json", b"{"), {}, "no processor can be loaded"),
     "tokenizer is a pointer": ("whole", written("tokenizer.json", LFS), {}, "tokenizer.json is a pointer"),
