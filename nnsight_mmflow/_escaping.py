@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -27,7 +28,10 @@ def write_csv(table: pd.DataFrame, file: str | PathLike[str]) -> None:
     for number, kind in enumerate(safe.dtypes):
         if str(kind) in ("object", "str", "string", "category"):
             safe.isetitem(number, safe.iloc[:, number].astype(object).map(_cell))
-    safe.to_csv(file, index=False)
+    returns = any(
+        isinstance(cell, str) and "\r" in cell for number in range(safe.shape[1]) for cell in safe.iloc[:, number]
+    )  # the csv module leaves these bare, and readers take them for the end of a row
+    safe.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
 
 
 def _cell(value: object) -> object:

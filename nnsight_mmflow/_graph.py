@@ -13,7 +13,6 @@ from nnsight_mmflow._pictures import as_square, open_pictures
 from nnsight_mmflow._place import Placed, Traffic
 from nnsight_mmflow._prompt import Batch, Prompt, join
 from nnsight_mmflow._templates import render
-from nnsight_mmflow._turns import in_turn, turn_of
 
 if TYPE_CHECKING:
     import torch
@@ -231,6 +230,8 @@ class Graph(Placed):
             NoEffectError: a pattern that would change nothing.
             PromptError: tensors that do not fit together.
         """
+        from nnsight_mmflow._turns import in_turn, turn_of  # here: what holds locks does not travel
+
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
         inputs = here.checked(prompt)
@@ -245,6 +246,8 @@ class Graph(Placed):
         Patterns act on the prompt's forward (the prefill); those with `when="all"` act on every step.
         Keyword arguments go to the model's `generate`. Raises as `trace` does.
         """
+        from nnsight_mmflow._turns import in_turn, turn_of  # here: what holds locks does not travel
+
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
         inputs = here.checked(prompt)

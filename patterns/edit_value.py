@@ -14,7 +14,6 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow._targets import with_target
@@ -53,6 +52,8 @@ class EditSettings:
 
     def __post_init__(self) -> None:
         """Refuses numbers with which nothing can be found."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
         if not 0 < self.learning_rate <= MOST_LEARNED:
             raise MMFlowError(f"learning_rate={self.learning_rate}: above 0, and at most {MOST_LEARNED}.")
@@ -86,6 +87,8 @@ class Fact:
 
     def __post_init__(self) -> None:
         """Refuses what is no prompt, answer or span."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
         if not self.target.strip():
             raise MMFlowError("target is the new answer, but an empty text came.")

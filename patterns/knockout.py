@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._apart import own_mask, read_attention, write_attention
-from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import MaskEdit, closing
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._masks import close, kept_keys, layer_mask
@@ -69,6 +68,8 @@ class Knockout:
 
     def __post_init__(self) -> None:
         """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
 
     def _repr_html_(self) -> str:

@@ -10,7 +10,6 @@ import torch
 from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
-from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
@@ -68,6 +67,8 @@ class Patch:
 
     def __post_init__(self) -> None:
         """Keeps layers that come as an iterator, which could be read only once; takes TransformerLens' names."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
         if self.site not in AT:
             layers = [self.layers] if isinstance(self.layers, int) else self.layers

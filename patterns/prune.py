@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._prune import Row, Stage, Way, check_stage
@@ -66,6 +65,8 @@ class Prune:
 
     def __post_init__(self) -> None:
         """Refuses what is no layer, share or number."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
 
     @property

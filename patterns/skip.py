@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
-from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._pattern import layer_list, resolve
@@ -57,6 +56,8 @@ class Skip:
 
     def __post_init__(self) -> None:
         """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
 
     def _repr_html_(self) -> str:

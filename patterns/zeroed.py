@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnsight_mmflow._arguments import check_fields
 from nnsight_mmflow._edits import HookEdit
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._masks import layer_mask
@@ -55,6 +54,8 @@ class Zeroed:
 
     def __post_init__(self) -> None:
         """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
         check_fields(self)
 
     def _repr_html_(self) -> str:
