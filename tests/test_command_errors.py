@@ -160,8 +160,9 @@ def test_other_wrong_lines_are_one_sentence_and_status_2(names, capsys, tmp_path
     assert not failed, "\n".join(failed)
 
 
-def test_debug_shows_the_traceback(names, capsys, tmp_path):
-    assert main(["prune", "--k1", "99", "--debug", "--out", str(tmp_path)]) == 2
+@pytest.mark.parametrize("arguments", [["--debug", "prune", "--k1", "99"], ["prune", "--k1", "99", "--debug"]])
+def test_debug_shows_the_traceback(names, capsys, tmp_path, arguments):
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith("Traceback (most recent call last)")
     assert told.splitlines()[-1].startswith("mmflow prune: --k1 99")

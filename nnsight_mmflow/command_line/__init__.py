@@ -23,10 +23,12 @@ COMMANDS = {
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(prog="mmflow", description="How vision and language mix inside LLaVA-type models.")
+    debug = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", help=debug)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in COMMANDS.items():
         command = commands.add_parser(name, help=told, description=told)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug)
         if name == "nano":
             _nano(command)
             continue
