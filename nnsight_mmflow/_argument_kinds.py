@@ -102,6 +102,14 @@ def layers_of(name: str, value: object) -> int | list[int] | tuple[int, ...] | r
     return several if isinstance(value, list) else tuple(several)
 
 
+def single_or_several(name: str, value: object) -> object:
+    """A layer or several, not none."""
+    found = layers_of(name, value)
+    if not isinstance(found, int) and not len(found):
+        raise MMFlowError(f"{name}={value!r} names no layer.")
+    return found
+
+
 def heads_of(name: str, value: object) -> list[int] | tuple[int, ...] | range:
     """One head or several, as several. Whether they exist is known where the model is."""
     found = layers_of(name, value) if not isinstance(value, Integral) else (whole(name, value),)
@@ -113,79 +121,6 @@ def windows_of(name: str, value: object) -> object:
     if isinstance(value, Integral | str | bytes | Mapping) or not isinstance(value, Iterable):
         return whole(name, value)
     return tuple(whole(f"each {name}", one) for one in value)
-
-
-def graph_of(name: str, value: object) -> object:
-    """A graph."""
-    from nnsight_mmflow._graph import Graph
-
-    if not isinstance(value, Graph):
-        raise MMFlowError(f"{name} is what mmf.load or mmf.adapt returns, but {came(value)} came.")
-    return value
-
-
-def prompts_of(name: str, value: object) -> list:
-    """One prompt or several; a batch stands for its prompts."""
-    from nnsight_mmflow._prompt import Batch, Prompt
-
-    if isinstance(value, Prompt):
-        return [value]
-    if isinstance(value, Batch):
-        return list(value.prompts)
-    return _several(name, value, Prompt, "graph.prompt(...)")
-
-
-def prompt_of(name: str, value: object) -> object:
-    """A prompt or a batch; which of them, the function says."""
-    from nnsight_mmflow._prompt import Batch, Prompt
-
-    if not isinstance(value, Prompt | Batch):
-        raise MMFlowError(
-            f"this takes one prompt, but a {type(value).__name__} came as {name}: what graph.prompt(...) returns."
-        )
-    return value
-
-
-def corruptions_of(name: str, value: object) -> object:
-    """One corrupt run or several."""
-    from nnsight_mmflow.patterns.corruption import Corruption
-
-    return [value] if isinstance(value, Corruption) else _several(name, value, Corruption, "mmf.corruption")
-
-
-def facts_of(name: str, value: object) -> object:
-    """One fact or several."""
-    from nnsight_mmflow.patterns.edit_value import Fact
-
-    return (
-        [value] if isinstance(value, Fact) else _several(name, value, Fact, "mmf.Fact(prompt=..., target=..., at=...)")
-    )
-
-
-def methods_of(name: str, value: object) -> object:
-    """Pruning patterns, or a mapping from names to them."""
-    from nnsight_mmflow.patterns.prune import Prune
-
-    if isinstance(value, Prune):
-        return [value]
-    if isinstance(value, Mapping):
-        _several(name, list(value.values()), Prune, "such as mmf.FastV(k=2, r=0.5)")
-        return {text(f"each name of {name}", key): one for key, one in value.items()}
-    return _several(name, value, Prune, "such as mmf.FastV(k=2, r=0.5)")
-
-
-def pattern_of(name: str, value: object) -> object:
-    """A pruning pattern."""
-    methods_of(name, [value])
-    return value
-
-
-def patterns_of(value: object) -> object:
-    """Patterns, as graph.trace takes them."""
-    for one in value:  # type: ignore[attr-defined]
-        if isinstance(one, type) or not hasattr(one, "check") or not hasattr(one, "prepared"):
-            raise MMFlowError(f"a pattern is expected, such as mmf.Knockout(...), but {came(one)} came.")
-    return value
 
 
 def folder_of(name: str, value: object) -> object:
@@ -209,25 +144,6 @@ def place_of(name: str, value: object) -> object:
     return value
 
 
-def settings_of(name: str, value: object) -> object:
-    """The name of edit settings, or some."""
-    from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings
-
-    if isinstance(value, EditSettings) or (isinstance(value, str) and value in SETTINGS):
-        return value
-    raise MMFlowError(f"{name} must be one of {', '.join(SETTINGS)}, or mmf.EditSettings(...), not {value!r}.")
-
-
-def same_of(name: str, value: object) -> object:
-    """Prompts by what differs."""
-    if not isinstance(value, Mapping):
-        raise MMFlowError(f"{name} is a mapping from what differs to prompts, but {came(value)} came.")
-    for way, prompts in value.items():
-        text(f"each key of {name}", way)
-        prompts_of(f"{name}[{way!r}]", prompts)
-    return value
-
-
 def scale_of(name: str, value: object) -> object:
     """Where a scale ends; what it may be, the function says."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -235,10 +151,16 @@ def scale_of(name: str, value: object) -> object:
     return value
 
 
-def check_asked(question: object, answer: object, options: object, boxes: object, named: Mapping[str, object]) -> None:
-    """Refuses what is no question, answer, pair of options or box; `named`: the other texts."""
+def choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """One of a few names."""
+    if value not in known:
+        raise MMFlowError(f"{name} must be one of {', '.join(known)}, not {came(value)}.")
+
+
+def check_asked(question: object, options: object, boxes: object, named: Mapping[str, object]) -> None:
+    """Refuses what is no question, pair of options or box; `named`: the other texts."""
     text("question", question)
-    for name, value in {"answer": answer, **named}.items():
+    for name, value in named.items():
         if value is not None:
             text(name, value)
     if options is not None:
@@ -275,15 +197,3 @@ def came(value: object) -> str:
         return "None"
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
-
-
-def _several(name: str, value: object, kind: type, how: str) -> list:
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise MMFlowError(f"{name}: one {kind.__name__} or a list of them is expected ({how}), but {came(value)} came.")
-    found = list(value)
-    wrong = [number for number, one in enumerate(found) if not isinstance(one, kind)]
-    if wrong:
-        raise MMFlowError(
-            f"{name}: each is a {kind.__name__} ({how}), but number {wrong[0]} is {came(found[wrong[0]])}."
-        )
-    return found

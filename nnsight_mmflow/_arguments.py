@@ -16,30 +16,34 @@ from nnsight_mmflow._argument_kinds import (
     called,
     came,
     color_of,
-    corruptions_of,
     edges_of,
     expression,
-    facts_of,
     flag,
     folder_of,
-    graph_of,
     heads_of,
     layers_of,
-    methods_of,
     number,
     numbers,
-    pattern_of,
-    patterns_of,
     place_of,
-    prompt_of,
-    prompts_of,
-    same_of,
     scale_of,
-    settings_of,
+    single_or_several,
     text,
     texts,
     whole,
     windows_of,
+)
+from nnsight_mmflow._argument_things import (
+    corruptions_of,
+    facts_of,
+    graph_of,
+    methods_of,
+    pattern_of,
+    patterns_of,
+    prompt_of,
+    prompts_of,
+    questions_of,
+    same_of,
+    settings_of,
 )
 from nnsight_mmflow._errors import MMFlowError
 
@@ -66,7 +70,7 @@ MOST = {  # beyond these a run would not end, or a seed not be one
 
 
 EXPRESSIONS = ("source", "target", "at", "targets", "sources")
-LISTS = ("spans", "sites", "ways", "titles", "kinds")
+LISTS = ("spans", "sites", "ways", "titles", "kinds", "names")
 BY_NAME: dict[str, Check] = {
     "graph": graph_of,
     "prompts": prompts_of,
@@ -93,6 +97,7 @@ BY_NAME: dict[str, Check] = {
     "metric": called,
     "color": color_of,
     "boxes": boxes_of,
+    "questions": questions_of,
 }
 
 
@@ -155,6 +160,8 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
         return None
     if kind in ("bool", "bool | None") or default is True or default is False:
         return flag(name, value)
+    if name == "methods" and "Prune" not in kind:
+        return texts(name, value)
     if name in BY_NAME and not (name in ("heads", "controls") and kind == "int"):
         found = BY_NAME[name](name, value)
         if name == "window" and "Sequence" not in kind:
@@ -172,10 +179,15 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
         return numbers(name, value)
     if name == "same":
         return same_of(name, value)
-    if "int | str" in kind or "float | int" in kind or "int | float" in kind or kind.startswith("int | Sequence"):
+    if name == "layer" and "Sequence" in kind:
+        return single_or_several(name, value)
+    if "float | int" in kind or "int | float" in kind:
+        return number(name, value)
+    if "int | str" in kind:
         return value  # the function itself tells these apart
     if kind.startswith("int") or (isinstance(default, int) and not isinstance(default, bool)):
-        return whole(name, value, LEAST.get(name), MOST.get(name))
+        least = 1 if name == "k" and default is inspect.Parameter.empty else LEAST.get(name)  # of the k largest
+        return whole(name, value, least, MOST.get(name))
     if kind.startswith("float") or isinstance(default, float):
         return number(name, value, name in ENDLESS)
     if kind in ("str", "str | None"):

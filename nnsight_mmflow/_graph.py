@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._argument_kinds import check_asked, prompts_of, whole
+from nnsight_mmflow._argument_kinds import check_asked, choice, whole
+from nnsight_mmflow._argument_things import prompts_of
 from nnsight_mmflow._encode import checked_inputs, encode
 from nnsight_mmflow._errors import ModelError, PromptError
 from nnsight_mmflow._pictures import as_square, open_pictures
@@ -119,6 +120,7 @@ class Graph(Placed):
 
         It is the attention module or the MLP itself, or the norm that a family puts behind it (Gemma 2 and 3).
         """
+        choice("site", site, ("attn", "mlp"))
         norm = self._text.after_attention if site == "attn" else self._text.after_mlp
         if norm is not None:
             return getattr(self.layers[self._layer(layer)], norm), False
@@ -169,8 +171,8 @@ class Graph(Placed):
             >>> len(prompt.spans["image"])
             64
         """
-        named = {"template": template, "instruction": instruction, "key": key, "kind": kind}
-        check_asked(question, answer, options, boxes, named)
+        named = {"answer": answer, "template": template, "instruction": instruction, "key": key, "kind": kind}
+        check_asked(question, options, boxes, named)
         if options and len(options) != 2:
             raise PromptError(f"options are two, (true, false), but {len(options)} came: {tuple(options)}.")
         if any(len(box) != 4 for box in boxes):
@@ -230,13 +232,10 @@ class Graph(Placed):
             NoEffectError: a pattern that would change nothing.
             PromptError: tensors that do not fit together.
         """
-        from nnsight_mmflow._turns import in_turn, turn_of  # here: what holds locks does not travel
-
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
         inputs = here.checked(prompt)
-        with turn_of(here):
-            return in_turn(here, here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs)))
+        return here.in_turn(lambda: here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs)))
 
     def generate(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
@@ -246,14 +245,15 @@ class Graph(Placed):
         Patterns act on the prompt's forward (the prefill); those with `when="all"` act on every step.
         Keyword arguments go to the model's `generate`. Raises as `trace` does.
         """
-        from nnsight_mmflow._turns import in_turn, turn_of  # here: what holds locks does not travel
-
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
         inputs = here.checked(prompt)
-        with turn_of(here):
+
+        def made() -> InterleavingTracer:
             model = here.edited(prompt, patterns, steps=True)
-            return in_turn(here, model.trace(fn=model.generate, **inputs, **here.placed(kwargs)))
+            return model.trace(fn=model.generate, **inputs, **here.placed(kwargs))
+
+        return here.in_turn(made)
 
     def edited(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], patterns: tuple[Pattern, ...], steps: bool = False

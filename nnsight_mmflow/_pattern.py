@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from nnsight_mmflow._argument_kinds import expression, layers_of
+from nnsight_mmflow._argument_kinds import came, expression, layers_of
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
@@ -52,6 +52,20 @@ def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:
             " take the span from the prompt that is run."
         )
     return [what]
+
+
+def rows_of(graph: object, spans: Spans | tuple[Spans, ...]) -> tuple[Spans, ...]:
+    """The spans of each row, as `apply` is given them: `prompt.spans`, or `batch.spans`.
+
+    Raises:
+        MMFlowError: something else came, or no graph.
+    """
+    rows = spans if isinstance(spans, tuple) else (spans,)
+    if not hasattr(graph, "n_layers") or not rows or not all(hasattr(row, "having") for row in rows):
+        raise MMFlowError(
+            f"apply(graph, prompt.spans) or apply(graph, batch.spans), but {came(graph)}, {came(spans)} came."
+        )
+    return rows
 
 
 def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:

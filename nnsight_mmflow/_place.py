@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow._errors import MMFlowError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     import torch
     from nnsight import TransformersModel
+    from nnsight.intervention.tracer import InterleavingTracer
     from nnsight.schema.request import RequestModel
     from nnsight.schema.response import ResponseModel
     from nnsight.tracing.backend import Backend
@@ -60,6 +61,8 @@ class Placed:
     def at(self, remote: bool | str | None, trusted: bool | None = None) -> Self:
         """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""
         remote = self.remote if remote is None else remote
+        if not isinstance(remote, bool | str) or remote == "":
+            raise MMFlowError(f"remote is True (NDIF), False, or a host, but {remote!r} came.")
         trusted = self.trusted if trusted is None else trusted
         if (remote, trusted) == (self.remote, self.trusted):
             return self
@@ -82,6 +85,12 @@ class Placed:
                 f"{self.name} was loaded without weights (dispatch=False), so nothing can run here: leave dispatch out,"
                 " or run it elsewhere: remote=True, or mmf.flow_on_workers."
             )
+
+    def in_turn(self, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
+        """The tracer that is made, its making and its run waiting for their turn among threads."""
+        from nnsight_mmflow._turns import in_turn  # here: what holds locks does not travel
+
+        return in_turn(self, make)  # type: ignore[arg-type]
 
     @property
     def apart(self) -> bool:

@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._geometry import Box
 
@@ -114,6 +115,7 @@ def refuse_bad_rows(file: Path, bad: Sequence[str], total: int) -> None:
         )
 
 
+@checked
 def prompts_of(graph: Graph, questions: Sequence[Question], **kwargs: object) -> list[Prompt]:
     """A prompt for each question; keyword arguments (template, instruction, pad_to_square) go to graph.prompt."""
     made = []

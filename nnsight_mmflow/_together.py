@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._apart import layout_of
-from nnsight_mmflow._argument_kinds import patterns_of
+from nnsight_mmflow._argument_things import patterns_of
 from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._prompt import Batch, Prompt

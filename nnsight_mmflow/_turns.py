@@ -30,8 +30,10 @@ def turn_of(graph: Graph) -> AbstractContextManager:
         return _TURNS.setdefault(module, RLock())
 
 
-def in_turn(graph: Graph, tracer: InterleavingTracer) -> InterleavingTracer:
-    """The tracer, its run waiting for its turn."""
+def in_turn(graph: Graph, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
+    """The tracer, its making and its run waiting for their turn."""
+    with turn_of(graph):
+        tracer = make()
     if not graph.remote or graph.remote == "local":
         tracer.backend = waiting(turn_of(graph), tracer.backend)
     return tracer

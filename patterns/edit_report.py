@@ -11,6 +11,7 @@ from nnsight_mmflow.patterns.edit import edit
 from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.patterns.fine_tune import fine_tune
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._journal import Journal
 from nnsight_mmflow._pattern import layer_list
@@ -76,6 +77,7 @@ class EditReport(Result):
         means = self.scores().groupby(["method", "measure"], sort=False)["right"].mean().unstack()
         return means.reindex(columns=[name for name in MEASURES if name in means])
 
+    @checked
     def only(self, methods: Sequence[str]) -> EditReport:
         """The same with these methods alone.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.edit_update import Update
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._results import Result
 
@@ -84,6 +85,7 @@ class Edit(Result):
             original.mlp_out(layer)._module.weight.data.copy_(self.kept[layer])
         self.kept.clear()
 
+    @checked
     def bleed(self, prompts: Sequence[Prompt], at: str = "all") -> pd.DataFrame:
         """What the edit adds to the MLP output at other positions: predicted from their keys, and measured.
 
@@ -96,6 +98,8 @@ class Edit(Result):
         import pandas as pd
         import torch
 
+        if not prompts:
+            raise MMFlowError("bleed needs at least one prompt, but got none.")
         (original, edited), rows = self._here("bleed()"), []
         scale = self.table.groupby("layer")["change_norm"].mean()
         for number, prompt in enumerate(prompts):

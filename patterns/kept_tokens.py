@@ -48,6 +48,7 @@ class KeptTokens:
 
         return kept_html(self)
 
+    @checked
     def on_image(self, by_layer: bool = False, *, image: int = 0, view: str | None = None) -> ShownFigure:
         """The picture, each patch the clearer the more layers see its token, and grey where few do.
 

@@ -10,7 +10,7 @@ from nnsight_mmflow._apart import own_mask, read_attention, write_attention
 from nnsight_mmflow._edits import MaskEdit, closing
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._masks import close, kept_keys, layer_mask
-from nnsight_mmflow._pattern import check_edge, layer_list, resolve
+from nnsight_mmflow._pattern import check_edge, layer_list, resolve, rows_of
 from nnsight_mmflow._split import whole_here
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Knockout:
             graph: the graph whose model the trace runs.
             spans: `prompt.spans`, or `batch.spans`.
         """
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, steps=False)
         return self._close_now(graph, rows)
 

@@ -12,7 +12,7 @@ from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolv
 
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._pattern import layer_list, resolve
+from nnsight_mmflow._pattern import layer_list, resolve, rows_of
 from nnsight_mmflow._site_names import site_named
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Patch:
 
         Values that come from other runs must be at hand: `patch = patch.prepared(graph, prompt.rows())` before it.
         """
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, steps=False)
         return self._write(graph, rows)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._pattern import rows_of
 from nnsight_mmflow._prune import Row, Stage, Way, check_stage
 from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
 from nnsight_mmflow._prune_layers import Pruned, prune_prefill, prune_step
@@ -88,8 +89,10 @@ class Prune:
         Raises:
             MMFlowError: it depends on the prompt (`mmf.kept_tokens` counts it).
         """
+        from nnsight_mmflow._argument_kinds import whole
         from nnsight_mmflow._flops import tokens_per_layer
 
+        whole("image_tokens", image_tokens, 1)
         if self.measured:
             raise MMFlowError(
                 f"how many tokens {type(self).__name__} keeps depends on the prompt:"
@@ -156,7 +159,7 @@ class Prune:
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, steps=False)
         return dropped_tokens(self, self.prefill(graph, rows), rows)
 

@@ -11,7 +11,7 @@ from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._pattern import layer_list, resolve
+from nnsight_mmflow._pattern import layer_list, resolve, rows_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -87,7 +87,7 @@ class Skip:
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> None:
         """Does it inside a trace that the user has opened (one forward)."""
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, steps=False)
         self._once(graph, rows)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.skip import PARTS, Skip
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._journal import Journal
@@ -43,6 +44,7 @@ class SkipResult(Result):
             for span, part in self.table.groupby("span", sort=False)
         }
 
+    @checked
     def needless_from(self, span: str, loss: int | float = 5.0) -> int | None:
         """The first layer from which on leaving the span out costs less than so many percent, at every later one too.
 

@@ -68,7 +68,7 @@ def test_traces_and_generations_of_two_threads_are_those_of_one(nano):
 def test_without_turns_they_fail(nano, monkeypatch):
     """If this passes one day, nnsight can do it by itself, and `_turns` can go."""
     prompts = mmf.nano.prompts(nano, 4)
-    monkeypatch.setattr(_turns, "in_turn", lambda graph, tracer: tracer)
+    monkeypatch.setattr(_turns, "in_turn", lambda graph, make: make())
     fresh = mmf.load("nano")
     _, errors = at_once(lambda number: [logits(fresh, prompt, BLOCKED) for _ in range(30) for prompt in prompts])
     assert errors

@@ -437,3 +437,92 @@ def stages() -> list[mmf.Stage]:
         *(mmf.Stage(2, keep, len) for keep in ("x", NAN, -1, 1.5, None, True)),
         mmf.Stage(2, 0.5, 3),
     ]
+
+
+def result_calls(graph) -> dict:
+    """The same for the methods of results, spans and graphs; a lone argument is called `what`."""
+    two = mmf.nano.prompts(graph, 2)
+    one, batch = two[0], graph.batch(two)
+    clean, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
+    flow = mmf.flow(graph, two, ["image->last"], 3, only_correct=False, **ABOUT)
+    taken, flows = mmf.contributions(graph, two, **QUIET), mmf.saliency(graph, two, **QUIET)
+    traced = mmf.causal_trace(graph, clean, corrupt, ["last"], ["mlp"], **ABOUT)
+    skipped = mmf.skip_flow(graph, two, ["image"], only_correct=False, **ABOUT)
+    maps = mmf.attention(graph, one, layers=[2])
+    patches = mmf.knockout_by_patch(graph, one, size=4, layers=[4], **QUIET)
+    words = mmf.lens_by_patch(graph, one, layers=[4])
+    kept = mmf.kept_tokens(graph, one, mmf.FastV(k=4))
+    edited = mmf.edit(graph, mmf.nano.edits(graph, 1)[0], 4, settings=mmf.EditSettings(steps=2), **ABOUT)
+    estimated = mmf.attribution(graph, clean, corrupt, ["last"], exact=2, **QUIET)
+    effect = mmf.attention_and_effect(graph, one, "question", layers=[3], controls=0, **QUIET)
+    image, closed = one.spans["image"], mmf.Knockout(source="image", target="last", layers=1)
+    largest, prompts = [0, -1, "3", 1.5, None, True, NAN], ["x", None, [3], 3]
+    layer, single = [99, -11, "2", 1.5, True, [99], ["a"], []], ["x", None, batch, 3]
+    window, place = [99, "3", 1.5, [3], True], {"image": [9, "0", None, -1, 1.5], "view": ["foo", 3]}
+
+    def based(run, **base):
+        return lambda **wrong: run(**{**base, **wrong})
+
+    return {
+        "flow.curves": (flow.curves, {"window": window}),
+        "flow.controls": (flow.controls, {"window": window}),
+        "flow.arrows": (flow.arrows, {"window": window, "threshold": ["x", NAN, True, [1]]}),
+        "flow.diagram": (flow.diagram, {"window": window, "threshold": ["x", NAN]}),
+        "contributions.top": (taken.top, {"k": largest}),
+        "contributions.concentration": (taken.concentration, {"k": largest}),
+        "contributions.overlap": (taken.overlap, {"k": largest}),
+        "contributions.knock_out": (
+            based(taken.knock_out, graph=graph, prompts=two, k=2),
+            {"k": largest, "graph": GRAPH, "prompts": prompts, "seed": SEED},
+        ),
+        "contributions.position_control": (
+            based(taken.position_control, graph=graph, prompts=two),
+            {"graph": GRAPH, "prompts": prompts, "seed": SEED},
+        ),
+        "contributions.correctness": (taken.correctness, {"layers": [99, -11, "2", 1.5, True, [99], ["a"]]}),
+        "contributions.on_image": (based(taken.on_image, prompt=one), {"prompt": single, "layer": layer, **place}),
+        "saliency.curves": (flows.curves, {"names": ["foo", 3, ["foo"], []], "normalise": FLAG}),
+        "saliency.on_image": (based(flows.on_image, prompt=one), {"prompt": single, "layer": layer, **place}),
+        "trace.map": (traced.map, {"quantity": CHOICE}),
+        "trace.plot": (traced.plot, {"quantity": CHOICE}),
+        "trace.caption": (traced.caption, {"quantity": CHOICE}),
+        "skip.needless_from": (based(skipped.needless_from, span="image"), {"span": ["foo", 3, None], "loss": NUMBER}),
+        "maps.at": (maps.at, {"layer": [99, "2", 1.5, None, [2], True]}),
+        "maps.sinks": (based(maps.sinks, layer=2), {"layer": [99, "2", None], "times": [*NUMBER, None]}),
+        "maps.by_span": (based(maps.by_span), {"rows": ["foo", 3, None, {}, []], "columns": ["foo", 3, {}]}),
+        "patches.plot": (patches.plot, {"prompt": ["x", batch, 3], **place}),
+        "words.plot": (words.plot, {"prompt": ["x", batch, 3], "layer": [99, "4", 1.5, True], **place}),
+        "kept.on_image": (kept.on_image, {"by_layer": FLAG, **place}),
+        "edit.bleed": (based(edited.bleed, prompts=two), {"prompts": [*prompts, []], "at": SPAN}),
+        "attribution.top": (estimated.top, {"k": largest}),
+        "effect.beside": (effect.beside, {"layer": [99, "3", None, 1.5]}),
+        "spans[]": (
+            lambda what: one.spans[what],
+            {"what": [3, None, "", b"x", ["image"], ("image",), image, 1.5, True]},
+        ),
+        "spans.text": (
+            based(one.spans.text, substring="color"),
+            {"substring": [3, None, "", "zzz"], "index": ["0", 1.5, 9, -1, True], "match": ["foo", 3, None]},
+        ),
+        "spans.having": (lambda what: one.spans.having(a=what), {"what": [3, "image", None]}),
+        "span[]": (lambda what: image[what], {"what": [9, -1, "0", None, 1.5, slice(0, 1), True]}),
+        "span.box": (
+            lambda what: image.box(what),
+            {"what": [3, None, "x", (1, 2), ("a",) * 4, (NAN,) * 4, (8, 8, 0, 0), (500, 500, 600, 600)]},
+        ),
+        "span.part": (lambda what: image.part(what, "some"), {"what": [3, None, [999], ["a"], [1.5], [-1], "x"]}),
+        "graph.mlp": (graph.mlp, {"layer": [99, "1", None, 1.5, True]}),
+        "graph.joining": (based(graph.joining, layer=1, site="attn"), {"site": ["foo", 3, None], "layer": [99, "1"]}),
+        "graph.at": (lambda what: graph.at(what), {"what": [3, "", []]}),
+        "graph.bound": (lambda what: graph.bound(what, one), {"what": ["x", None, graph]}),
+        "graph.hooks": (lambda what: graph.hooks(what, one).__enter__(), {"what": ["x", None, graph]}),
+        "apply": (lambda what: closed.apply(graph, what), {"what": ["x", None, one, [], ()]}),
+        "apply to": (lambda what: closed.apply(what, one.spans), {"what": ["x", None, 3]}),
+        "cache_by_span": (lambda what: mmf.cache_by_span(what, one), {"what": ["x", None, {}, {"a": 3}]}),
+        "budget": (lambda what: mmf.FastV(k=4).budget(graph, what), {"what": ["x", -1, None, 1.5, 0]}),
+        "prompts_of": (
+            based(mmf.prompts_of, graph=graph, questions=[]),
+            {"graph": GRAPH, "questions": ["x", None, 3, [3]]},
+        ),
+        "write": (lambda what: mmf.write_constraint_questions(what, "/dev/null"), {"what": ["x", None, 3, [3]]}),
+    }

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from wrong_arguments import ABOUT, HUGE, QUIET, calls
+from wrong_arguments import ABOUT, HUGE, QUIET, calls, result_calls
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import _argument_kinds, _arguments
@@ -28,8 +28,8 @@ def table(nano):
     return calls(nano)
 
 
-def failing(table):
-    """(how many rows there are, those that were not refused in words that name what is wrong)."""
+def failing(table, named=True):
+    """(how many rows there are, those that were not refused in words, which name what is wrong)."""
     count, failed = 0, []
     for name, (run, arguments) in table.items():
         for argument, values in arguments.items():
@@ -40,8 +40,8 @@ def failing(table):
                     failed.append(f"{name}({argument}={value!r:.60}) was taken")
                 except mmf.MMFlowError as error:
                     told = str(error)
-                    named = argument in told or repr(value)[:40] in told or str(value)[:40] in told
-                    if not (named or re.search(SAYS, told)):
+                    says = argument in told or repr(value)[:40] in told or str(value)[:40] in told
+                    if named and not (says or re.search(SAYS, told)):
                         failed.append(f"{name}({argument}={value!r:.60}) does not say what is wrong: {told:.200}")
                 except Exception as error:
                     failed.append(f"{name}({argument}={value!r:.60}) ended in {type(error).__name__}: {error!s:.100}")
@@ -51,6 +51,12 @@ def failing(table):
 def test_every_wrong_argument_is_refused_in_words(table):
     count, failed = failing(table)
     assert count > 1900
+    assert not failed, "\n".join(failed)
+
+
+def test_every_wrong_argument_of_a_method_is_refused_in_words(nano):
+    count, failed = failing(result_calls(nano), named=False)
+    assert count > 300
     assert not failed, "\n".join(failed)
 
 
