@@ -24,6 +24,8 @@ OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DO
 TIME = re.compile(r"time ?out|timed out|time limit|too long", re.IGNORECASE)
 PACKAGE = "nnsight_mmflow"
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
+REFUSED = "the server refuses the API key: `nnsight login`, or set NDIF_API_KEY."
+UNKNOWN = re.compile(r"\b401\b|Unauthorized|API key")
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
 BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
 _READY: dict[str, dict[str, str]] = {}  # by host, the versions of its packages
@@ -99,7 +101,7 @@ def told(graph: Graph, text: str) -> MMFlowError:
     if text.startswith(NOT_SENT) and any(sign in text for sign in BROKEN):
         return RemoteFailure(broken(text.removeprefix(NOT_SENT)))
     if "API key" in text or "Unauthorized" in text:
-        return RemoteFailure("the server refuses the API key: `nnsight login`, or set NDIF_API_KEY.")
+        return RemoteFailure(REFUSED)
     if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
         return RemoteFailure(f"{graph.name} is not deployed on the server.{_near(graph)}")
     if "out of memory" in text.lower():
@@ -140,7 +142,8 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
         except Exception as error:
             if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
                 raise
-            found = RemoteFailure(broken(str(error) or type(error).__name__))
+            why = str(error) or type(error).__name__
+            found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
         raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
 
     return wrapped
