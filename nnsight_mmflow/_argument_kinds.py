@@ -80,9 +80,7 @@ def edges_of(name: str, value: object) -> tuple[str, ...]:
 
 def expression(name: str, value: object, spans_too: bool = True) -> object:
     """A span by name or expression, or a Span."""
-    from nnsight_mmflow._spans import Span
-
-    if isinstance(value, Span) and spans_too:
+    if spans_too and hasattr(value, "positions") and hasattr(value, "row"):  # a Span; this runs on servers too
         return value
     if not isinstance(value, str):
         also = ", or a Span" if spans_too else ""
