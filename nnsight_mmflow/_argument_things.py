@@ -17,6 +17,13 @@ def graph_of(name: str, value: object) -> object:
     return value
 
 
+def bound_of(name: str, value: object) -> object:
+    """A bridge bound to a prompt."""
+    if not hasattr(value, "run_with_span_cache"):
+        raise MMFlowError(f"{name} is what graph.bound(bridge, prompt) returns, but {came(value)} came.")
+    return value
+
+
 def prompts_of(name: str, value: object) -> list:
     """One prompt or several; a batch stands for its prompts."""
     from nnsight_mmflow._prompt import Batch, Prompt

@@ -33,6 +33,7 @@ from nnsight_mmflow._argument_kinds import (
     windows_of,
 )
 from nnsight_mmflow._argument_things import (
+    bound_of,
     corruptions_of,
     facts_of,
     graph_of,
@@ -160,6 +161,8 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
         return None
     if kind in ("bool", "bool | None") or default is True or default is False:
         return flag(name, value)
+    if kind == "BoundBridge":
+        return bound_of(name, value)
     if name == "methods" and "Prune" not in kind:
         return texts(name, value)
     if name in BY_NAME and not (name in ("heads", "controls") and kind == "int"):

@@ -519,6 +519,14 @@ def result_calls(graph) -> dict:
         "apply": (lambda what: closed.apply(graph, what), {"what": ["x", None, one, [], ()]}),
         "apply to": (lambda what: closed.apply(what, one.spans), {"what": ["x", None, 3]}),
         "cache_by_span": (lambda what: mmf.cache_by_span(what, one), {"what": ["x", None, {}, {"a": 3}]}),
+        "patch_by_span": (
+            lambda what: mmf.patch_by_span(what, {}, lambda logits: logits.sum()),
+            {"what": ["x", None, graph, one]},
+        ),
+        "attribution_by_span": (
+            lambda what: mmf.attribution_by_span(what, what, lambda logits: logits.sum()),
+            {"what": ["x", None, graph, one]},
+        ),
         "budget": (lambda what: mmf.FastV(k=4).budget(graph, what), {"what": ["x", -1, None, 1.5, 0]}),
         "prompts_of": (
             based(mmf.prompts_of, graph=graph, questions=[]),
