@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow._processor_fit import check_image_token, check_processor
 
 if TYPE_CHECKING:
     from nnsight_mmflow.adapters._base import Adapter
@@ -40,18 +41,33 @@ def known() -> dict[str, str]:
     return {**TABLE, **{entry.name: entry.value for entry in entry_points(group=GROUP)}}
 
 
-def adapter_for(model: PreTrainedModel, processor: ProcessorMixin) -> Adapter:
+def adapter_for(model: PreTrainedModel, processor: ProcessorMixin | None) -> Adapter:
     """The adapter of a model's family, its configuration checked.
 
     Raises:
-        ModelError: no adapter covers the class, or the configuration holds a setting that the adapter does not handle.
+        ModelError: no adapter covers the class, the configuration holds a setting that the adapter does not handle, or
+            the processor is of another family.
     """
-    name, there = type(model).__name__, known()
+    module, cls = known_class(type(model).__name__).split(":")
+    if processor is not None:  # without one the configuration alone is checked
+        check_processor(model, processor)
+    adapter = getattr(import_module(module), cls)(model, processor)
+    if processor is not None:
+        check_image_token(adapter)
+    return adapter
+
+
+def known_class(name: str) -> str:
+    """Where the adapter of a Hugging Face class is, as "module:class".
+
+    Raises:
+        ModelError: there is none.
+    """
+    there = known()
     if name not in there:
         raise ModelError(
             f"there is no adapter for {name}; there are adapters for {', '.join(there)}. To add one, copy"
             " nnsight_mmflow/adapters/qwen2_vl.py (one file, under 100 lines), register it as the entry point"
             f' [project.entry-points."{GROUP}"] {name} = "package.module:Class", and run `mmflow check` on a model.'
         )
-    module, cls = there[name].split(":")
-    return getattr(import_module(module), cls)(model, processor)
+    return there[name]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, SpanError
 from nnsight_mmflow._maps_there import read_maps
 from nnsight_mmflow._pattern import layer_list, resolve
@@ -89,6 +90,7 @@ class AttentionMaps:
     model: str = ""
     patterns: tuple[str, ...] = ()
 
+    @checked
     def at(self, layer: int) -> Float[torch.Tensor, "heads targets sources"]:
         """The weights of one layer."""
         return self.weights[self._index(layer)]
@@ -111,6 +113,7 @@ class AttentionMaps:
         mean /= mean.sum(1, keepdim=True)
         return PooledAttention(mean @ self.weights @ total.T, self.layers, self.heads, down, across)
 
+    @checked
     def sinks(self, layer: int, times: float = SINK) -> tuple[int, ...]:
         """The positions that are attention sinks in this layer: most later positions read them, whatever is asked.
 

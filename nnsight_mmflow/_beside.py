@@ -7,6 +7,7 @@ from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._attention_maps import attention
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._pattern import check_readable, layer_list, resolve
@@ -54,6 +55,7 @@ class EffectResult(Result):
 
         return effect_figure(self)
 
+    @checked
     def beside(self, layer: int) -> str:
         """Markup for a page that shows one layer's attention: the edge's mass and effect there, with the controls'.
 

@@ -36,7 +36,7 @@ def effect_figure(result: EffectResult) -> ShownFigure:
     panels[1].set_title("used: that edge knocked out in one layer", fontsize=9, loc="left")
     panels[1].set_xlabel("layer")
     panels[0].legend(frameon=False, fontsize=8)
-    edge = f"{header['source']} $\\rightarrow$ {header['target']}".replace("_", " ")
+    edge = f"{header['source']} \u2192 {header['target']}".replace("_", " ")
     name = str(header["model"]).rstrip("/").split("/")[-1]
     figure.suptitle(f"{name}: {edge}, {header['tokens']} tokens; answer {header['prediction']!r}", fontsize=10)
     return figure

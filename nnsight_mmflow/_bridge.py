@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._errors import ModelError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def bound_to(graph: Graph, bridge: TransformerBridge, prompt: Prompt | Batch) ->
     """
     from nnsight_mmflow._bound import BoundBridge
 
+    if not hasattr(bridge, "hook_dict"):
+        raise ModelError(f"a bridge is what graph.to_transformer_lens() returns, but {came(bridge)} came.")
     if graph_of(bridge) is not graph:
         raise ModelError(
             f"this bridge belongs to another graph ({graph_of(bridge)}): take the graph that made it, or that"

@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError, PromptError
 from nnsight_mmflow._output import write_text
 
@@ -119,6 +120,7 @@ class ConstraintQuestion:
         return replace_phrase(graph, prompt, self.constraints[0].text, phrase)
 
 
+@checked
 def write_constraint_questions(questions: Iterable[ConstraintQuestion], file: str | PathLike[str]) -> Path:
     """Writes questions whose images are paths as JSON lines, in the form that `read_constraint_questions` reads."""
     lines = []

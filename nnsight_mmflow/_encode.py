@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from transformers import BatchFeature
 
+from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._geometry import ImageGeometry
 from nnsight_mmflow._pictures import as_square
@@ -14,7 +16,7 @@ from nnsight_mmflow._row_spans import Spans
 from nnsight_mmflow._spans import ImageTokens, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import torch
     from PIL.Image import Image as Picture
@@ -204,12 +206,47 @@ def spans_of(
     return Spans(named, tokens, offsets, text, question, after + len(placeholder) if after >= 0 else 0)
 
 
+def check_made_for(adapter: Adapter, prompt: Prompt) -> None:
+    """Refuses a prompt that another model's graph made: its ids would stand for other words here.
+
+    Raises:
+        PromptError: its tokens are not those that this model's tokenizer has for its ids, or its image is not read.
+    """
+    ids = prompt.inputs["input_ids"][0].tolist()
+    here, there = tuple(adapter.processor.tokenizer.convert_ids_to_tokens(ids)), prompt.spans.tokens
+    at = next((at for at, (one, other) in enumerate(zip(here, there, strict=False)) if one != other), None)
+    if len(here) != len(there):
+        at = min(len(here), len(there))
+    why = (
+        ""
+        if at is None
+        else f"at position {at} it has {there[at : at + 1]}, this model's tokenizer {here[at : at + 1]}"
+    )
+    image = [ids[position] for position in prompt.spans["image"]]
+    if not why and set(image) - {adapter.image_token_id}:
+        why = f"its image tokens have the id {image[0]}, this model's {adapter.image_token_id}"
+    unread = [name for name in prompt.inputs if name not in adapter.input_names]
+    if not why and unread:
+        why = f"{type(adapter.model).__name__} takes no {', '.join(unread)}"
+    if why:
+        raise PromptError(
+            f"the prompt {prompt.question!r} was made by another model's graph: {why}. Make it with this graph.prompt."
+        )
+
+
 def checked_inputs(adapter: Adapter, prompt: Prompt | Batch | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a prompt on the model's device.
 
     Raises:
         PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
     """
+    if not isinstance(prompt, Prompt | Batch | Mapping):
+        raise PromptError(
+            f"a prompt, a batch or a mapping of tensors is expected, as graph.prompt returns it; {came(prompt)} came."
+        )
+    for one in prompt.prompts if isinstance(prompt, Batch) else [prompt]:
+        if isinstance(one, Prompt):
+            check_made_for(adapter, one)
     inputs = dict(prompt.inputs if isinstance(prompt, Prompt | Batch) else prompt)
     if "input_ids" not in inputs:
         raise PromptError(f"the inputs hold {', '.join(inputs) or 'nothing'}; input_ids are missing.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._attention_maps import AttentionMaps
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._layer_values import layer_values
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 20_000_000
 
 
+@checked
 def explore(
     what: AttentionMaps | KeptTokens | Result | pd.DataFrame | Array,
     *,

@@ -46,7 +46,8 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
     elif isinstance(value, np.ndarray | np.generic):
         yield f"array {value.dtype} {value.shape} {sha256(value.tobytes()).hexdigest()}"
     elif kind.startswith("PIL.") and hasattr(value, "tobytes"):
-        yield f"picture {value.mode} {value.size} {sha256(value.tobytes()).hexdigest()}"
+        mode, size = getattr(value, "mode", ""), getattr(value, "size", "")
+        yield f"picture {mode} {size} {sha256(value.tobytes()).hexdigest()}"
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}"
         yield from sorted("\n".join([*_parts(key, within), *_parts(held, within)]) for key, held in value.items())

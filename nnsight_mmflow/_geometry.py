@@ -138,7 +138,7 @@ class ImageGeometry:
 
     def _check(self, box: Sequence[Number]) -> None:
         width, height = self.size
-        if len(box) != 4:
+        if not isinstance(box, list | tuple) and not hasattr(box, "tolist") or len(box) != 4:
             raise SpanError(f"a box is (x0, y0, x1, y1) in pixels, but {box!r} came.")
         left, top, right, bottom = box
         if not all(isinstance(edge, Real) for edge in box):

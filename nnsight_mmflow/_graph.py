@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._argument_kinds import choice, whole
+from nnsight_mmflow._argument_things import prompts_of
 from nnsight_mmflow._asked import check_asked, checked_boxes, checked_options
 from nnsight_mmflow._encode import encode
 from nnsight_mmflow._errors import ModelError, PromptError
@@ -119,6 +121,7 @@ class Graph(Traced):
 
         It is the attention module or the MLP itself, or the norm that a family puts behind it (Gemma 2 and 3).
         """
+        choice("site", site, ("attn", "mlp"))
         norm = self._text.after_attention if site == "attn" else self._text.after_mlp
         if norm is not None:
             return getattr(self.layers[self._layer(layer)], norm), False
@@ -199,6 +202,7 @@ class Graph(Traced):
         Raises:
             PromptError: no prompt came, or the tokenizer has no token to pad with.
         """
+        prompts = prompts_of("prompts", prompts)
         if not prompts:
             raise PromptError("graph.batch needs at least one prompt, but got none.")
         tokenizer = self.processor.tokenizer
@@ -227,6 +231,6 @@ class Graph(Traced):
         return hooked(self, bridge, prompt, patterns)
 
     def _layer(self, layer: int) -> int:
-        if not -self.n_layers <= layer < self.n_layers:
+        if not -self.n_layers <= whole("layer", layer) < self.n_layers:
             raise ModelError(f"layer {layer} was asked for, but there are {self.n_layers}, counted from 0.")
         return layer % self.n_layers

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._attention_maps import AttentionMaps
 from nnsight_mmflow._drawn_boxes import image_tokens
 from nnsight_mmflow._errors import MMFlowError, SpanError
@@ -106,7 +107,10 @@ def _as_array(values: ImageValues) -> np.ndarray:
 
     if isinstance(values, torch.Tensor):
         values = values.detach().float().cpu().numpy()
-    numbers = np.asarray(values, dtype=float)
+    try:
+        numbers = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise MMFlowError(f"values are numbers, one per image token, but {came(values)} came.") from None
     if numbers.ndim not in (1, 2) or not numbers.size:
         raise MMFlowError(
             f"values must be (tokens,) or (panels, tokens), but have the shape {tuple(numbers.shape)}. Take the mean"

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from os import PathLike
+
 # nnsight mounts `.save` on every object; what defines classes with slots must be imported before it.
 import anyio  # noqa: F401
 from nnsight import Envoy, TransformersModel
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import is_torchvision_available, logging
 
+from nnsight_mmflow._argument_kinds import came, place_of
+from nnsight_mmflow._checkpoints import (
+    architecture,
+    check_finite,
+    check_loaded,
+    check_settings,
+    first_words,
+    outline,
+    read_config,
+    weights_of,
+)
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._graph import Graph
 from nnsight_mmflow._images_only import load_images_only
+from nnsight_mmflow._processor_fit import check_counts_of
 from nnsight_mmflow._split import make_ready
-from nnsight_mmflow.adapters import adapter_for
+from nnsight_mmflow._weight_files import check_files, damage, weight_files
+from nnsight_mmflow.adapters import adapter_for, known_class
 
 TASK = "image-text-to-text"
 
@@ -29,37 +44,56 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
             at once; dispatch=False leaves them out (for remote runs, and where workers load them).
 
     Raises:
-        ModelError: nothing is there under that name, or no adapter covers it.
+        ModelError: nothing is there under that name; no adapter covers it, or its settings (told from the configuration
+            alone, before weights are read); the processor does not fit; weights are missing, cut, mere pointers, of
+            other shapes, or NaN (the tensors are named).
 
     Example:
         >>> import nnsight_mmflow as mmf
         >>> mmf.load("nano").n_layers
         10
     """
-    asked = name
+    if not isinstance(name, str | PathLike) or not str(name):
+        raise ModelError(f"a model is named by 'nano', a Hugging Face id or a folder, but {came(name)} came.")
+    place_of("remote", remote)
+    asked = name = str(name)
     if name == "nano":
         from nnsight_mmflow.nano import FOLDER
 
         name = str(FOLDER)
+    where = _revision(kwargs)
+    check_settings(kwargs)
+    config = read_config(name, where, kwargs)
+    if config is not None:
+        known_class(architecture(config))
     try:
-        processor = processor or _processor(name, _revision(kwargs))
-    except (OSError, ValueError) as error:
+        processor = processor or _processor(name, where)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the many files of a processor can do wrong
+        wrong = damage(weight_files(name, kwargs.get("revision")))
+        why = wrong or first_words(error)
         raise ModelError(
-            f"no processor can be loaded from {name!r}: {error}. Expected 'nano', a Hugging Face id, or a folder that"
+            f"no processor can be loaded from {name!r}: {why}. Expected 'nano', a Hugging Face id, or a folder that"
             " holds both model.save_pretrained and processor.save_pretrained."
         ) from error
     kwargs.setdefault("dispatch", not remote)
+    empty = outline(config, kwargs) if config is not None else None
+    if empty is not None:  # all that can be told without weights
+        check_counts_of(adapter_for(empty, processor))
+    if kwargs["dispatch"]:
+        check_files(name)
     make_ready(kwargs)
     shown = logging.is_progress_bar_enabled()
     if asked == "nano" and shown:  # loads at once: a bar would only flicker
         logging.disable_progress_bar()
     try:
-        model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
-    except OSError as error:
-        raise ModelError(f"no model can be loaded from {name!r}: {error}.") from error
+        with weights_of(name, kwargs.get("revision")) as told:
+            model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
     finally:
         if shown:
             logging.enable_progress_bar()
+    check_loaded(asked, model._module, told)
     return _graph(model, processor, asked).at(remote)
 
 
@@ -72,7 +106,7 @@ def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
         processor: its processor; needed unless the nnsight model holds one.
 
     Raises:
-        ModelError: the processor is missing, or no adapter covers the model.
+        ModelError: the processor is missing or another family's, no adapter covers the model, or weights are NaN.
     """
     processor = processor or getattr(model, "processor", None)
     bridged = hasattr(model, "original_model") and hasattr(model, "hook_dict")
@@ -91,7 +125,9 @@ def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
         raise ModelError(
             f"adapt takes an nnsight or a Hugging Face model or a TransformerLens bridge, not {type(model).__name__}."
         )
-    return _graph(model, processor)
+    made = _graph(model, processor)
+    check_finite(made.name, made.adapter.model)
+    return made
 
 
 def _graph(model: TransformersModel, processor: ProcessorMixin, name: str = "") -> Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._heat import heat_figure
 from nnsight_mmflow._image_values import panels_of
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 
+@checked
 def on_image(
     prompt: Prompt,
     values: Drawable,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import OutputError
+from nnsight_mmflow._escaping import write_csv as write_escaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,9 +161,9 @@ def write_figure(file: str | PathLike[str], figure: Figure, dpi: int | None = No
 
 
 def write_csv(file: str | PathLike[str], table: pd.DataFrame) -> Path:
-    """Writes a table as CSV, without its index."""
+    """Writes a table as CSV, without its index; no text in it is a formula to a spreadsheet."""
     with written(file) as beside:
-        table.to_csv(beside, index=False)
+        write_escaped(table, beside)
     return Path(file)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from nnsight_mmflow._argument_kinds import came, expression, layers_of
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Pattern(Protocol):
 
 def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:
     """The span that an expression means in each row; a Span stands for itself in a single row."""
+    expression(role, what)
     if isinstance(what, str):
         return [spans[what] for spans in rows]
     if len(rows) != 1:
@@ -57,12 +59,27 @@ def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:
     return [what]
 
 
+def rows_of(graph: object, spans: Spans | tuple[Spans, ...]) -> tuple[Spans, ...]:
+    """The spans of each row, as `apply` is given them: `prompt.spans`, or `batch.spans`.
+
+    Raises:
+        MMFlowError: something else came, or no graph.
+    """
+    rows = spans if isinstance(spans, tuple) else (spans,)
+    if not hasattr(graph, "n_layers") or not rows or not all(hasattr(row, "having") for row in rows):
+        raise MMFlowError(
+            f"apply(graph, prompt.spans) or apply(graph, batch.spans), but {came(graph)}, {came(spans)} came."
+        )
+    return rows
+
+
 def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     """The layers as sorted numbers from 0; negative ones count from the end.
 
     Raises:
         MMFlowError: no layer, or one that the model does not have.
     """
+    layers = layers_of("layers", layers)
     asked = [layers] if isinstance(layers, int) else list(layers)
     if not asked:
         raise MMFlowError(f"layers={layers!r} names no layer; there are {n_layers}, counted from 0.")

@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._errors import MMFlowError, ModelError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Self
 
+    import torch
     from nnsight import TransformersModel
+    from nnsight.intervention.tracer import InterleavingTracer
+    from nnsight.schema.request import RequestModel
+    from nnsight.schema.response import ResponseModel
     from nnsight.tracing.backend import Backend
 
 
@@ -42,6 +49,7 @@ class Placed:
         trusted: whether NDIF runs this key's blocks in the model's process.
         traffic: what has travelled so far, of this graph and of those made from it.
         known_as: what its workers say of the model that they hold, where this process has none; see `_identity`.
+        name, device: of the model.
     """
 
     model: TransformersModel
@@ -49,10 +57,14 @@ class Placed:
     trusted: bool = False
     traffic: Traffic
     known_as: dict[str, object] | None = None
+    name: str
+    device: torch.device
 
     def at(self, remote: bool | str | None, trusted: bool | None = None) -> Self:
         """The same graph, its traces on NDIF: True, a host, "local"; `trusted`: its key runs in the model's process."""
         remote = self.remote if remote is None else remote
+        if not isinstance(remote, bool | str) or remote == "":
+            raise MMFlowError(f"remote is True (NDIF), False, or a host, but {remote!r} came.")
         trusted = self.trusted if trusted is None else trusted
         if (remote, trusted) == (self.remote, self.trusted):
             return self
@@ -63,6 +75,24 @@ class Placed:
         there = object.__new__(type(self))  # not copy(), which leaves behind what does not travel
         vars(there).update(vars(self), **changed)
         return there
+
+    def check_weights(self, given: Mapping[str, object]) -> None:
+        """Refuses to run here a model that was loaded without weights.
+
+        Raises:
+            ModelError: it was, and neither the graph nor a backend in `given` says where else.
+        """
+        if not self.remote and "backend" not in given and self.device.type == "meta":
+            raise ModelError(
+                f"{self.name} was loaded without weights (dispatch=False), so nothing can run here: leave dispatch out,"
+                " or run it elsewhere: remote=True, or mmf.flow_on_workers."
+            )
+
+    def in_turn(self, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
+        """The tracer that is made, its making and its run waiting for their turn among threads."""
+        from nnsight_mmflow._turns import in_turn  # here: what holds locks does not travel
+
+        return in_turn(self, make)  # type: ignore[arg-type]
 
     @property
     def apart(self) -> bool:
@@ -101,6 +131,7 @@ class Placed:
             blocking: wait for the result.
             job: the id of one that was sent before, to fetch it.
         """
+        from nnsight_mmflow._hidden_keys import hiding, without_keys
         from nnsight_mmflow._remote import make_ready
 
         make_ready(self.remote)
@@ -116,5 +147,18 @@ class Placed:
             traffic.down += len(content)
             return finalize(content)
 
+        note, post = backend.note, backend._post
+
+        def noted(response: ResponseModel) -> bool:
+            response.description = without_keys(response.description or "")
+            return note(response)
+
+        def posted(request: RequestModel, blob: bytes) -> ResponseModel:
+            response = post(request, blob)
+            response.description = without_keys(response.description or "")
+            return response
+
         backend._serialize, backend.finalize = sent, came
+        backend.note, backend._post = noted, posted
+        backend.request, backend.submit, backend.poll = map(hiding, (backend.request, backend.submit, backend.poll))
         return backend

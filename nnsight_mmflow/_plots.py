@@ -13,6 +13,7 @@ from nnsight_mmflow._results import Band, bootstrap_band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
 
     from nnsight_mmflow.patterns.flow_result import FlowResult
     from nnsight_mmflow.patterns.lens import LensResult
@@ -34,7 +35,22 @@ STYLES = (
 
 
 class ShownFigure(Figure):
-    """A figure that notebooks show without pyplot, which would keep every figure in memory."""
+    """A figure that notebooks show without pyplot, which would keep every figure in memory.
+
+    Its texts are shown as they are: a "$" in a model's name, a span or a token is no formula.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draws it, no text as a formula; also those that the axes make while they are drawn."""
+        from matplotlib import rc_context
+        from matplotlib.text import Text
+
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+            text.set_usetex(False)
+        plain = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+        with rc_context(plain):
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         drawn = io.BytesIO()
@@ -72,7 +88,7 @@ def flow_figure(result: FlowResult) -> ShownFigure:
         _control_band(axes, result, window)
         for (edge, band), style in zip(result.curves(window).items(), cycle(STYLES), strict=False):
             source, target = edge.split("->")
-            label = f"{source} $\\nrightarrow$ {target}".replace("_", " ")
+            label = f"{source} \u219b {target}".replace("_", " ")
             draw_band(axes, range(n_layers), band, label, style)
         label_layers(axes, "centre layer of the blocked window", n_layers)
         axes.set_title(f"window of {window} layer{'s' if window > 1 else ''}", fontsize=10)
@@ -83,7 +99,7 @@ def flow_figure(result: FlowResult) -> ShownFigure:
         ncols=3 if len(windows) > 1 else 2,
         frameon=False,
         fontsize=9,
-        title="source $\\nrightarrow$ target",
+        title="source \u219b target",
         title_fontsize=9,
     )
     figure.suptitle(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._argument_kinds import came, number, whole
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._geometry import Place
 from nnsight_mmflow._qk import attention_weights
@@ -142,6 +143,41 @@ class Stage:
     def count(self, present: int) -> int:
         """How many of so many image tokens stay."""
         return min(present, self.keep if isinstance(self.keep, int) else round(self.keep * present))
+
+
+def check_stage(stage: object) -> None:
+    """Refuses what is no stage, or one whose layer, number or ranking is none.
+
+    Raises:
+        MMFlowError: it is not as `Stage` says.
+    """
+    if not isinstance(stage, Stage):
+        raise MMFlowError(f"a stage is expected, mmf.Stage(layer=2, keep=0.5, rank=...), but {came(stage)} came.")
+    whole("layer of a stage", stage.layer)
+    number("keep of a stage", stage.keep)
+    if not callable(stage.rank):
+        raise MMFlowError(f"rank of a stage is a function of mmf.Seen, but {came(stage.rank)} came.")
+    if stage.reads not in ("previous", "next", ""):
+        raise MMFlowError(f'reads of a stage is "previous", "next" or "", not {stage.reads!r}.')
+
+
+def ranks_of(told: object, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(a finite number per image token, what each holds from then on or None) of what a ranking returned.
+
+    Raises:
+        MMFlowError: it returned something else.
+    """
+    ranks, content = told if isinstance(told, tuple) and len(told) == 2 else (told, None)
+    for what, values, shape in (("numbers", ranks, (tokens,)), ("contents", content, (tokens, width))):
+        if values is None and what == "contents":
+            continue
+        if not isinstance(values, torch.Tensor) or tuple(values.shape) != shape:
+            shown = tuple(values.shape) if isinstance(values, torch.Tensor) else came(values)
+            raise MMFlowError(f"a ranking returns {what} of shape {shape}, one row per image token; {shown} came.")
+        if not bool(torch.isfinite(values).all()):
+            wrong = int((~torch.isfinite(values)).sum())
+            raise MMFlowError(f"a ranking returned {wrong} {what} that are NaN or infinite: tokens cannot be ordered.")
+    return ranks, content  # type: ignore[return-value]
 
 
 def attention_to_image(seen: Seen, queries: list[int], chunk: int = 8) -> Float[torch.Tensor, "queries image"]:

@@ -11,7 +11,7 @@ import torch
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._forwards import cache_in, factor_of
 from nnsight_mmflow._masks import kept_keys, key_room, layer_mask
-from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way
+from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way, ranks_of
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
 
 if TYPE_CHECKING:
@@ -261,8 +261,7 @@ def choose(
             value,
             towers[prompt],
         )
-        told = stage.rank(seen)
-        ranks, content = told if isinstance(told, tuple) else (told, None)
+        ranks, content = ranks_of(stage.rank(seen), len(image), hidden.shape[-1])
         if content is not None:
             contents += [(seen.image, content)] * factor
         count = int((ranks > 0).sum()) if stage.exact else stage.count(len(image))

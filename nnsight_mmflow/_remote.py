@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
+from nnsight_mmflow._hidden_keys import can_be_sent, without_keys
+from nnsight_mmflow._turns import turn_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -20,6 +24,8 @@ OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DO
 TIME = re.compile(r"time ?out|timed out|time limit|too long", re.IGNORECASE)
 PACKAGE = "nnsight_mmflow"
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
+REFUSED = "the server refuses the API key: `nnsight login`, or set NDIF_API_KEY."
+UNKNOWN = re.compile(r"\b401\b|Unauthorized|API key")
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
 BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
 _READY: dict[str, dict[str, str]] = {}  # by host, the versions of its packages
@@ -49,14 +55,20 @@ def make_ready(remote: bool | str) -> None:
             "there is no API key for a remote run: get one at https://login.ndif.us, then `nnsight login`, or set"
             " NDIF_API_KEY in the environment."
         )
+    if not can_be_sent():
+        raise RemoteFailure(
+            "the API key is malformed: it holds a space, a line end, or a letter outside ASCII, and was not sent."
+            " Copy it again: `nnsight login`, or NDIF_API_KEY."
+        )
+    failed = ""
     try:
         answer = httpx.get(f"{host}/env", timeout=httpx.Timeout(10, read=60))
         answer.raise_for_status()
         packages = answer.json().get("packages", {})
-    except (httpx.HTTPError, ValueError) as error:
-        raise RemoteFailure(
-            f"no NDIF server answers at {host} ({error}). Is the address right (NDIF_HOST), and is there a connection?"
-        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
+        failed = without_keys(f"no NDIF server answers at {host} ({error})")
+    if failed:
+        raise RemoteFailure(f"{failed}. Is the address right (NDIF_HOST), and is there a connection?")
     there, here = packages.get("nnsight"), version("nnsight")
     if there is not None and there.split(".")[:2] != here.split(".")[:2]:
         raise RemoteFailure(
@@ -89,7 +101,7 @@ def told(graph: Graph, text: str) -> MMFlowError:
     if text.startswith(NOT_SENT) and any(sign in text for sign in BROKEN):
         return RemoteFailure(broken(text.removeprefix(NOT_SENT)))
     if "API key" in text or "Unauthorized" in text:
-        return RemoteFailure("the server refuses the API key: `nnsight login`, or set NDIF_API_KEY.")
+        return RemoteFailure(REFUSED)
     if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
         return RemoteFailure(f"{graph.name} is not deployed on the server.{_near(graph)}")
     if "out of memory" in text.lower():
@@ -113,21 +125,26 @@ def changed_nothing(error: Exception) -> bool:
 
 
 def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
-    """An experiment whose remote errors are told in words; what is finished stays in its folder."""
+    """An experiment whose arguments are checked, and whose remote errors are told in words; what is finished stays."""
+    run = checked(run)
 
     @wraps(run)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
         from nnsight.intervention.backends.remote import RemoteError
 
+        graph = args[0] if args else kwargs.get("graph")
+        place = None if kwargs.get("measured_by") or not hasattr(graph, "at") else graph.at(kwargs.get("remote"))
         try:
-            return run(*args, **kwargs)
+            with nullcontext() if place is None else turn_of(place):
+                return run(*args, **kwargs)
         except RemoteError as error:
-            graph = args[0] if args else kwargs["graph"]
-            raise told(graph, str(error)) from error  # type: ignore[arg-type]
+            found: MMFlowError = told(graph, str(error))  # type: ignore[arg-type]
         except Exception as error:
-            if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK:
-                raise RemoteFailure(broken(str(error) or type(error).__name__)) from error
-            raise
+            if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
+                raise
+            why = str(error) or type(error).__name__
+            found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
+        raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
 
     return wrapped
 

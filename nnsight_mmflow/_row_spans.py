@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._errors import SpanError
 from nnsight_mmflow._spans import Span, ranges
 
@@ -41,6 +42,10 @@ class Spans:
         Raises:
             SpanError: there is no such name, or the expression cannot be read; the names there are, are listed.
         """
+        if not isinstance(expression, str):
+            raise SpanError(
+                f"a span is named by text, such as 'image', but {came(expression)} came. {self._there_are()}"
+            )
         if expression in self.named:
             return self.named[expression]
         try:
@@ -57,6 +62,9 @@ class Spans:
 
     def having(self, **spans: Span) -> Spans:
         """The same spans and these beside them, under the names given."""
+        for name, span in spans.items():
+            if not isinstance(span, Span):
+                raise SpanError(f"{name} is to be a Span, such as spans['image'], but {came(span)} came.")
         return replace(self, named={**self.named, **spans})
 
     def text(self, substring: str, index: int | None = None, *, match: str = "word") -> Span:
@@ -71,6 +79,8 @@ class Spans:
         Raises:
             SpanError: it does not occur, or occurs more than once and no index was given.
         """
+        if not isinstance(substring, str) or not (index is None or type(index) is int):
+            raise SpanError(f"spans.text takes a substring and a number, but {came(substring)}, {came(index)} came.")
         if not substring:
             raise SpanError("spans.text needs a substring, but got an empty one.")
         if match not in ("word", "first"):

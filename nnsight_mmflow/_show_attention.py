@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._attention_maps import SINK
 from nnsight_mmflow._drawn_attention import DrawnAttention, drawn_attention
 from nnsight_mmflow._errors import MMFlowError
@@ -34,6 +35,7 @@ SMALL = "#drawn > div > div:first-of-type > div { flex: 0 0 8.33% !important; ma
 CELL = "mean over a row's targets of the attention that they give to all sources of the column together"
 
 
+@checked
 def show_attention(
     what: AttentionMaps | SpanCache | torch.Tensor,
     layer: int,
@@ -83,7 +85,7 @@ def show_attention(
     if len(names) > 1:
         mass, names = torch.cat([mass.mean(0, keepdim=True), mass]), ["mean", *names]
     largest = _largest(mass) if max_value is None else float(max_value)
-    if largest <= 0:
+    if not 0 < largest < float("inf"):
         raise MMFlowError(f"max_value={largest:g}: the full colour stands for a mass above 0.")
     picture = attention_heads(
         mass,

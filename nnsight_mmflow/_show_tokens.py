@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._spans import Span
 from nnsight_mmflow._token_values import values_of
@@ -24,6 +25,7 @@ MOST_TOKENS = 500
 STARTS = {"\u2581": " ", "\u0120": " ", "\u010a": "\n"}  # how tokenizers write a space and a line's end
 
 
+@checked
 def show_tokens(
     prompt: Prompt,
     values: Values,
@@ -75,7 +77,7 @@ def show_tokens(
     numbers, told = values_of(prompt, span, values, layer, column)
     label = label or told
     largest = max(map(abs, numbers)) if max_value is None else float(max_value)
-    if largest <= 0:
+    if not 0 < largest < float("inf"):
         raise MMFlowError(f"every value is 0, or max_value={max_value}: no colour can be told from another.")
     tokens = [_readable(prompt.spans.tokens[position]) for position in span]
     drawn = colored_tokens(
@@ -95,6 +97,7 @@ def show_tokens(
     return circuits_page(drawn, title, f"<h1>{escape(title)}</h1>", below, text)
 
 
+@checked
 def knockout_by_token(
     graph: Graph,
     prompt: Prompt,

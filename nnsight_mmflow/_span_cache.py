@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._argument_kinds import came
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class SpanCache(Mapping[str, torch.Tensor]):
         return len(self.held)
 
 
+@checked
 def cache_by_span(
     cache: ActivationCache | Mapping[str, torch.Tensor], prompt: Prompt | Batch, spans: Sequence[str] = ()
 ) -> SpanCache:
@@ -72,6 +75,8 @@ def cache_by_span(
         NoEffectError: a span that holds no position.
         MMFlowError: the cache is of another prompt.
     """
+    if not hasattr(cache, "items") or not all(isinstance(one, torch.Tensor) for _, one in cache.items()):
+        raise MMFlowError(f"cache is what run_with_cache returned, tensors by name, but {came(cache)} came.")
     names, masks = span_masks(prompt.rows(), spans)
     held = {name: reduced(name, tensor, masks) for name, tensor in cache.items() if has_positions(name, tensor, masks)}
     if not held:

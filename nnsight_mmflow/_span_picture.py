@@ -51,8 +51,9 @@ def draw_spans(prompt: Prompt, file: str | Path, boxes: Sequence[Sequence[Number
 def _draw(
     image: ImageTokens, picture: Picture, chosen: Span | None, boxes: Sequence[Sequence[Number]], file: Path
 ) -> None:
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
+
+    from nnsight_mmflow._plots import ShownFigure
 
     geometry = image.geometry
     width, height = geometry.size
@@ -60,9 +61,8 @@ def _draw(
     columns = [max(6, geometry.views[panel[0]].grid[1]) for panel in panels]
     across = [INCHES_PER_PATCH * count for count in columns]
     tall = max(inches * height / width for inches in across) + 0.6
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(sum(across) + 0.3, tall), width_ratios=across, squeeze=False, layout="constrained"
-    )
+    figure = ShownFigure(figsize=(sum(across) + 0.3, tall), layout="constrained")
+    axes = figure.subplots(1, len(panels), width_ratios=across, squeeze=False)
     for axis, (view, tokens) in zip(axes[0], panels, strict=True):
         axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest", alpha=0.75)
         axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], anchor="N")
@@ -72,10 +72,7 @@ def _draw(
         _tiles(axis, image, tokens)
         for left, top, right, bottom in boxes:
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=CHOSEN, lw=2))
-    try:
-        write_figure(file, figure, dpi=DOTS_PER_INCH)
-    finally:
-        plt.close(figure)
+    write_figure(file, figure, dpi=DOTS_PER_INCH)
 
 
 def _panels(image: ImageTokens) -> list[tuple[int, list[int]]]:

@@ -5,7 +5,7 @@ The positions are those of the sequence the language model sees, image tokens ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnsight_mmflow._errors import SpanError
@@ -86,9 +86,9 @@ class Span:
 
     def __getitem__(self, image: int) -> Span:
         """The tokens of one image: spans["image"][1] is the second picture's."""
-        if not 0 <= image < len(self.images):
+        if type(image) is not int or not 0 <= image < len(self.images):
             raise SpanError(
-                f"{self.name}[{image}] was asked for, but {self.name} holds {len(self.images)} image(s),"
+                f"{self.name}[{image!r}] was asked for, but {self.name} holds {len(self.images)} image(s),"
                 " counted from 0."
             )
         one = self.images[image]
@@ -181,7 +181,9 @@ class Span:
         Raises:
             SpanError: a position that the span does not hold.
         """
-        strange = sorted(set(positions) - set(self.positions))
+        if isinstance(positions, str) or not isinstance(positions, Iterable):
+            raise SpanError(f"positions are whole numbers, but {positions!r} came.")
+        strange = [position for position in set(positions) if position not in self.positions]
         if strange:
             raise SpanError(f"{self.name} does not hold position(s) {strange[:5]}.")
         return Span(name, tuple(sorted(set(positions))), self.row, self.images)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._apart import layout_of
+from nnsight_mmflow._argument_things import patterns_of
 from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._prompt import Batch, Prompt
@@ -38,6 +39,7 @@ def edited(
         NoEffectError, MMFlowError: a pattern that would change nothing, or cannot be done.
     """
     model = graph.model
+    patterns_of(patterns)
     if not patterns:
         return model
     if not isinstance(prompt, Prompt | Batch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._results import Result
 
@@ -39,9 +40,15 @@ def values_of(
     if isinstance(values, Result):
         found, label = of_result(prompt, values, layer, column)
     elif isinstance(values, Mapping):
-        found, label = {int(position): float(value) for position, value in values.items()}, "value"
+        try:
+            found, label = {int(position): float(value) for position, value in values.items()}, "value"
+        except (TypeError, ValueError):
+            raise MMFlowError(f"values by position are numbers, but {came(values)} came.") from None
     else:
-        listed = [float(value) for value in values]
+        try:
+            listed = [float(value) for value in values]
+        except (TypeError, ValueError):
+            raise MMFlowError(f"values are numbers, one per token of the span, but {came(values)} came.") from None
         if len(listed) != len(span):
             raise MMFlowError(
                 f"{len(listed)} values came for the {len(span)} tokens of {span.name!r}: give one for each, or a"

@@ -43,9 +43,10 @@ class Traced(Placed):
             PromptError: tensors that do not fit together.
         """
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
+        here.check_weights(kwargs)
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=False)
-        return here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs))
+        return here.in_turn(lambda: here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs)))
 
     def generate(
         self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
@@ -67,12 +68,17 @@ class Traced(Placed):
         from nnsight_mmflow._forms import form_of
 
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
+        here.check_weights(kwargs)
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=True)
         form = form_of(here._graph, kwargs, inputs["input_ids"].shape) if patterns else None
-        model = here.edited(prompt, patterns, form)
         fixed = {} if form is None else form.fixed
-        return model.trace(fn=model.generate, **inputs, **here.placed({**kwargs, **fixed}))
+
+        def made() -> InterleavingTracer:
+            model = here.edited(prompt, patterns, form)
+            return model.trace(fn=model.generate, **inputs, **here.placed({**kwargs, **fixed}))
+
+        return here.in_turn(made)
 
     def generation_settings(self, **settings: object) -> dict[str, object]:
         """The settings that `graph.generate(prompt, **settings)` would use, whether from here or from the checkpoint.

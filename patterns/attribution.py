@@ -12,6 +12,7 @@ import torch
 from nnsight_mmflow.patterns.causal_trace import trace_spans
 from nnsight_mmflow.patterns.patch import Patch
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._each_there import next_or_none
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._identity import corruption_identity, drawn_by, journal_of, prompt_identity
@@ -48,6 +49,7 @@ class AttributionResult(Result):
         both = self.table.dropna(subset=["exact"])
         return float(both["estimate"].corr(both["exact"])) if len(both) > 2 else float("nan")
 
+    @checked
     def top(self, k: int) -> pd.DataFrame:
         """The k heads and spans with the largest mean estimate, either way: span, layer, head, estimate, exact."""
         means = self.table.groupby(["span", "layer", "head"], sort=False)[["estimate", "exact"]].mean().reset_index()

@@ -127,7 +127,7 @@ def causal_trace(
                 f"prompt {number} and its same-answer run are the same in every token and pixel: as a control it cannot"
                 " fail. Give another picture of the same thing."
             )
-    settings = {
+    settings: dict[str, object] = {
         "model": graph.name,
         "spans": spans and list(spans),
         "sites": list(sites),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._results import Result
 
@@ -27,6 +28,7 @@ class ContributionsResult(Result):
 
     kind: ClassVar[str] = "contributions"
 
+    @checked
     def top(self, k: int) -> pd.DataFrame:
         """For each prompt its k source tokens with the largest norm, summed over layers: prompt, index, position, norm.
 
@@ -40,6 +42,7 @@ class ContributionsResult(Result):
             raise MMFlowError(f"k={k}: the prompts have {int(short.min())} source tokens or more.")
         return found.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
 
+    @checked
     def concentration(self, k: int) -> pd.DataFrame:
         """By layer, the means over prompts: how the k largest source tokens compare with the others.
 
@@ -63,6 +66,7 @@ class ContributionsResult(Result):
             )
         return pd.DataFrame(rows).groupby("layer").mean().reset_index()
 
+    @checked
     def overlap(self, k: int) -> float:
         """Mean overlap (intersection over union) of the top-k source indices between every two prompts.
 
@@ -77,6 +81,7 @@ class ContributionsResult(Result):
             raise MMFlowError("the overlap of top tokens needs at least two prompts.")
         return sum(pairs) / len(pairs)
 
+    @checked
     def knock_out(self, graph: Graph, prompts: Sequence[Prompt], k: int, seed: int = 0) -> pd.DataFrame:
         """What happens to the answer when the target may not read the top-k tokens, and when not as many random others.
 
@@ -109,6 +114,7 @@ class ContributionsResult(Result):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    @checked
     def position_control(self, graph: Graph, prompts: Sequence[Prompt], seed: int = 0) -> pd.DataFrame:
         """Do large contributions follow what a patch shows, or where its token stands?
 
@@ -129,6 +135,7 @@ class ContributionsResult(Result):
         self._same(prompts)
         return pd.DataFrame([row for prompt in shuffled(self, graph, prompts, seed) for row in prompt])
 
+    @checked
     def correctness(self, layers: Sequence[int] | None = None, seed: int = 0) -> pd.DataFrame:
         """Do contributions tell right answers from wrong ones? AUROC with n and a 95% interval, beside confidence.
 
@@ -163,6 +170,7 @@ class ContributionsResult(Result):
 
         return contributions_figure(self)
 
+    @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
     ) -> ShownFigure:

@@ -17,6 +17,7 @@ from nnsight_mmflow.patterns.patch import Patch
 from nnsight_mmflow.patterns.values import noise
 
 from nnsight_mmflow._again import made_again
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._asked import checked_boxes
 from nnsight_mmflow._errors import PromptError
 
@@ -45,6 +46,7 @@ class Corruption:
     patterns: tuple[Pattern, ...] = ()
 
 
+@checked
 def replace_phrase(graph: Graph, prompt: Prompt, constraint: str, phrase: str) -> Corruption:
     """The constraint of the question replaced by another phrase of as many tokens.
 
@@ -66,6 +68,7 @@ def replace_phrase(graph: Graph, prompt: Prompt, constraint: str, phrase: str) -
     return Corruption(corrupt, f"phrase {phrase!r} for {constraint!r}")
 
 
+@checked
 def repeat_token(graph: Graph, prompt: Prompt, constraint: str, word: str) -> Corruption:
     """Every token of the constraint replaced by the first token of a word: the length stays (the released default).
 
@@ -92,6 +95,7 @@ def repeat_token(graph: Graph, prompt: Prompt, constraint: str, word: str) -> Co
     return Corruption(corrupt, f"repeated token {word!r} for {constraint!r}")
 
 
+@checked
 def other_image(graph: Graph, prompt: Prompt, image: OnePicture, how: str = "another image") -> Corruption:
     """The same question about another image, which must give as many tokens.
 
@@ -108,6 +112,7 @@ def other_image(graph: Graph, prompt: Prompt, image: OnePicture, how: str = "ano
     return Corruption(corrupt, how)
 
 
+@checked
 def blank_image(graph: Graph, prompt: Prompt, color: Sequence[int] = (127, 127, 127)) -> Corruption:
     """The same question about an empty picture of one colour."""
     from PIL import Image
@@ -116,6 +121,7 @@ def blank_image(graph: Graph, prompt: Prompt, color: Sequence[int] = (127, 127, 
     return other_image(graph, prompt, Image.new("RGB", _first(prompt).size, fill), f"blank image {fill}")
 
 
+@checked
 def masked_box(
     graph: Graph, prompt: Prompt, boxes: Sequence[Sequence[Number]], color: Sequence[int] = (127, 127, 127)
 ) -> Corruption:
@@ -151,6 +157,7 @@ def _color(color: Sequence[int]) -> tuple[int, int, int]:
     return red, green, blue
 
 
+@checked
 def noisy_image(prompt: Prompt, scale: float = 3.0, seed: int = 0) -> Corruption:
     """Gaussian noise on the merged embedding of every image token: the classic, which cannot be undone in one place.
 

@@ -15,6 +15,7 @@ from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._identity import drawn_by, journal_of, prompt_identity
 from nnsight_mmflow._output import saved
+from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
@@ -139,6 +140,8 @@ def disruption(
     from nnsight_mmflow._prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("disruption needs at least one prompt, but got none.")
     wrong = [way for way in ways if way not in WAYS]
     if wrong or not ways:
         raise MMFlowError(f"ways are of {', '.join(WAYS)}, not {list(ways)}.")
@@ -146,7 +149,7 @@ def disruption(
         raise MMFlowError(
             f"scope is one of {', '.join(SCOPES)} and stage of {', '.join(STAGES)}: {scope!r}, {stage!r}."
         )
-    chosen = list(range(graph.n_layers)) if layers is None else sorted(set(layers))
+    chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
     settings = {
         "model": graph.name,
         "ways": list(ways),

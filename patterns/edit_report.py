@@ -11,10 +11,12 @@ from nnsight_mmflow.patterns.edit import edit
 from nnsight_mmflow.patterns.edit_value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.patterns.fine_tune import fine_tune
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._fingerprint import fingerprint
 from nnsight_mmflow._identity import journal_of, prompt_identity
 from nnsight_mmflow._output import saved
+from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import Result, versions
@@ -77,6 +79,7 @@ class EditReport(Result):
         means = self.scores().groupby(["method", "measure"], sort=False)["right"].mean().unstack()
         return means.reindex(columns=[name for name in MEASURES if name in means])
 
+    @checked
     def only(self, methods: Sequence[str]) -> EditReport:
         """The same with these methods alone.
 
@@ -161,12 +164,15 @@ def edit_report(
             "fine-tuning trains weights, and those on a server are shared with others: give fine_tuning=False, or load"
             " the model here."
         )
+    if bound is not None and bound <= 0:
+        raise MMFlowError(f"bound={bound}: how far a number may move, above 0; None for no limit.")
     if not facts or not 0 < together <= len(facts):
         raise MMFlowError(f"{len(facts)} fact(s), {together} at once: at least one edit is needed.")
     silent = [prompt.key or prompt.question for prompt in others if prompt.answer is None]
     if silent:
         raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
-    where = [layers] if isinstance(layers, int) else list(layers)
+    where = layer_list(layers, graph.n_layers)
+    controls = layer_list(controls, graph.n_layers) if len(controls) else ()
     known = SETTINGS[settings] if isinstance(settings, str) else settings
     methods = _methods(graph, where, controls, fine_tuning, bound, known)
     groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]

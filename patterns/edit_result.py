@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.edit_update import Update
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._results import Result
 
@@ -86,6 +87,7 @@ class Edit(Result):
             original.mlp_out(layer)._module.weight.data.copy_(self.kept[layer])
         self.kept.clear()
 
+    @checked
     def bleed(self, prompts: Sequence[Prompt], at: str = "all") -> pd.DataFrame:
         """What the edit adds to the MLP output at other positions: predicted from their keys, and measured.
 
@@ -98,6 +100,8 @@ class Edit(Result):
         import pandas as pd
         import torch
 
+        if not prompts:
+            raise MMFlowError("bleed needs at least one prompt, but got none.")
         (original, edited), rows = self._here("bleed()"), []
         scale = self.table.groupby("layer")["change_norm"].mean()
         for number, prompt in enumerate(prompts):
@@ -198,10 +202,17 @@ class Edit(Result):
 
 def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
     """The model with the updates: matrices of its own here, added products where the weights are on a server."""
+    import torch
     from nnsight_mmflow.patterns.edit_there import edited_there
 
     from nnsight_mmflow._twin import twin_graph
 
+    for layer, update in updates.items():
+        if not bool(torch.isfinite(update.left).all() & torch.isfinite(update.right).all()):
+            raise MMFlowError(
+                f"the edit of layer {layer} holds NaN or infinite numbers: a learning_rate that is too large, or a"
+                " damaged file?"
+            )
     name = f"{graph.name}, edited"
     if graph.remote:
         return edited_there(graph, updates, name)
@@ -209,6 +220,11 @@ def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
         weight_path(graph, layer): update.added_to(graph.mlp_out(layer)._module.weight)
         for layer, update in updates.items()
     }
+    for path, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise MMFlowError(
+                f"with the edit {path} is larger than {weight.dtype} can hold: load the model in float32."
+            )
     return twin_graph(graph, weights, name)
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 
+MOST_LEARNED = 1000  # a learning rate beyond this is a slip, and soon larger than a number may be
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditSettings:
     """How an edit is made. The paper's method is the default; `RELEASED` are the settings of its released script.
@@ -46,6 +49,18 @@ class EditSettings:
     norm_penalty: float = 0.0
     regulariser: float = 0.01
     first_token: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses numbers with which nothing can be found."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
+        if not 0 < self.learning_rate <= MOST_LEARNED:
+            raise MMFlowError(f"learning_rate={self.learning_rate}: above 0, and at most {MOST_LEARNED}.")
+        if self.steps < 1 or self.norm_penalty < 0 or self.regulariser <= 0:
+            raise MMFlowError(f"{self}: steps is at least 1, norm_penalty at least 0, regulariser above 0.")
+        if (self.stop_at is not None and not 0 <= self.stop_at <= 1) or (self.clip is not None and self.clip <= 0):
+            raise MMFlowError(f"{self}: stop_at is a probability, clip is above 0; None for neither.")
 
 
 PAPER = EditSettings()
@@ -69,6 +84,14 @@ class Fact:
     target: str
     at: str
     same: Mapping[str, Sequence[Prompt]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no prompt, answer or span."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
+        if not self.target.strip():
+            raise MMFlowError("target is the new answer, but an empty text came.")
 
     def position(self) -> int:
         """The last token of the constraint."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from nnsight_mmflow.patterns.edit_result import weight_path
-from nnsight_mmflow.patterns.edit_value import Fact
+from nnsight_mmflow.patterns.edit_value import MOST_LEARNED, Fact
 
+from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._targets import with_target
 from nnsight_mmflow._twin import twin_graph
 
@@ -41,6 +42,8 @@ def fine_tune(
 
     Source: the baselines of arXiv 2406.04236, section 5; their settings are ROME's (spec section 4.3).
     """
+    if not 0 < learning_rate <= MOST_LEARNED:
+        raise MMFlowError(f"learning_rate={learning_rate}: above 0, and at most {MOST_LEARNED}.")
     start = {weight_path(graph, layer): graph.mlp_out(layer)._module.weight.detach() for layer in layers}
     tuned = twin_graph(graph, {path: weight.clone() for path, weight in start.items()}, f"{graph.name}, fine-tuned")
     model = tuned.adapter.model
@@ -65,6 +68,8 @@ def fine_tune(
             with torch.no_grad():
                 for path, weight in weights.items():
                     weight.copy_(weight.clamp(start[path] - bound, start[path] + bound))
-    for weight in weights.values():
+    for path, weight in weights.items():
         weight.requires_grad_(False).grad = None
+        if not bool(torch.isfinite(weight).all()):
+            raise MMFlowError(f"fine-tuning made {path} NaN or infinite: learning_rate={learning_rate} is too large.")
     return tuned

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.controls import controlled
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._results import Band, Result, bootstrap_band
 
@@ -29,6 +30,7 @@ class FlowResult(Result):
 
     kind: ClassVar[str] = "flow"
 
+    @checked
     def curves(self, window: int | None = None) -> dict[str, Band]:
         """For each edge the mean change in percent by layer, and its 95% bootstrap band (low, high); no controls."""
         from nnsight_mmflow._arrows import chosen_window
@@ -40,12 +42,14 @@ class FlowResult(Result):
             if controlled(str(edge)) is None
         }
 
+    @checked
     def controls(self, window: int | None = None) -> dict[str, pd.DataFrame]:
         """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
         from nnsight_mmflow._arrows import chosen_window, control_means
 
         return control_means(self, chosen_window(self, window))
 
+    @checked
     def arrows(self, window: int | None = None, threshold: int | float | None = None) -> pd.DataFrame:
         """The numbers behind `diagram`: a row per edge and layer.
 
@@ -56,6 +60,7 @@ class FlowResult(Result):
 
         return arrows(self, chosen_window(self, window), threshold)
 
+    @checked
     def diagram(self, window: int | None = None, threshold: int | float | None = None) -> ShownFigure:
         """The flow diagram: a column per layer, a lane per span, an arrow as thick as what closing it costs.
 

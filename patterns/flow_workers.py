@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow.patterns.flow import flow, measure
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow._workers import Crew, facts, outline
@@ -25,6 +26,7 @@ NOT_HERE = {
 }
 
 
+@checked
 def flow_on_workers(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

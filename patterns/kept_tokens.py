@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._edits import MaskEdit
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._flops import tokens_per_layer
@@ -47,6 +48,7 @@ class KeptTokens:
 
         return kept_html(self)
 
+    @checked
     def on_image(self, by_layer: bool = False, *, image: int = 0, view: str | None = None) -> ShownFigure:
         """The picture, each patch the clearer the more layers see its token, and grey where few do.
 
@@ -62,6 +64,7 @@ class KeptTokens:
         return heat_figure(self.prompt, panels, image=image, view=view, shade=True)
 
 
+@checked
 def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
     """Which image tokens each layer still sees, as `KeptTokens`.
 

@@ -11,7 +11,7 @@ from nnsight_mmflow._edits import MaskEdit, closing, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._forwards import Held, cache_in, each_forward, factor_of
 from nnsight_mmflow._masks import kept_keys
-from nnsight_mmflow._pattern import check_computed, check_edge, layer_list, resolve
+from nnsight_mmflow._pattern import check_computed, check_edge, layer_list, resolve, rows_of
 from nnsight_mmflow._split import whole_here
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ class Knockout:
     when: str = "prefill"
 
     def __post_init__(self) -> None:
-        """Keeps layers that come as an iterator, which could be read only once."""
-        if not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
 
     def _repr_html_(self) -> str:
         from nnsight_mmflow._shown_patterns import pattern_html
@@ -88,7 +89,7 @@ class Knockout:
             graph: the graph whose model the trace runs.
             spans: `prompt.spans`, or `batch.spans`.
         """
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, None)
         return self._close_here(graph, rows)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._patch_regions import random_partners, regions_of
 from nnsight_mmflow._pattern import layer_list
@@ -72,6 +73,7 @@ class KnockoutByPatch(Result):
             )
         return pd.DataFrame(rows)
 
+    @checked
     def plot(self, prompt: Prompt | None = None, *, image: int = 0, view: str | None = None) -> ShownFigure:
         """The change on the picture, a panel for each window; `prompt` is needed where the result was loaded.
 

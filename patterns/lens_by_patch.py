@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import nnsight
 import torch
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._prompt import Prompt
@@ -39,6 +40,7 @@ class LensByPatch(Result):
     prompt: Prompt | None = field(default=None, repr=False)
     kind: ClassVar[str] = "lens_by_patch"
 
+    @checked
     def plot(
         self,
         layer: int | None = None,

@@ -13,7 +13,7 @@ from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolv
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._forwards import Held, each_forward, held_whole
-from nnsight_mmflow._pattern import check_computed, layer_list, resolve
+from nnsight_mmflow._pattern import check_computed, layer_list, resolve, rows_of
 from nnsight_mmflow._site_names import site_named
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class Patch:
 
     def __post_init__(self) -> None:
         """Keeps layers that come as an iterator, which could be read only once; takes TransformerLens' names."""
-        if self.layers is not None and not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
         if self.site not in AT:
             layers = [self.layers] if isinstance(self.layers, int) else self.layers
             site, found = site_named(self.site, None if layers is None else list(layers), AT)
@@ -123,7 +124,7 @@ class Patch:
 
         Values that come from other runs must be at hand: `patch = patch.prepared(graph, prompt.rows())` before it.
         """
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, None)
         return self._write_here(graph, rows)
 

@@ -11,7 +11,7 @@ from nnsight_mmflow.patterns.prune_checks import check_form, check_stages, rope_
 from nnsight_mmflow._edits import MaskEdit, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._forwards import Held, each_forward, factor_of
-from nnsight_mmflow._pattern import check_whole
+from nnsight_mmflow._pattern import check_whole, rows_of
 from nnsight_mmflow._prune import Row, Stage, Way
 from nnsight_mmflow._prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
 from nnsight_mmflow._prune_layers import Pruned, of_prompt, prune_prefill, prune_step
@@ -68,6 +68,12 @@ class Prune:
     reads_tower: ClassVar[bool] = False  # whether its ranking looks at what the vision tower made
     measured: ClassVar[bool] = False  # whether how many tokens stay depends on what is seen
 
+    def __post_init__(self) -> None:
+        """Refuses what is no layer, share or number."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
+
     @property
     def merges(self) -> bool:
         """Whether tokens that stay hold something new. A method that merges overwrites this."""
@@ -87,8 +93,10 @@ class Prune:
         Raises:
             MMFlowError: it depends on the prompt (`mmf.kept_tokens` counts it).
         """
+        from nnsight_mmflow._argument_kinds import whole
         from nnsight_mmflow._flops import tokens_per_layer
 
+        whole("image_tokens", image_tokens, 1)
         if self.measured:
             raise MMFlowError(
                 f"how many tokens {type(self).__name__} keeps depends on the prompt:"
@@ -159,7 +167,7 @@ class Prune:
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, None)
         return dropped_tokens(self, self.prefill(graph, rows), rows)
 

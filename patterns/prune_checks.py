@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._prune import Stage
+from nnsight_mmflow._prune import Stage, check_stage
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune import Prune
@@ -33,6 +33,8 @@ def rope_of(graph: Graph) -> dict | None:
 
 def check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
     """Refuses stages before layers that do not exist or that cannot lose tokens, and those that keep all."""
+    for stage in stages:
+        check_stage(stage)
     layers = [stage.layer for stage in stages]
     wrong = [stage.layer for stage in stages if not (0 if stage.reads == "" else 1) <= stage.layer < graph.n_layers]
     if wrong:

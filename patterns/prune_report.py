@@ -14,6 +14,7 @@ from nnsight_mmflow.patterns.prune_run import answer_with, measure_speed
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._fingerprint import fingerprint
 from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops
+from nnsight_mmflow._forms import form_of
 from nnsight_mmflow._generation_settings import plain_settings, settings_used
 from nnsight_mmflow._identity import journal_of, prompt_identity
 from nnsight_mmflow._output import saved
@@ -162,12 +163,15 @@ def prune_report(
     if not named:
         raise MMFlowError("prune_report needs at least one method, but got none.")
     typical = max(prompts, key=lambda prompt: len(prompt.spans["image"]))
+    used = plain_settings(graph, **_checked(generation or {}), max_new_tokens=max_new_tokens)
+    form = form_of(graph, used, (1, len(typical)))
+    for method in named.values():
+        method.check(graph, typical.rows(), form)
     every: dict[str, Prune | None] = {UNPRUNED: None}
     for name, method in named.items():
         every[name] = method
         if controls:
             every |= equal_budget(graph, method, typical)
-    used = plain_settings(graph, **_checked(generation or {}), max_new_tokens=max_new_tokens)
     settings = {
         "model": graph.name,
         "methods": list(every),

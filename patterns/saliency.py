@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._identity import journal_of, prompt_identity
 from nnsight_mmflow._output import saved
@@ -41,12 +42,16 @@ class SaliencyResult(Result):
 
     kind: ClassVar[str] = "saliency"
 
+    @checked
     def curves(self, names: Sequence[str] = GROUPS, normalise: bool = True) -> pd.DataFrame:
         """Means over prompts: a row per layer, a column per name.
 
         `normalise` scales all of them together so that the smallest number is 0 and the largest 1, as the paper's
         figures do: levels of two figures then say nothing about each other.
         """
+        unknown = [name for name in names if name not in (*GROUPS, *FLOWS)]
+        if unknown:
+            raise MMFlowError(f"names are of {', '.join((*GROUPS, *FLOWS))}, not {unknown}.")
         means = self.table.groupby("layer")[list(names)].mean()
         if not normalise:
             return means
@@ -70,6 +75,7 @@ class SaliencyResult(Result):
 
         return saliency_figure(self)
 
+    @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
     ) -> ShownFigure:

@@ -12,7 +12,7 @@ from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._forwards import Held, each_forward, held_whole
-from nnsight_mmflow._pattern import check_computed, layer_list, resolve
+from nnsight_mmflow._pattern import check_computed, layer_list, resolve, rows_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,9 +58,10 @@ class Skip:
     part: str = "layer"
 
     def __post_init__(self) -> None:
-        """Keeps layers that come as an iterator, which could be read only once."""
-        if not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
 
     def _repr_html_(self) -> str:
         from nnsight_mmflow._shown_patterns import pattern_html
@@ -96,7 +97,7 @@ class Skip:
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> None:
         """Does it inside a trace that the user has opened (one forward)."""
-        rows = spans if isinstance(spans, tuple) else (spans,)
+        rows = rows_of(graph, spans)
         self.check(graph, rows, None)
         self._once(graph, rows)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.skip import PARTS, Skip
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._identity import journal_of, prompt_identity
@@ -44,6 +45,7 @@ class SkipResult(Result):
             for span, part in self.table.groupby("span", sort=False)
         }
 
+    @checked
     def needless_from(self, span: str, loss: int | float = 5.0) -> int | None:
         """The first layer from which on leaving the span out costs less than so many percent, at every later one too.
 
@@ -122,6 +124,8 @@ def skip_flow(
     from nnsight_mmflow._prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("skip_flow needs at least one prompt, but got none.")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
     depth = graph.n_layers

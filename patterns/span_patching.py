@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._span_cache import span_masks
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Metric = Callable[[torch.Tensor], torch.Tensor]
 
 
+@checked
 def patch_by_span(
     corrupt: BoundBridge,
     clean_cache: ActivationCache | Mapping[str, torch.Tensor],
@@ -91,6 +93,7 @@ def patch_by_span(
     return frame
 
 
+@checked
 def attribution_by_span(
     clean: BoundBridge,
     corrupt: BoundBridge,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._results import Result
 
@@ -36,6 +37,7 @@ class TraceResult(Result):
 
     kind: ClassVar[str] = "causal_trace"
 
+    @checked
     def map(self, quantity: str = "effect") -> dict[str, pd.DataFrame]:
         """For each site the mean over prompts: a row per span, a column per centre layer."""
         if quantity not in QUANTITIES:
@@ -48,8 +50,11 @@ class TraceResult(Result):
             for site, part in self.table.groupby("site", sort=False)
         }
 
+    @checked
     def caption(self, quantity: str = "effect") -> str:
         """What every picture states: quantity, window, layers, corruption, P_clean, P_corrupt, how many prompts."""
+        if quantity not in QUANTITIES:
+            raise MMFlowError(f"quantity must be one of {', '.join(QUANTITIES)}, not {quantity!r}.")
         one = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
         left = sum(self.header["left_out"].values())
         size = self.header["width"]
@@ -63,6 +68,7 @@ class TraceResult(Result):
             f" {self.header['n_counted']} prompts, {left} left out"
         )
 
+    @checked
     def plot(self, quantity: str = "effect") -> ShownFigure:
         """Heat maps, span by layer, a panel per site; the caption states what they show."""
         from nnsight_mmflow._trace_plots import trace_figure

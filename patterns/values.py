@@ -10,6 +10,7 @@ import nnsight
 import torch
 from nnsight_mmflow.patterns.sites import SITES, read_site
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Noise:
 Value: TypeAlias = "torch.Tensor | FromRun | MeanOf | Zeros | Noise"
 
 
+@checked
 def from_run(prompt: Prompt | Batch, at: str | Span | None = None) -> FromRun:
     """A value for Patch: the activations of another run; see `FromRun`.
 
@@ -78,6 +80,7 @@ def from_run(prompt: Prompt | Batch, at: str | Span | None = None) -> FromRun:
     return FromRun(prompt, at)
 
 
+@checked
 def mean_of(prompts: Sequence[Prompt], at: str | None = None) -> MeanOf:
     """A value for Patch: the mean activation over several prompts; see `MeanOf`."""
     return MeanOf(tuple(prompts), at)
@@ -88,6 +91,7 @@ def zeros() -> Zeros:
     return Zeros()
 
 
+@checked
 def noise(scale: float, seed: int = 0) -> Noise:
     """A value for Patch: what stands there plus Gaussian noise; see `Noise`."""
     return Noise(scale, seed)

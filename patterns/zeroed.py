@@ -60,9 +60,10 @@ class Zeroed:
     layers: int | Iterable[int]
 
     def __post_init__(self) -> None:
-        """Keeps layers that come as an iterator, which could be read only once."""
-        if not isinstance(self.layers, int | range | list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+
+        check_fields(self)
 
     def _repr_html_(self) -> str:
         from nnsight_mmflow._shown_patterns import pattern_html

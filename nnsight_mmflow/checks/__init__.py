@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow.checks import bridge, forwards, knockouts, patches, places, prompts, pruning
@@ -87,6 +88,7 @@ class Report:
         return "\n".join([f"{self.model}: {verdict}", "", *rows])
 
 
+@checked
 def check(graph: Graph, *, progress: bool = True) -> Report:
     """A Report of the conformance suite on one model: each line pass, fail with the numbers, or why it does not apply.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib import import_module
 
-from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.command_line._endings import Parser, ended
 from nnsight_mmflow.command_line._options import at_least, refuse_ignored
 
 COMMANDS = {
@@ -24,10 +23,13 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="mmflow", description="How vision and language mix inside LLaVA-type models.")
+    parser = Parser(prog="mmflow", description="How vision and language mix inside LLaVA-type models.")
+    debug = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", help=debug)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in COMMANDS.items():
         command = commands.add_parser(name, help=told, description=told)
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug)
         if name == "nano":
             _nano(command)
             continue
@@ -194,12 +196,15 @@ def _nano(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line, and returns the exit status: 0, 1 if a check failed, 2 with the error on stderr."""
+    """Runs the command line, and returns the exit status.
+
+    0: done; 1: `check` found something wrong; 2: an error, one sentence on stderr (--debug: the traceback too); 130:
+    stopped by Ctrl-C; 141: nobody reads the output. Arguments that cannot be read end the process with 2.
+    """
     given = build_parser().parse_args(arguments)
-    module = import_module(f"nnsight_mmflow.command_line.{given.command}")
-    try:
+
+    def run() -> int | None:
         refuse_ignored(given)
-        return module.run(given) or 0
-    except MMFlowError as error:
-        sys.stderr.write(f"mmflow {given.command}: {error}\n")
-        return 2
+        return import_module(f"nnsight_mmflow.command_line.{given.command}").run(given)
+
+    return ended(run, given)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
+from nnsight_mmflow.command_line._early import check_early
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -21,6 +22,7 @@ def load_graph(given: argparse.Namespace) -> Graph:
 
     import nnsight_mmflow as mmf
 
+    check_early(given)
     logging.disable_progress_bar()
     options = {"attn_implementation": given.attention, "dtype": given.dtype, "device_map": given.device}
     if getattr(given, "workers", None) is not None:  # they load it; here it makes the prompts

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import markdown
 from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph
@@ -106,8 +107,9 @@ def report_text(results: dict[str, EditReport]) -> str:
         lines += [
             f"## {name.replace('_', ' ').capitalize()}",
             "",
-            f"{header['model']}, {header['n_facts']} facts; right means that the whole answer is what the model writes"
-            " first. Specificity counts prompts that were answered rightly before. In brackets: 95% over edits.",
+            f"{markdown(header['model'])}, {header['n_facts']} facts; right means that the whole answer is what"
+            " the model writes first. Specificity counts prompts that were answered rightly before. In brackets: 95%"
+            " over edits.",
             "",
             f"![scores]({name}/edit_report.png)",
             "",
@@ -115,8 +117,8 @@ def report_text(results: dict[str, EditReport]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {row.method} | {row.measure} | {row.way} | {row.right:.1%} ({row.low:.1%} to {row.high:.1%})"
-            f" | {row.probability:.2f} | {row.edits} | {row.prompts} |"
+            f"| {markdown(row.method)} | {row.measure} | {markdown(row.way)} | {row.right:.1%}"
+            f" ({row.low:.1%} to {row.high:.1%}) | {row.probability:.2f} | {row.edits} | {row.prompts} |"
             for row in result.scores().itertuples()
         ]
         lines.append("")

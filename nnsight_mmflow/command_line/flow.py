@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._arrows import thresholds
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import markdown
 from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
@@ -68,10 +69,10 @@ def report_text(result: FlowResult) -> str:
     header = result.header
     windows = [int(window) for window in result.table["window"].unique()]
     lines = [
-        f"# Flow in {str(header['model']).rstrip('/').split('/')[-1]}",
+        f"# Flow in {markdown(str(header['model']).rstrip('/').split('/')[-1])}",
         "",
         f"{header['n_counted']} of {header['n_prompts']} prompts counted"
-        + "".join(f"; {count} left out ({why})" for why, count in dict(header["left_out"]).items())
+        + "".join(f"; {count} left out ({markdown(why)})" for why, count in dict(header["left_out"]).items())
         + f". {header['n_layers']} layers, {header['attention']} attention, engine {header['engine']}.",
         "",
         "![curves](flow.png)",
@@ -94,10 +95,10 @@ def report_text(result: FlowResult) -> str:
             at = int(mean.argmin())
             below = [layer for layer, value in enumerate(mean) if value < -5]
             lines.append(
-                f"| {edge} | {at} | {mean[at]:+.1f} | {low[at]:+.1f} to {high[at]:+.1f}"
+                f"| {markdown(edge)} | {at} | {mean[at]:+.1f} | {low[at]:+.1f} to {high[at]:+.1f}"
                 f" | {below[0] if below else 'none'} |"
             )
-        lines += ["", thresholds(result, window).told]
+        lines += ["", markdown(thresholds(result, window).told)]
     lines += ["", "## Keep in mind", ""]
     n_layers = int(header["n_layers"])
     for window in windows:
@@ -115,5 +116,5 @@ def report_text(result: FlowResult) -> str:
     lines.append(
         "- image->question at the last layer is exactly zero: nothing reads the question's positions after it."
     )
-    lines += ["", f"Cost of the first prompt: {header['plan']}", ""]
+    lines += ["", f"Cost of the first prompt: {markdown(header['plan'])}", ""]
     return "\n".join(lines)

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from nnsight_mmflow._progress import say
+from nnsight_mmflow.command_line._early import check_early
 
 FOLDER = "mmflow-nano"
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the action."""
+    check_early(given)
     {"train": _train, "eval": _eval, "samples": _samples}[given.action](given)
 
 

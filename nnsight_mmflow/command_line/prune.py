@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import markdown
 from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
@@ -97,8 +98,8 @@ def report_text(result: PruneReport) -> str:
     lines = [
         "# Pruning image tokens",
         "",
-        f"{header['model']}, {header['n_prompts']} prompts, {header['attention']} attention. Right: the whole answer,"
-        " lower case. Brackets: 95% over prompts; the difference to the unpruned model is taken prompt by prompt.",
+        f"{markdown(header['model'])}, {header['n_prompts']} prompts, {header['attention']} attention. Right: the whole"
+        " answer, lower case. Brackets: 95% over prompts; the difference to the unpruned model is by prompt.",
         "",
         "![right answers against tokens](prune_report.png)",
         "",
@@ -109,13 +110,13 @@ def report_text(result: PruneReport) -> str:
     for row in scores.to_dict("records"):
         times = [f"{row[name]:.1f}" if row.get(name) == row.get(name) and name in row else "-" for name in TIMES]
         lines.append(
-            f"| {row['method']} | {row['right']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+            f"| {markdown(row['method'])} | {row['right']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
             f" | {row['difference']:+.1%} ({row['difference_low']:+.1%} to {row['difference_high']:+.1%})"
             f" | {row['agrees']:.1%} | {row['image_tokens']:.1f} | {row['flops_share']:.0%}"
             f" | {row['flops_share_with_text']:.0%} | {row['cache_share']:.0%} | {' | '.join(times)} |"
         )
     kept = [
-        f"{row['method']}: keeps at least 95% of the unpruned model's right answers"
+        f"{markdown(row['method'])}: keeps at least 95% of the unpruned model's right answers"
         for row in scores.to_dict("records")
         if row["method"] != "unpruned" and row["right"] >= 0.95 * scores["right"].iloc[0]
     ]

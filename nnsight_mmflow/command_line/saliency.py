@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nnsight_mmflow._escaping import markdown
 from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph, make_prompts
@@ -24,14 +25,21 @@ def run(given: argparse.Namespace) -> None:
         write_figure(where / "saliency.png", result.plot(), dpi=150)
         write_csv(where / "saliency.csv", result.to_frame().drop(columns="from_image_tokens"))
         say(result.summary())
-        lines += [f"## {mode} mode", "", result.summary() + ".", "", f"![saliency]({mode}/saliency.png)", ""]
+        lines += [f"## {mode} mode", "", markdown(result.summary()) + ".", "", f"![saliency]({mode}/saliency.png)", ""]
     where = output_folder(folder, "disruption")
     found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=where)
     found.save(where)
     write_figure(where / "disruption.png", found.plot(), dpi=150)
     write_csv(where / "disruption.csv", found.to_frame())
     say(found.summary())
-    lines += ["## Disruption", "", found.summary() + ".", "", "![disruption](disruption/disruption.png)", ""]
+    lines += [
+        "## Disruption",
+        "",
+        *map(markdown, found.summary().splitlines()),
+        "",
+        "![disruption](disruption/disruption.png)",
+        "",
+    ]
     lines += ["D_l = log(E_vv / E_vt), E = 1 - score consistency:", "", "| layer | D |", "|---|---|"]
     lines += [f"| {row.layer} | {row.D:+.2f} |" for row in found.dominance().itertuples()]
     lines += [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._escaping import markdown
 from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._shared import load_graph
@@ -145,11 +146,11 @@ def report_text(results: dict[str, TraceResult]) -> str:
     lines = ["# Causal tracing", ""]
     for name, result in results.items():
         header = result.header
-        left = "".join(f"; {count} left out ({why})" for why, count in header["left_out"].items())
+        left = "".join(f"; {count} left out ({markdown(why)})" for why, count in header["left_out"].items())
         lines += [
-            f"## {name.replace('_', ' ') or header['model']}",
+            f"## {markdown(name.replace('_', ' ') or header['model'])}",
             "",
-            f"{header['n_counted']} of {header['n_prompts']} prompts counted{left}. {result.caption()}.",
+            f"{header['n_counted']} of {header['n_prompts']} prompts counted{left}. {markdown(result.caption())}.",
             "",
             f"![heat map]({Path(name) / 'causal_trace.png'})",
             "",
@@ -163,7 +164,7 @@ def report_text(results: dict[str, TraceResult]) -> str:
             there = part[part["layer"] == layer]
             low, high = there["effect"].quantile([0.25, 0.75])
             lines.append(
-                f"| {site} | {span} | {layer} | {there['effect'].mean():+.2f} | {low:+.2f} to {high:+.2f}"
+                f"| {site} | {markdown(span)} | {layer} | {there['effect'].mean():+.2f} | {low:+.2f} to {high:+.2f}"
                 f" | {there['answer_restored'].mean():.0%} |"
             )
         lines.append("")

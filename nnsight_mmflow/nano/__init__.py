@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow._questions import Question, prompts_of
 
@@ -38,6 +39,7 @@ KINDS = (
 )
 
 
+@checked
 def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
     """The first `n` held-out questions of the given types, taken in turn, with their pictures.
 
@@ -71,11 +73,13 @@ def samples(n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Question]:
     return [_question(entry) for entry in inturn[:n]]
 
 
+@checked
 def prompts(graph: Graph, n: int, kinds: str | tuple[str, ...] = KINDS[:6]) -> list[Prompt]:
     """The same as prompts of a graph, with answers, options and boxes."""
     return prompts_of(graph, samples(n, kinds))
 
 
+@checked
 def constraint_questions(constraints: int = 1, by_name: bool = False) -> list[ConstraintQuestion]:
     """Nano's facts as questions with one or two constraints; see `nano.pairs.constraint_questions`."""
     from nnsight_mmflow.nano.pairs import constraint_questions as made
@@ -83,6 +87,7 @@ def constraint_questions(constraints: int = 1, by_name: bool = False) -> list[Co
     return made(constraints, by_name)
 
 
+@checked
 def trace_pairs(graph: Graph, n: int, way: str, constraints: int = 1) -> tuple[list[Prompt], list[Corruption]]:
     """Clean and corrupt runs of the facts, by "flag", "phrase", "name" or "season"; see `nano.pairs.trace_pairs`."""
     from nnsight_mmflow.nano.pairs import trace_pairs as made
@@ -90,6 +95,7 @@ def trace_pairs(graph: Graph, n: int, way: str, constraints: int = 1) -> tuple[l
     return made(graph, n, way, constraints)
 
 
+@checked
 def same_answers(graph: Graph, prompts: list[Prompt]) -> list[Corruption]:
     """For each prompt of the facts another run with the same answer; see `nano.pairs.same_answers`."""
     from nnsight_mmflow.nano.pairs import same_answers as made
@@ -97,6 +103,7 @@ def same_answers(graph: Graph, prompts: list[Prompt]) -> list[Corruption]:
     return made(graph, prompts)
 
 
+@checked
 def edits(graph: Graph, n: int, seed: int = 0) -> list[Fact]:
     """`n` facts by flag, each with another place's answer to write; see `nano.edit_facts.edit_facts`."""
     from nnsight_mmflow.nano.edit_facts import edit_facts

@@ -13,10 +13,10 @@ from nnsight_mmflow.nano import KINDS, samples
 
 def write_samples(folder: Path, per_kind: int = 5) -> Path:
     """Writes contact_sheet.png, questions.jsonl and images/ into the folder, and returns it."""
-    from matplotlib.figure import Figure
+    from nnsight_mmflow._plots import ShownFigure
 
     images = output_folder(folder, "images")
-    figure = Figure(figsize=(2.5 * per_kind, 2.55 * len(KINDS)), layout="constrained")
+    figure = ShownFigure(figsize=(2.5 * per_kind, 2.55 * len(KINDS)), layout="constrained")
     panels = figure.subplots(len(KINDS), per_kind, squeeze=False)
     lines = []
     for kind, row in zip(KINDS, panels, strict=True):
