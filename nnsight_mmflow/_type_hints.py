@@ -14,7 +14,8 @@ from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from types import FunctionType, ModuleType, NoneType
+from linecache import getlines
+from types import FunctionType, NoneType
 from typing import Any, get_type_hints
 
 PACKAGE = "nnsight_mmflow"
@@ -126,7 +127,9 @@ def look_up(module: str, name: str) -> Any:
 def _for_type_checkers(module: str) -> dict[str, tuple[ast.stmt, str]]:
     """The names that a module's `if TYPE_CHECKING:` binds: the statement, and what it imports under the name."""
     found: dict[str, tuple[ast.stmt, str]] = {}
-    for node in ast.parse(_source(sys.modules[module])).body:
+    there = sys.modules[module]
+    source = "".join(getlines(str(there.__file__), vars(there)))
+    for node in ast.parse(source).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for statement in node.body:
                 if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -134,8 +137,3 @@ def _for_type_checkers(module: str) -> dict[str, tuple[ast.stmt, str]]:
                 elif isinstance(statement, ast.AnnAssign):
                     found[ast.unparse(statement.target)] = (statement, "")
     return found
-
-
-def _source(module: ModuleType) -> str:
-    loader = module.__spec__.loader if module.__spec__ else None
-    return (loader.get_source(module.__name__) if hasattr(loader, "get_source") else None) or ""
