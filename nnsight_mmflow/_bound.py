@@ -13,6 +13,7 @@ from nnsight_mmflow._bridge import graph_of
 from nnsight_mmflow._bridge_checks import check_names, guarded
 from nnsight_mmflow._errors import MMFlowError, NoEffectError, PromptError
 from nnsight_mmflow._forms import form_of
+from nnsight_mmflow._names import CACHE
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._span_cache import SpanCache
 
 # Arguments of transformers' generate that are no fields of its configuration, and those of hf_generate that it renames.
-HUGGING_FACE = {"generation_config", "past_key_values", "assistant_model", "custom_generate", "negative_prompt_ids"}
+HUGGING_FACE = {"generation_config", *CACHE, "assistant_model", "custom_generate", "negative_prompt_ids"}
 TRANSFORMER_LENS = ("use_past_kv_cache", "return_type", "stop_at_eos", "verbose")
 
 
