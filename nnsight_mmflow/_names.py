@@ -98,11 +98,11 @@ def unknown_operations(attention: nn.Module, rotated: str) -> str:
         attention: the module.
         rotated: the operation that gives its rotated queries; "" for the rotation itself.
     """
-    from nnsight.intervention.source import SourceNotAvailable, compiled, decorator_chain, module_body
+    from nnsight.intervention.source import SourceNotAvailable, compiled, decorator_chain
 
     kind = type(attention).__name__
     try:
-        there = compiled(decorator_chain(module_body(attention))[0]).names
+        there = compiled(decorator_chain(type(attention).forward)[0]).names
         for what, names in {**OPERATIONS, "gives the rotated queries": (rotated,) if rotated else ROTARY}.items():
             _first(f"an operation that {what}", names, there)
     except SourceNotAvailable as error:

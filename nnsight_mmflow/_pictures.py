@@ -4,8 +4,8 @@ One reading for all forms, so that `prompt.images`, boxes and pixel_values speak
 
 - EXIF orientation is applied, to files and PIL images alike. transformers applies it to paths and in chat templates,
   but not where a processor is handed the PIL image itself; a photo that lies on its side is never what was meant.
-- Transparency is laid on white, as transformers does from 5.23 on. So does every processor with a PIL image or an array;
-  transformers' `load_image` alone drops it instead, which shows whatever colour was left below, mostly black.
+- Transparency is laid on white, as transformers' processors do from 5.23 on, with a PIL image or an array;
+  its `load_image` drops it instead, which shows whatever colour was left below, mostly black.
 - Of several frames the first one counts (of an open PIL image, the one it stands at).
 - Numbers outside 0 to 255 (16 bits, 32 bits, floats) are refused: a conversion would cut them off without a word.
 

@@ -168,6 +168,9 @@ def greedy(
     while tokens[-1] not in ends and len(tokens) < max_new_tokens:
         step = torch.tensor([[tokens[-1]]], device=token.device)
         with torch.no_grad(), model.trace(input_ids=step, **cached(model, cache), use_cache=True):
+            # nnsight 0.8.1 knows a cache by its older name alone, and beside the newer one makes a mask of one token.
+            arguments, named = model.inputs
+            model.inputs = (arguments, {**named, "attention_mask": None})
             following = nnsight.save(model.output.logits[0, -1].argmax(-1))
             # Where the model runs in another process, the cache that was handed in stays as short as it was.
             cache = nnsight.save(cache_of(model.output))
