@@ -2,8 +2,8 @@
 
 Each set is a new virtual environment that pip fills, and tests/smoke.py in it. `oldest` is what pyproject.toml allows
 at least, `newest` what an install without constraints gets, `tested` the constraints of the whole test suite. torch is
-taken from the files that pip is told of (`PIP_FIND_LINKS`), where they hold a CPU build for that Python, so that no CUDA
-build of gigabytes is fetched; without one, sources are compiled and nothing is run, and the table says so.
+taken from the files that pip is told of (PIP_FIND_LINKS), where they hold a CPU build for that Python, so that no
+CUDA build of gigabytes is fetched; without one, sources are compiled and nothing is run, and the table says so.
 
     python tests/matrix.py                       # all sets; writes README's table
     python tests/matrix.py --short newest oldest # what CI does: fewer families, no table

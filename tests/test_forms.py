@@ -334,7 +334,7 @@ def test_a_cache_of_the_first_positions(batched, kind):
         cache = DynamicCache(config=text) if kind == "dynamic" else StaticCache(config=text, max_cache_len=120)
         start = {name: prompt.inputs[name][:, :3] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            twin()(**start, past_key_values=cache, use_cache=True)
+            twin()(**start, **plain.kept(twin(), cache), use_cache=True)
         if pattern.startswith(("prune", "zeroed", "patch noise")) or pattern == "skip":
             with pytest.raises(MMFlowError, match=r"past_key_values"):
                 graph.generate(prompt, chosen, past_key_values=cache, **LENGTH)
@@ -350,9 +350,8 @@ def test_positions_that_a_cache_holds_already_are_refused():
     prompt = made(graph, False)
     cache = DynamicCache(config=graph.text_config)
     with torch.no_grad():
-        twin()(
-            **{name: part[:, :3] for name, part in prompt.inputs.items() if "pixel" not in name}, past_key_values=cache
-        )
+        start = {name: part[:, :3] for name, part in prompt.inputs.items() if "pixel" not in name}
+        twin()(**start, **plain.kept(twin(), cache))
     for pattern in (
         mmf.Knockout(source="image", target="all", layers=1),
         mmf.Patch(at="prefix", site="mlp", layers=1, value=mmf.zeros()),
@@ -369,7 +368,7 @@ def test_positions_that_a_cache_holds_already_are_refused():
         graph.generate(made(graph, True), pattern, past_key_values=cache, **LENGTH)
     long = DynamicCache(config=graph.text_config)
     with torch.no_grad():
-        twin()(**prompt.inputs, past_key_values=long)
+        twin()(**prompt.inputs, **plain.kept(twin(), long))
     with pytest.raises(MMFlowError, match="at least one must be left to run"):
         graph.generate(prompt, pattern, past_key_values=long, **LENGTH)
 
