@@ -14,6 +14,7 @@ from nnsight_mmflow._bridge_checks import check_names, guarded
 from nnsight_mmflow._errors import MMFlowError, NoEffectError, PromptError
 from nnsight_mmflow._forms import form_of
 from nnsight_mmflow._names import CACHE
+from nnsight_mmflow._older_generation import check_pictures
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -180,6 +181,7 @@ class BoundBridge:
         settings = {
             name: value for name, value in given.items() if name not in self.image and name not in TRANSFORMER_LENS
         }
+        check_pictures(self.graph, {"do_sample": True, **settings}, {"input_ids": tokens, **self.image})
         form = form_of(self.graph.at(False), {"do_sample": True, **settings}, tokens.shape)
         told = form.several or (
             "a static cache" if form.static else "a prompt in parts" if form.parts(tokens.shape[1]) else ""

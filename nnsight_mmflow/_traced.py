@@ -69,6 +69,7 @@ class Traced(Placed):
             MMFlowError: settings in which a pattern could not act, before any forward.
         """
         from nnsight_mmflow._forms import form_of
+        from nnsight_mmflow._older_generation import check_pictures
 
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
@@ -76,6 +77,7 @@ class Traced(Placed):
             kwargs = with_its_cache(self.adapter.model, kwargs)
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=True)
+        check_pictures(here._graph, kwargs, inputs)
         form = form_of(here._graph, kwargs, inputs["input_ids"].shape) if patterns else None
         fixed = {} if form is None else form.fixed
 
