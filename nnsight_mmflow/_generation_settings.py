@@ -118,7 +118,9 @@ def plain_settings(graph: Graph, **chosen: object) -> dict[str, object]:
     back = {
         name: defaults.get(name)
         for name, value in own.to_dict().items()
-        if value != defaults.get(name) and not name.startswith("_") and not name.endswith(("_token_id", "_version"))
+        if value not in (None, defaults.get(name))  # None: it says nothing
+        and not name.startswith("_")
+        and not name.endswith(("_token_id", "_version"))
     }
     return {**back, **PLAINLY, **chosen}
 

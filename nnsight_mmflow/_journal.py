@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -77,8 +78,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.path is not None:
-            self.lock.release()
+        if self.path is None:
+            return
+        if kind is not None and not self._finished():  # a typo, say, ended it: another run may have the folder
+            with suppress(OSError):
+                self.path.with_name(SETTINGS).unlink()
+        self.lock.release()
 
     def known(self, identities: Sequence[str]) -> list[str]:
         """Names "key:identity", each as the journal has it, which may be under another key."""
@@ -157,7 +162,7 @@ class Journal:
     def _check_settings(self, file: Path) -> None:
         assert self.path is not None
         if not file.exists() and not file.is_symlink():
-            if self.path.exists() and self.path.stat().st_size:
+            if self._finished():
                 raise DataError(
                     f"{self.path.parent} holds finished prompts, but not the {SETTINGS} that says of which run: their"
                     " numbers could be anyone's. Put it back, or give another folder."
@@ -177,6 +182,11 @@ class Journal:
                 f"{self.path.parent} holds a run with other settings ({told}). Give another folder, or repeat the"
                 " settings to go on with it."
             )
+
+    def _finished(self) -> bool:
+        """Whether the folder holds anything that was measured."""
+        assert self.path is not None
+        return self.path.is_symlink() or (self.path.exists() and self.path.stat().st_size > 0)
 
     def _read(self) -> None:
         """Reads the finished lines; a last line cut off by a kill is removed, and its prompt runs again."""

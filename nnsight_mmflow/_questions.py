@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._geometry import Box
 
@@ -42,6 +43,7 @@ class Question:
     line: int = 0
 
 
+@checked
 def prompts_of(
     graph: Graph, questions: Sequence[Question], *, bad: list[str] | None = None, **kwargs: object
 ) -> list[Prompt]:

@@ -61,3 +61,14 @@ def test_kills_of_every_experiment_lose_and_repeat_nothing():
     assert done.stdout.count("nothing lost, all equal") == 11
     assert "lines are missing or repeated" in done.stdout
     assert "finished lines were lost" in done.stdout
+
+
+def test_a_run_that_ends_before_its_first_prompt_leaves_the_folder_free(tmp_path):
+    with pytest.raises(RuntimeError), Journal(tmp_path, {"window": 3}):
+        raise RuntimeError
+    with Journal(tmp_path, {"window": 9}) as journal:
+        journal.add({"id": "a"})
+    with pytest.raises(RuntimeError), Journal(tmp_path, {"window": 9}):
+        raise RuntimeError
+    with pytest.raises(mmf.DataError, match="window was 9, is 3"):
+        Journal(tmp_path, {"window": 3})

@@ -188,7 +188,7 @@ def _questions(command: argparse.ArgumentParser) -> None:
 def _nano(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("train", "eval", "samples"), help="rebuild it; measure it; show its world")
     command.add_argument("--out", metavar="DIR", help="train, samples: where the result goes (mmflow-nano)")
-    command.add_argument("--seed", type=int, help="train: the seed (0)")
+    command.add_argument("--seed", type=at_least(0), help="train: the seed (0)")
     command.add_argument("--steps", type=at_least(1), help="train: how many steps (all)")
     command.add_argument("--device", help="train: such as cuda (cpu)")
     command.add_argument("--model", help="eval: another folder (nano)")

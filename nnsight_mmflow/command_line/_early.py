@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnsight_mmflow._argument_kinds import edges_of, whole
+from nnsight_mmflow._argument_kinds import edges_of
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._pictures import open_pictures
@@ -12,15 +12,6 @@ from nnsight_mmflow._site_names import SITE_OF
 from nnsight_mmflow._span_grammar import NAMES, check_expression
 
 ADDED = ("object", "other", "true_option", "false_option", "question_without_options")  # by boxes and options
-LEAST = {
-    "control": 0,
-    "timed": 0,
-    "half_width": 0,
-    "max_new_tokens": 1,
-    "together": 1,
-    "seed": 0,
-    "steps": 1,
-}
 
 
 def check_early(given: argparse.Namespace) -> None:
@@ -29,12 +20,6 @@ def check_early(given: argparse.Namespace) -> None:
     Raises:
         MMFlowError: naming the option.
     """
-    for name, least in LEAST.items():
-        value = getattr(given, name, None)
-        if value is not None:
-            whole(option(name), value, least)
-    for size in getattr(given, "window", None) or ():
-        whole("--window", size, 1)
     bound = getattr(given, "bound", None)
     if bound is not None and not 0 < bound < float("inf"):
         raise MMFlowError(f"--bound {bound}: how far a number may move, above 0.")
