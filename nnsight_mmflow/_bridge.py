@@ -137,10 +137,13 @@ def plain(bridged: PreTrainedModel) -> PreTrainedModel:
 def _hand_on_cache(bridge: TransformerBridge) -> None:
     """Has each attention handed the cache under the name that TransformerLens looks for, whatever transformers' is.
 
-    Without one it attends to the new token alone, and generates as if there were no prompt.
+    Without one it attends to the new token alone, and generates as if there were no prompt. A plain AttentionBridge
+    runs transformers' own attention, which is handed what came.
     """
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+
     for part in bridge.modules():
-        if hasattr(part, "_update_kv_cache"):
+        if isinstance(part, AttentionBridge) and type(part).forward is not AttentionBridge.forward:
             part.register_forward_pre_hook(_under_older_name, with_kwargs=True)
 
 
