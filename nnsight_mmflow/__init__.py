@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.word_overlap import word_overlap as word_overlap
     from nnsight_mmflow.patterns.zeroed import Zeroed as Zeroed
 
-__version__ = "0.1.0"
+__version__: str  # written in pyproject.toml alone; read from what is installed
 
 _WHERE = {
     "load": "_load",
@@ -219,11 +219,14 @@ __all__ = sorted(_WHERE)
 
 def __getattr__(name: str) -> object:
     """Loads a public name when it is first used."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("nnsight-mmflow")
     if name not in _WHERE:
         raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(__all__)}.")
     module = import_module(f"nnsight_mmflow.{_WHERE[name]}")
     value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
+    import_module("nnsight_mmflow._type_hints").resolve_when_asked()
     return value
 
 

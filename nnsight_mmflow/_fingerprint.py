@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnsight_mmflow._own_code import class_parts, used_globals
+
 PLAIN = (type(None), bool, int, float, str, bytes)
 CHUNK = 2**16  # words that share one list of factors
 AT_ONCE = {"cpu": 4, "cuda": 256}  # chunks in one operation: what fits the cache, or fills the device
@@ -26,7 +28,7 @@ def fingerprint(value: object) -> str:
     """A short text that is the same for equal values: plain ones, tensors, arrays, pictures, dataclasses, functions.
 
     Lists and tuples count alike, mappings and sets whatever their order. A function counts by its code and by what it
-    closes over; not by the globals that it uses.
+    closes over; one of the user's own also by the globals that it reads, and what is of a user's class by its code.
     """
     return sha256("\n".join(_parts(value, ())).encode()).hexdigest()[:SHOWN]
 
@@ -63,6 +65,8 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
             yield from _parts(one, within)
     elif isinstance(value, type | torch.dtype | torch.device) or kind == "builtins.module":
         yield f"{kind} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
+        if isinstance(value, type):
+            yield from _parts(class_parts(value), within)
     elif hasattr(value, "__code__"):
         yield f"function {getattr(value, '__qualname__', '')}"
         yield from _code(value.__code__, within)
@@ -70,6 +74,7 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield from _parts(
             [closed, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)], within
         )
+        yield from _parts(used_globals(value), within)
     elif isinstance(value, partial):
         yield from _parts(["partial", value.func, value.args, value.keywords], within)
     elif hasattr(value, "__func__"):
@@ -80,9 +85,11 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield kind
     elif is_dataclass(value):  # what is cached beside the fields does not count
         yield kind
+        yield from _parts(class_parts(type(value)), within)
         yield from _parts({one.name: getattr(value, one.name) for one in fields(value)}, within)
     elif hasattr(value, "__dict__"):
         yield kind
+        yield from _parts(class_parts(type(value)), within)
         yield from _parts(vars(value), within)
     else:
         yield f"{kind} {value!r}"

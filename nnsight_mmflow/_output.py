@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._argument_kinds import folder_of
 from nnsight_mmflow._errors import OutputError
 from nnsight_mmflow._escaping import write_csv as write_escaped
 
@@ -52,7 +53,9 @@ def output_folder(folder: str | PathLike[str], *within: str) -> Path:
 
     Raises:
         OutputError: it is a file, cannot be made, or lies elsewhere.
+        MMFlowError: it is no path, or an empty one (a shell's variable that was not set), which would mean "here".
     """
+    folder_of("folder", folder)
     root = Path(folder)
     path = root.joinpath(*within)
     try:

@@ -146,6 +146,8 @@ def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
             changed["position_embeddings"] = moved(found.tables, layer, kept, named["position_embeddings"], shared)
         cache = cache_in(named)
         held, before = kept_keys(cache, layer)
+        if cache is not None and not held:  # left out by another pattern: it has kept no key, and reads no mask
+            continue
         if way.drop and not (mask is None and bool(kept.alive.all())):
             later = held - kept.index.shape[1] + hidden.shape[1]  # tokens written since, this one included
             closed = torch.finfo(hidden.dtype).min

@@ -61,7 +61,7 @@ def attention_weights(
     Args:
         query: (heads, queries, width), rotated.
         key: (heads, keys, width), rotated.
-        mask: (queries, keys), additive.
+        mask: (queries, keys), or for each head (1 or heads, queries, keys); additive.
         scale: of the scores.
         cap: where the family squeezes its scores, the cap.
     """

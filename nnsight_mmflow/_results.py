@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from nnsight_mmflow._argument_kinds import folder_of
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow._output import output_folder, written_together
 
@@ -80,8 +82,9 @@ class Result:
 
         import pandas as pd
 
+        folder_of("folder", folder)
         file = Path(folder) / f"{cls.kind}.json"
-        if not file.exists():
+        if not os.path.exists(file):  # Path's own raises for a name that is too long
             raise DataError(f"{folder} holds no {cls.__name__}: {file.name} is missing. Was it saved elsewhere?")
         try:
             header = dict(json.loads(file.read_bytes()))

@@ -1,4 +1,4 @@
-"""Several patterns in one trace: each an edit of its own, and those that do not go together."""
+"""Several patterns in one trace: each an edit of its own, in an order of our own, and those that do not go together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nnsight_mmflow._argument_things import patterns_of
 from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._prompt import Batch, Prompt
+from nnsight_mmflow._side_by_side import side_by_side
 from nnsight_mmflow._split import whole_here
 from nnsight_mmflow.patterns.knockout import Knockout
 
@@ -57,6 +58,7 @@ def edited(
         if type(pattern) is not Knockout:
             whole_here(graph, str(pattern))
         pattern.check(graph, rows, form)
+    patterns = side_by_side(graph, patterns, rows)
     if layout is not None:
         check_apart(graph, patterns, rows)
     for pattern in patterns:
@@ -149,7 +151,8 @@ def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Span
                 continue
             layers = getattr(other, "layers", None)
             touched = [] if layers is None else layer_list(layers, graph.n_layers)
-            if start is not None or (touched and touched[-1] >= first):
+            prunes = _leaves_from(other, graph, rows) is not None
+            if start is not None or prunes or (touched and touched[-1] >= first):
                 raise MMFlowError(
                     f"{type(dropping).__name__} drops tokens before layer {first}, so positions mean something else"
                     f" from there on, and {other} acts there too. Take mode='mask' for the first: kept tokens get the"

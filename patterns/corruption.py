@@ -103,6 +103,8 @@ def other_image(graph: Graph, prompt: Prompt, image: OnePicture, how: str = "ano
         PromptError: it gives another number of tokens, or the prompt has no picture.
         DataError: a picture that cannot be read.
     """
+    if image is None:
+        raise PromptError("image is None; expected the other picture: a path, a PIL image or an array.")
     corrupt = made_again(graph, prompt, image=image)
     if len(corrupt) != len(prompt):
         raise PromptError(

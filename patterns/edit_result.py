@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.edit_update import Update
 
+from nnsight_mmflow._argument_kinds import folder_of
 from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._results import Result
@@ -150,6 +151,7 @@ class Edit(Result):
         from safetensors.torch import load
 
         read = super().load(folder)
+        folder_of("folder", folder)
         file = Path(folder) / FILE
         try:
             tensors, layers = load(file.read_bytes()), read.header["layers"]

@@ -168,7 +168,7 @@ def subtract(
     Args:
         out: the output projection, whose input holds the heads' results.
         edges: for each prompt its targets and sources.
-        parts: query, key, value (rows, heads, positions, width), and the mask (rows, 1, positions, positions).
+        parts: query, key, value (rows, heads, positions, width), and the mask (rows, 1 or heads, positions, positions).
         scale: of the scores.
         cap: where the family squeezes its scores, the cap.
     """
@@ -178,7 +178,7 @@ def subtract(
     factor = factor_of(len(results), len(edges))
     for row in range(len(results)):
         target, source = edges[row // factor]
-        weights = attention_weights(query[row, :, target], key[row], mask[row, 0, target], scale, cap)[:, :, source]
+        weights = attention_weights(query[row, :, target], key[row], mask[row, :, target], scale, cap)[:, :, source]
         share = torch.einsum("hqk,hkd->qhd", weights, value[row, :, source].float()).flatten(1)
         changed += float(share.detach().abs().max())
         results[row, target] = results[row, target] - share.to(results)

@@ -453,6 +453,64 @@ def test_fingerprints_of_values():
     assert [pair for pair in different if fingerprint(pair[0]) == fingerprint(pair[1])] == []
 
 
+OWN = """
+from dataclasses import dataclass
+import nnsight_mmflow as mmf
+SIGN, TABLE = 1, {{"a": [0.5]}}
+def helper(seen):
+    return SIGN * seen
+class Ranking:
+    scale = 2.0
+    def __call__(self, seen):
+        return self.value(seen) * self.scale
+    @staticmethod
+    def value(seen):
+        return helper(seen) if TABLE["a"][0] > 0.1 else None
+@dataclass(frozen=True, kw_only=True)
+class Method(mmf.FastV):
+    def plan(self, graph, spans):
+        return [mmf.Stage(layer=2, keep=0.5, rank=Ranking())]
+made = {made}
+"""
+MADE_OF_OWN = ["helper", "Ranking()", "Method(k=2)", "mmf.Stage(layer=2, keep=0.5, rank=lambda seen: helper(seen))"]
+CHANGES = {  # each is read by a helper's helper, somewhere behind what is fingerprinted
+    "a global number": ("SIGN, TABLE = 1", "SIGN, TABLE = -1"),
+    "a helper's code": ("return SIGN * seen", "return SIGN + seen"),
+    "a class's value": ("scale = 2.0", "scale = 3.0"),
+    "a method": ("* self.scale", "/ self.scale"),
+    "a static method": ("> 0.1", "> 0.2"),
+    "a table": ("[0.5]", "[0.6]"),
+    "a subclass's method": ("keep=0.5, rank=Ranking()", "keep=0.4, rank=Ranking()"),
+}
+REACHES = {"helper": 2, "Ranking()": 6, "Method(k=2)": 7}
+
+
+def of_own(made, old="", new=""):
+    names = {"__name__": "__main__"}
+    exec(OWN.format(made=made).replace(old, new) if old else OWN.format(made=made), names)  # as a notebook's cells are
+    return fingerprint(names["made"])
+
+
+@pytest.mark.parametrize("made", MADE_OF_OWN)
+def test_what_a_users_function_uses_counts(made):
+    assert of_own(made) == of_own(made)
+    told = [name for name, change in CHANGES.items() if of_own(made, *change) != of_own(made)]
+    assert len(told) == REACHES.get(made, 2), told
+
+
+def test_a_users_ranking_that_was_changed_is_measured_again(base, prompts, tmp_path):
+    def written(sign, folder):
+        names = {"__name__": "__main__", "SIGN": sign, "torch": torch}
+        exec("def rank(seen): return SIGN * torch.arange(len(seen.image)).float()", names)
+        method = mmf.Prune(own=[mmf.Stage(layer=1, keep=4, rank=names["rank"], reads="")])
+        given = {"controls": False, "timed": 0, "progress": False, "report": str, "max_new_tokens": 2}
+        return mmf.prune_report(base, prompts, {"own": method}, folder=folder, **given).to_frame()["written"].tolist()
+
+    first = written(1, tmp_path)
+    assert written(-1, tmp_path) == written(-1, None) != first
+    assert written(1, tmp_path) == first
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.bool])
 def test_every_element_of_a_tensor_counts(dtype):
     drawn = torch.Generator().manual_seed(0)

@@ -81,6 +81,23 @@ def test_a_folder_that_cannot_be_is_told_before_any_forward(nano, prompts, tmp_p
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_what_is_no_path_is_not_taken_for_the_working_directory(nano, prompts, tmp_path, capsys, monkeypatch):
+    """An empty text is a shell's variable that was not set, and would mean "here"."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(type(nano), "checked", lambda *given: pytest.fail("a forward was made ready"))
+    result = mmf.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
+    for act in (result.save, mmf.FlowResult.load, mmf.Edit.load, lambda where: run(nano, prompts, where)):
+        with pytest.raises(mmf.MMFlowError, match="folder is a path, but ''"):
+            act("")
+    with pytest.raises(mmf.DataError, match="holds no FlowResult"):
+        mmf.FlowResult.load("n" * 300)
+    monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
+    for command in ("flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"):
+        assert main([*command.split(), "--out", ""]) == 2
+        assert "--out is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", ["flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"])
 def test_a_command_says_it_in_a_sentence_before_it_loads(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))

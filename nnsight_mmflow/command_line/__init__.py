@@ -6,6 +6,7 @@ import argparse
 from importlib import import_module
 
 from nnsight_mmflow.command_line._endings import Parser, ended
+from nnsight_mmflow.command_line._incomplete import refuse_incomplete
 from nnsight_mmflow.command_line._options import at_least, refuse_ignored
 
 COMMANDS = {
@@ -205,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> int | None:
         refuse_ignored(given)
+        refuse_incomplete(given)
         return import_module(f"nnsight_mmflow.command_line.{given.command}").run(given)
 
     return ended(run, given)

@@ -45,8 +45,13 @@ def refuse_ignored(given: argparse.Namespace) -> None:
     """Refuses options that would be ignored because another is missing, or beside another.
 
     Raises:
-        MMFlowError: with both names.
+        MMFlowError: with both names; or an option that is empty.
     """
+    empty = [name for name, value in vars(given).items() if value == ""]
+    if empty:
+        raise MMFlowError(
+            f"{_flag(empty[0])} is empty (a variable of the shell that is not set?): leave it out, or say it."
+        )
     for name, needed in {**NEEDS.get(given.command, {}), "trusted": ("remote",)}.items():
         if _there(given, name) and not any(_there(given, one) for one in needed):
             raise MMFlowError(f"{_flag(name)} says nothing without {' or '.join(map(_flag, needed))}: give both.")

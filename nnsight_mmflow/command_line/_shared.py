@@ -37,7 +37,7 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
     """The prompts asked for: one question, a file of them, or nano's own.
 
     Raises:
-        MMFlowError: --image, --question, --data and --images do not go together as given.
+        MMFlowError: no question of the file is left.
     """
     from nnsight_mmflow import nano
     from nnsight_mmflow._question_files import read_questions
@@ -48,15 +48,11 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
         "instruction": given.instruction,
         "pad_to_square": given.pad_to_square,
     }
-    if bool(given.image) != bool(given.question):
-        raise MMFlowError("--image and --question belong together: give both, or --data FILE --images DIR.")
     if given.image:
         if given.answer:
             return prompts_of(graph, [Question("", given.image, given.question, given.answer)], **settings)
         return [graph.prompt(given.image, given.question, **settings)]
     if given.data:
-        if not given.images:
-            raise MMFlowError("--data needs --images DIR, the folder in which pictures are looked up by img_id.")
         questions, bad = read_questions(given.data, given.images, skip_bad=given.skip_bad)
         none: list[str] | None = [] if given.skip_bad else None
         prompts = prompts_of(graph, questions[: given.limit], bad=none, **settings)
@@ -65,8 +61,4 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
         if not prompts:
             raise MMFlowError(f"no question of {given.data} is left: every row was skipped.")
         return prompts
-    if given.model != "nano":
-        raise MMFlowError(
-            f"which questions should {given.model} answer? --image FILE --question TEXT, or --data FILE --images DIR."
-        )
     return prompts_of(graph, nano.samples(given.limit or NANO_QUESTIONS), **settings)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._escaping import markdown
 from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
@@ -34,13 +33,6 @@ def _own(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
     """One edit of a fact that the arguments describe, saved as a delta."""
     import nnsight_mmflow as mmf
 
-    missing = [name for name in ("image", "question", "constraint", "target", "layers") if not getattr(given, name)]
-    if missing:
-        told = ", ".join(f"--{name}" for name in missing)
-        raise MMFlowError(
-            f"which fact should be edited in {given.model}? {told} missing: a picture, a question about it, the words"
-            " of the question that stand for the thing, the new answer, and the layers."
-        )
     prompt = graph.prompt(
         given.image,
         given.question,

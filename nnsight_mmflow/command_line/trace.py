@@ -112,8 +112,6 @@ def _own(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[Co
     """
     from nnsight_mmflow import corruption
 
-    if not (given.image and given.question):
-        raise MMFlowError(f"which question should {given.model} answer? --image FILE --question TEXT.")
     prompt = graph.prompt(
         given.image,
         given.question,
@@ -122,14 +120,6 @@ def _own(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[Co
         instruction=given.instruction,
         pad_to_square=given.pad_to_square,
     )
-    ways = [name for name in ("other_image", "blank", "constraint") if getattr(given, name)]
-    if len(ways) != 1:
-        raise MMFlowError(
-            "say how the corrupt run is made: give one of --other-image FILE, --blank, or --constraint TEXT with"
-            " --phrase TEXT or --token WORD."
-        )
-    if given.constraint and bool(given.phrase) == bool(given.token):
-        raise MMFlowError("--constraint needs --phrase or --token: what to put in its place.")
     if given.other_image:
         made = corruption.other_image(graph, prompt, given.other_image, f"image {given.other_image}")
     elif given.blank:
