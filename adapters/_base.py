@@ -10,6 +10,7 @@ from nnsight_mmflow.adapters._text import IGNORED, TEXT_MODELS
 
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._geometry import ImageGeometry
+from nnsight_mmflow._names import mentions
 
 if TYPE_CHECKING:
     import torch
@@ -174,6 +175,13 @@ class Adapter:
                 f"{type(self.model).__name__} has settings that the {self.family} adapter does not handle:"
                 f" {', '.join(unknown)}. The result could be wrong without a sign; add each to the adapter's `handled`"
                 " set (and read it), or to its `ignored` set once it is known to be harmless."
+            )
+        cap = "final_logit_softcapping"
+        if getattr(self.text_config, cap, None) is not None and not mentions(type(self.model).forward, cap):
+            raise ModelError(
+                f"{type(self.model).__name__} of the transformers installed leaves out {cap}, with which a"
+                f" {self.text_config.model_type} text model was trained: its probabilities would be wrong. Install"
+                " transformers 5.23 or later."
             )
         dropped = [
             name

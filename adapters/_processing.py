@@ -8,6 +8,7 @@ from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._views import Step, View
 
 if TYPE_CHECKING:
+    from transformers import ProcessorMixin
     from transformers.image_processing_utils import BaseImageProcessor
 
 
@@ -28,6 +29,17 @@ def settings(processor: BaseImageProcessor, squared: bool) -> dict[str, Any]:
     """What ImageGeometry needs of a processor's settings for the raster rule."""
     fill = tuple(int(channel * 255) for channel in processor.image_mean)
     return {"raster": squared, "resample": int(processor.resample), "fill": fill}
+
+
+def image_defaults(processor: ProcessorMixin) -> dict[str, Any]:
+    """What a processor hands its image processor unless a call says otherwise.
+
+    Attributes of the processor say so, and the defaults of its keyword arguments, which are all that releases before
+    5.23 have.
+    """
+    own = processor.images_kwargs if hasattr(type(processor), "images_kwargs") else {}
+    kinds = getattr(processor, "valid_processor_kwargs", None)
+    return {**own, **getattr(kinds, "_defaults", {}).get("images_kwargs", {})}
 
 
 def steps_of(

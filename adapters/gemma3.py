@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import resized_view, settings
+from nnsight_mmflow.adapters._processing import image_defaults, resized_view, settings
 
 from nnsight_mmflow._geometry import Cell, ImageGeometry, whole
 from nnsight_mmflow._views import Step, View
@@ -65,7 +65,7 @@ class Gemma3(Adapter):
 
     def _crops(self, size: tuple[int, int]) -> list[Step]:
         """Where the processor cuts its crops out: its own rule, applied to coordinates instead of colours."""
-        processor, given = self.processor.image_processor, self.processor.images_kwargs
+        processor, given = self.processor.image_processor, image_defaults(self.processor)
         names = [f"pan_and_scan_{name}" for name in ("min_crop_size", "max_num_crops", "min_ratio_to_activate")]
         how = {name: given.get(name, getattr(processor, name, None)) for name in ("do_pan_and_scan", *names)}
         if not how.pop("do_pan_and_scan"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import resized_view, settings
+from nnsight_mmflow.adapters._processing import image_defaults, resized_view, settings
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from nnsight_mmflow._geometry import ImageGeometry, tiled, whole
@@ -64,7 +64,7 @@ class InternVL(Adapter):
     def _tiles(self, size: tuple[int, int], side: int) -> tuple[int, int]:
         """(rows, columns) of tiles: the processor's own rule."""
         processor = self.processor.image_processor
-        if not self.processor.images_kwargs.get("crop_to_patches", processor.crop_to_patches):
+        if not image_defaults(self.processor).get("crop_to_patches", processor.crop_to_patches):
             return 1, 1
         columns, rows = get_optimal_tiled_canvas(
             (size[1], size[0]), (side, side), processor.min_patches, processor.max_patches

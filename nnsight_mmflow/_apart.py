@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._masks import layer_mask
+from nnsight_mmflow._names import ATTEND, ROTARY, UPDATE, operation
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._row_spans import Spans
-
-ROTARY, UPDATE, ATTEND = "apply_rotary_pos_emb_0", "past_key_values_update_0", "attention_interface_1"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ def layout_of(graph: Graph, rows: tuple[Spans, ...], factor: int = 1) -> Layout:
         graph: the model.
         rows: the prompts' spans.
         factor: rows for each prompt.
+
+    Raises:
+        ModelError: its attention has not the operations that are read and written then.
     """
     rows = tuple(spans for spans in rows for _ in range(factor))
     window = graph.adapter.sliding_window()
@@ -73,6 +76,8 @@ def layout_of(graph: Graph, rows: tuple[Spans, ...], factor: int = 1) -> Layout:
     real = tuple(spans["all"].row for spans in rows)
     plain = not any(blocks) and all(first == 0 for first, _ in real) and not any(windows)
     module = graph.attention(0)._module
+    if graph.unknown_operations:
+        raise ModelError(graph.unknown_operations)
     cap = getattr(graph.text_config, "attn_logit_softcapping", None)
     unmasked, bounded = plain and graph.backend == "sdpa", graph.adapter.windowed_blocks
     return Layout(real, blocks, windows, bounded, module.scaling, cap, graph.rotated, unmasked, factor)
@@ -113,10 +118,9 @@ def read_attention(
     Float[torch.Tensor, "batch groups keys width"],
 ]:
     """Inside a generation: rotated queries, and the keys and values that the layer's cache gives with these."""
-    source = attention.source
-    turned = getattr(source, ROTARY).output[0]
-    query = getattr(source, layout.query).output if layout.query else turned
-    key, value = getattr(source, UPDATE).output
+    turned = operation(attention, ROTARY).output[0]
+    query = operation(attention, (layout.query,)).output if layout.query else turned
+    key, value = operation(attention, UPDATE).output
     return query, key, value
 
 
@@ -138,4 +142,4 @@ def write_attention(
     else:
         scores = torch.tanh(query @ key.transpose(2, 3) * layout.scale / layout.cap) * layout.cap
         results = (scores + mask.to(scores)).float().softmax(-1).to(value) @ value
-    getattr(attention.source, ATTEND).skip((results.transpose(1, 2), None))
+    operation(attention, ATTEND).skip((results.transpose(1, 2), None))

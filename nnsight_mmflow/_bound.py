@@ -13,6 +13,8 @@ from nnsight_mmflow._bridge import graph_of
 from nnsight_mmflow._bridge_checks import check_names, guarded
 from nnsight_mmflow._errors import MMFlowError, NoEffectError, PromptError
 from nnsight_mmflow._forms import form_of
+from nnsight_mmflow._names import CACHE
+from nnsight_mmflow._older_generation import check_pictures
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._span_cache import SpanCache
 
 # Arguments of transformers' generate that are no fields of its configuration, and those of hf_generate that it renames.
-HUGGING_FACE = {"generation_config", "past_key_values", "assistant_model", "custom_generate", "negative_prompt_ids"}
+HUGGING_FACE = {"generation_config", *CACHE, "assistant_model", "custom_generate", "negative_prompt_ids"}
 TRANSFORMER_LENS = ("use_past_kv_cache", "return_type", "stop_at_eos", "verbose")
 
 
@@ -179,6 +181,7 @@ class BoundBridge:
         settings = {
             name: value for name, value in given.items() if name not in self.image and name not in TRANSFORMER_LENS
         }
+        check_pictures(self.graph, {"do_sample": True, **settings}, {"input_ids": tokens, **self.image})
         form = form_of(self.graph.at(False), {"do_sample": True, **settings}, tokens.shape)
         told = form.several or (
             "a static cache" if form.static else "a prompt in parts" if form.parts(tokens.shape[1]) else ""

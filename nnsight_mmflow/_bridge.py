@@ -16,6 +16,7 @@ import torch
 
 from nnsight_mmflow._argument_kinds import came
 from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow._names import CACHE, cache_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -54,6 +55,7 @@ def to_bridge(graph: Graph) -> TransformerBridge:
         ) from error
     tokenizer.init_kwargs = graph.processor.tokenizer.init_kwargs
     bridge.processor = graph.processor
+    _hand_on_cache(bridge)
     _GRAPHS[bridge] = graph
     return bridge
 
@@ -105,6 +107,7 @@ def graph_for(bridge: TransformerBridge, processor: ProcessorMixin) -> Graph:
             " bridge.enable_compatibility_mode()."
         )
     graph = adapt(plain(bridge.original_model), processor)
+    _hand_on_cache(bridge)
     _GRAPHS[bridge] = graph
     return graph
 
@@ -129,6 +132,24 @@ def plain(bridged: PreTrainedModel) -> PreTrainedModel:
     if left:
         raise ModelError(f"the bridge's model lacks {', '.join(left[:5])}: it cannot be rebuilt.")
     return model.eval()
+
+
+def _hand_on_cache(bridge: TransformerBridge) -> None:
+    """Has each attention handed the cache under the name that TransformerLens looks for, whatever transformers' is.
+
+    Without one it attends to the new token alone, and generates as if there were no prompt. A plain AttentionBridge
+    runs transformers' own attention, which is handed what came.
+    """
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+
+    for part in bridge.modules():
+        if isinstance(part, AttentionBridge) and type(part).forward is not AttentionBridge.forward:
+            part.register_forward_pre_hook(_under_older_name, with_kwargs=True)
+
+
+def _under_older_name(_: torch.nn.Module, given: tuple, named: dict) -> tuple[tuple, dict] | None:
+    cache = cache_in(named)
+    return None if cache is None else (given, {**named, CACHE[-1]: cache})
 
 
 def _with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -14,8 +14,8 @@ from nnsight_mmflow._bridge_checks import computes_attention, why_inert
 from nnsight_mmflow._edits import HookEdit, MaskEdit
 from nnsight_mmflow._errors import ModelError, NoEffectError
 from nnsight_mmflow._forms import PLAIN
-from nnsight_mmflow._forwards import cache_in
 from nnsight_mmflow._masks import kept_keys, layer_mask
+from nnsight_mmflow._names import cache_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._apart import own_mask, read_attention, write_attention
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._forwards import Held, cache_in
+from nnsight_mmflow._forwards import Held
 from nnsight_mmflow._masks import close, kept_keys, key_room, layer_mask
+from nnsight_mmflow._names import cache_in
 
 if TYPE_CHECKING:
     import torch

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._forwards import cached_positions
 from nnsight_mmflow._generation_settings import merged_settings, short
+from nnsight_mmflow._names import cache_in
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -87,11 +88,11 @@ def form_of(graph: Graph, settings: Mapping[str, object], shape: Sequence[int]) 
                 f"{name}={short(value)} {reason}, so patterns cannot tell what a forward holds. Leave it out"
                 f"{_where(graph, settings, name)}."
             )
-    past = _past(rest.get("past_key_values"), prompts, length)
+    past = _past(cache_in(rest), prompts, length)
     if past is not None and merged.use_cache is False:
         raise MMFlowError("past_key_values came with use_cache=False: leave one of them out.")
     kind = merged.cache_implementation
-    static = kind == "static" or (past is not None and _is_static(rest["past_key_values"]))
+    static = kind == "static" or (past is not None and _is_static(cache_in(rest)))
     if kind not in CACHES:
         where = _where(graph, settings, "cache_implementation")
         raise MMFlowError(

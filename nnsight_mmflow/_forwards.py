@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import cache_in
 
 if TYPE_CHECKING:
     from nnsight import Envoy
@@ -87,12 +88,6 @@ def cached_positions(cache: Cache | None) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def cache_in(named: dict) -> Cache | None:
-    """The cache among the keyword arguments of a layer, or of the language model."""
-    cache = named.get("past_key_values")
-    return named.get("cache") if cache is None else cache
-
-
 def held_now(decoder: Envoy, prompts: int, length: int) -> Held:
     """Inside a trace or generation, before the layers: what this forward holds.
 
@@ -166,7 +161,7 @@ def check_given(inputs: dict, given: dict, patterns: tuple, steps: bool) -> None
             " it out; to run tensors of your own, use graph.model.trace(...) and graph.model.generate(...)."
         )
     moved = [name for name in ("attention_mask", "position_ids") if given.get(name) is not None]
-    cache = given.get("past_key_values")
+    cache = cache_in(given)
     if cache is not None and not hasattr(cache, "get_seq_length"):
         raise MMFlowError(
             f"past_key_values is a {type(cache).__name__}; expected a transformers Cache, such as DynamicCache()."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import with_its_cache
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -49,7 +50,7 @@ def merged_settings(graph: Graph, settings: Mapping[str, object]) -> tuple[Gener
     from transformers import GenerationConfig
 
     model = with_checkpoint_settings(graph.adapter.model)
-    given = {name: value for name, value in settings.items() if name not in NNSIGHT}
+    given = with_its_cache(model, {name: value for name, value in settings.items() if name not in NNSIGHT})
     _check_types(given)
     arguments = {name: given.pop(name) for name in ARGUMENTS if name in given}
     config, assistant = given.pop("generation_config", None), arguments.get("assistant_model")

@@ -11,6 +11,7 @@ from nnsight_mmflow._argument_things import prompts_of
 from nnsight_mmflow._asked import check_asked, checked_boxes, checked_options
 from nnsight_mmflow._encode import encode
 from nnsight_mmflow._errors import ModelError, PromptError
+from nnsight_mmflow._names import check_names, unknown_operations
 from nnsight_mmflow._pictures import LONGEST, open_pictures
 from nnsight_mmflow._place import Traffic
 from nnsight_mmflow._prompt import Batch, Making, Prompt, join
@@ -40,6 +41,7 @@ class Graph(Traced):
         decoder: the language model around the layers; what it is handed as inputs_embeds is the merged embedding.
         n_layers, n_heads, d_model, head_width: sizes of the language model.
         image_token_id: the id that stands once per image token.
+        unknown_operations: what transformers' attention lacks under the names known here, in words; "" for nothing.
     """
 
     def __init__(self, model: TransformersModel, adapter: Adapter, name: str = "") -> None:
@@ -49,6 +51,9 @@ class Graph(Traced):
         self.processor = adapter.processor
         self.family = adapter.family
         self.image_token_id = adapter.image_token_id
+        first = adapter.roles()["layers"][0]
+        check_names(adapter.model, first)
+        self.unknown_operations = unknown_operations(getattr(first, adapter.text.attention), adapter.text.rotated)
         paths = {id(module): name for name, module in adapter.model.named_modules()}
         found = {role: model.get(paths[id(module)]) for role, module in adapter.roles().items()}
         self.layers: Envoy = found["layers"]
@@ -66,7 +71,7 @@ class Graph(Traced):
         self.n_layers = int(adapter.text_config.num_hidden_layers)
         self.n_heads = int(adapter.text_config.num_attention_heads)
         self.d_model = int(adapter.text_config.hidden_size)
-        out = getattr(getattr(adapter.roles()["layers"][0], self._text.attention), self._text.attention_out)
+        out = getattr(getattr(first, self._text.attention), self._text.attention_out)
         # Quantised weights are packed, so their shape says nothing; older GPT-2 layers have no in_features.
         self.head_width = int(getattr(out, "in_features", None) or out.weight.shape[1]) // self.n_heads
 

@@ -4,8 +4,8 @@ One reading for all forms, so that `prompt.images`, boxes and pixel_values speak
 
 - EXIF orientation is applied, to files and PIL images alike. transformers applies it to paths and in chat templates,
   but not where a processor is handed the PIL image itself; a photo that lies on its side is never what was meant.
-- Transparency is laid on white, by transformers' own function. So does every processor with a PIL image or an array;
-  transformers' `load_image` alone drops it instead, which shows whatever colour was left below, mostly black.
+- Transparency is laid on white, as transformers' processors do from 5.23 on, with a PIL image or an array;
+  its `load_image` drops it instead, which shows whatever colour was left below, mostly black.
 - Of several frames the first one counts (of an open PIL image, the one it stands at).
 - Numbers outside 0 to 255 (16 bits, 32 bits, floats) are refused: a conversion would cut them off without a word.
 
@@ -208,11 +208,22 @@ def upright(picture: Picture) -> Picture:
 
 
 def on_white(picture: Picture | np.ndarray) -> np.ndarray:
-    """The picture, or array with its channels last, in RGB, on white where it is transparent, as processors have it."""
-    from transformers.image_transforms import convert_to_rgb
+    """The picture, or array with its channels last, in RGB, on white where it is transparent.
 
-    form = None if not hasattr(picture, "dtype") else "channels_last"
-    return convert_to_rgb(picture, return_numpy=True, input_data_format=form)
+    The same numbers as transformers' own function from 5.23 on; the one before lets transparency go.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(picture, Image.Image):
+        clear = picture.convert("RGBA")
+        return np.array(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"))
+    if picture.shape[-1] == 1:
+        return np.repeat(picture, 3, axis=-1)
+    if picture.shape[-1] == 3:
+        return picture
+    alpha = picture[..., 3:] / 255
+    return np.round(alpha * picture[..., :3] + (1 - alpha) * 255).astype(np.uint8)
 
 
 def _check_size(width: int, height: int, name: str, max_aspect_ratio: int | float) -> None:

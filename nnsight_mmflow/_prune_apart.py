@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnsight_mmflow._apart import ROTARY, own_mask, read_attention, write_attention
+from nnsight_mmflow._apart import own_mask, read_attention, write_attention
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import ROTARY, operation
 from nnsight_mmflow._prune import Kept, Row, Stage, Way
 from nnsight_mmflow._prune_layers import Pruned, choose, cut_hidden, everything, looks_of, stages_by_layer
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary
@@ -117,9 +118,9 @@ def prune_step_apart(attentions: list[Envoy], found: Pruned, way: Way, layout: L
             continue
         attention = attentions[layer]
         if way.renumber:
-            arguments, named = getattr(attention.source, ROTARY).inputs
+            arguments, named = operation(attention, ROTARY).inputs
             turned = moved(found.tables, layer, kept, (arguments[2], arguments[3]), shared)
-            getattr(attention.source, ROTARY).inputs = ((*arguments[:2], *turned, *arguments[4:]), named)
+            operation(attention, ROTARY).inputs = ((*arguments[:2], *turned, *arguments[4:]), named)
         if not _mask_is_due(kept, way, layout):
             continue
         query, key, value = read_attention(attention, layout)
@@ -147,11 +148,11 @@ def _mask_is_due(kept: Kept, way: Way, layout: Layout) -> bool:
 
 def _turn(attention: Envoy, kept: Kept | None, way: Way) -> Table:
     """The prompt's rotary table of a layer; the layer gets that of what is left."""
-    arguments, named = getattr(attention.source, ROTARY).inputs
+    arguments, named = operation(attention, ROTARY).inputs
     table = (arguments[2], arguments[3])
     if kept is not None and (way.drop or way.renumber):
         turned = rotary({"position_embeddings": table}, kept)
-        getattr(attention.source, ROTARY).inputs = ((*arguments[:2], *turned, *arguments[4:]), named)
+        operation(attention, ROTARY).inputs = ((*arguments[:2], *turned, *arguments[4:]), named)
     return table
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._forwards import cache_in, factor_of
+from nnsight_mmflow._forwards import factor_of
 from nnsight_mmflow._masks import kept_keys, key_room, layer_mask
+from nnsight_mmflow._names import cache_in
 from nnsight_mmflow._prune import Kept, Row, Seen, Stage, Way, ranks_of
 from nnsight_mmflow._prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
 

@@ -14,6 +14,7 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import cached
 from nnsight_mmflow._rows import (
     LayerInput,
     Rows,
@@ -171,7 +172,7 @@ def cells_of(
             inputs_embeds=first,
             position_ids=spots,
             attention_mask=mask,
-            past_key_values=cache,
+            **cached(model, cache),
             use_cache=True,
             logits_to_keep=ends,
         ):

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow._forms import PLAIN
+from nnsight_mmflow._names import cache_of, cached
 from nnsight_mmflow._restore import Cell, cells_of, chunks_of, needs_of, read_clean, sites_of
 from nnsight_mmflow._rows import clean_inputs
 from nnsight_mmflow.patterns.sites import Site
@@ -89,8 +90,8 @@ def restored_there(
         # as in clean_and_rows, inputs are read without a cache, and the cache where it comes out
         with corrupted.trace(**ask["corrupt"], use_cache=False, logits_to_keep=1):
             inputs = nnsight.save(clean_inputs(layers, n_layers, ask["start"], ask["enters_after"], ask["causal"]))
-        with filled.trace(**ask["corrupt"], past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
-            cache = nnsight.save(model.output.past_key_values)
+        with filled.trace(**ask["corrupt"], **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
+            cache = nnsight.save(cache_of(model.output))
         with model.trace(**ask["clean"], use_cache=False, logits_to_keep=1):
             values = nnsight.save(read_clean(n_layers, sites, ask["names"], ask["positions"]))
         places = {position: row for row, position in enumerate(ask["positions"])}

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import cache_of, cached
 from nnsight_mmflow._rows import (
     LayerInput,
     answer_numbers,
@@ -59,10 +60,10 @@ def run_clean(
     inputs = graph.checked(prompt)
     # A plain cache keeps every position; the model's own may keep only as many as a sliding window reaches.
     edited = graph.edited(prompt, patterns)
-    with torch.no_grad(), edited.trace(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+    with torch.no_grad(), edited.trace(**inputs, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(layers, n_layers, start, enters_after, causal))
         logits = nnsight.save(model.output.logits[:, -1])
-        cache = nnsight.save(model.output.past_key_values)
+        cache = nnsight.save(cache_of(model.output))
     token = logits.argmax(-1)[0]
     numbers = answer_numbers(logits, token)
     ends = end_tokens(graph)

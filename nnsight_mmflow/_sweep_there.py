@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import cache_of, cached
 from nnsight_mmflow._plan import ROW_BUDGET
 from nnsight_mmflow._rows import answer_numbers, clean_inputs, crop_cache, mask_of_layer, prepared, run_rows
 from nnsight_mmflow._sweep_checks import check_effect
@@ -137,9 +138,9 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         if plan is not None:
             with model.trace(**ask.inputs, use_cache=False, logits_to_keep=1):
                 inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
-        with model.trace(**ask.inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+        with model.trace(**ask.inputs, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
             logits = nnsight.save(model.output.logits[:, -1])
-            cache = nnsight.save(model.output.past_key_values)
+            cache = nnsight.save(cache_of(model.output))
         token = logits.argmax(-1)[0]
         numbers = answer_numbers(logits, token)
         tokens, cache = greedy(model, token, cache, ask.ends, ask.max_new_tokens)
@@ -166,10 +167,13 @@ def greedy(
     tokens = [int(token)]
     while tokens[-1] not in ends and len(tokens) < max_new_tokens:
         step = torch.tensor([[tokens[-1]]], device=token.device)
-        with torch.no_grad(), model.trace(input_ids=step, past_key_values=cache, use_cache=True):
+        with torch.no_grad(), model.trace(input_ids=step, **cached(model, cache), use_cache=True):
+            # nnsight 0.8.1 knows a cache by its older name alone, and beside the newer one makes a mask of one token.
+            arguments, named = model.inputs
+            model.inputs = (arguments, {**named, "attention_mask": None})
             following = nnsight.save(model.output.logits[0, -1].argmax(-1))
             # Where the model runs in another process, the cache that was handed in stays as short as it was.
-            cache = nnsight.save(model.output.past_key_values)
+            cache = nnsight.save(cache_of(model.output))
         tokens.append(int(following))
     return tokens, cache
 
@@ -211,7 +215,7 @@ def rows_of(
                 inputs_embeds=first,
                 position_ids=places,
                 attention_mask=mask_of_layer(rows, 0, opened[0], closed),
-                past_key_values=cache,
+                **cached(model, cache),
                 use_cache=True,
                 logits_to_keep=ends,
             ):

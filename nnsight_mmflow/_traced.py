@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._encode import checked_inputs
 from nnsight_mmflow._forwards import check_given
+from nnsight_mmflow._names import with_its_cache
 from nnsight_mmflow._place import Placed
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Traced(Placed):
         """
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
+        if not here.remote:  # a server's transformers may have another name for it
+            kwargs = with_its_cache(self.adapter.model, kwargs)
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=False)
         return here.in_turn(lambda: here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs)))
@@ -66,11 +69,15 @@ class Traced(Placed):
             MMFlowError: settings in which a pattern could not act, before any forward.
         """
         from nnsight_mmflow._forms import form_of
+        from nnsight_mmflow._older_generation import check_pictures
 
         here = self.at(kwargs.pop("remote", None))  # type: ignore[arg-type]
         here.check_weights(kwargs)
+        if not here.remote:  # a server's transformers may have another name for it
+            kwargs = with_its_cache(self.adapter.model, kwargs)
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=True)
+        check_pictures(here._graph, kwargs, inputs)
         form = form_of(here._graph, kwargs, inputs["input_ids"].shape) if patterns else None
         fixed = {} if form is None else form.fixed
 

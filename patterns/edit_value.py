@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._names import cache_of, cached
 from nnsight_mmflow._rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow._targets import with_target
 
@@ -161,9 +162,9 @@ def optimised(
         causal: of the model.
     """
     start, n_layers = rows.start, rows.windows[0][1]
-    with torch.no_grad(), model.trace(**given, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+    with torch.no_grad(), model.trace(**given, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(all_layers, n_layers, start, enters_after, causal))
-        cache = nnsight.save(model.output.past_key_values)
+        cache = nnsight.save(cache_of(model.output))
     inputs, closed, opened = prepared(clean, 0, rows)
     device = inputs[0].hidden.device
     changes = [torch.zeros(width, device=device, requires_grad=True) for _ in outs]
@@ -178,7 +179,7 @@ def optimised(
             inputs_embeds=inputs[0].hidden,
             position_ids=spots,
             attention_mask=opened[0][None, None],
-            past_key_values=cache,
+            **cached(model, cache),
             use_cache=True,
             logits_to_keep=len(ids),
         ):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._closed_edges import PromptEdges, close_edges, close_edges_apart, edges_in
 from nnsight_mmflow._edits import MaskEdit, closing, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._forwards import Held, cache_in, each_forward, factor_of
+from nnsight_mmflow._forwards import Held, each_forward, factor_of
 from nnsight_mmflow._masks import kept_keys
+from nnsight_mmflow._names import cache_in
 from nnsight_mmflow._pattern import check_computed, check_edge, layer_list, resolve, rows_of
 from nnsight_mmflow._split import whole_here
 

@@ -17,6 +17,7 @@ from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops
 from nnsight_mmflow._forms import form_of
 from nnsight_mmflow._generation_settings import plain_settings, settings_used
 from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._names import CACHE
 from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._remote import in_words
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._prompt import Prompt
 
 UNPRUNED = "unpruned"
-NOT_HERE = ("max_new_tokens", "return_dict_in_generate", "generation_config", "past_key_values")
+NOT_HERE = ("max_new_tokens", "return_dict_in_generate", "generation_config", *CACHE)
 
 
 class PruneReport(Result):

@@ -14,6 +14,7 @@ from nnsight_mmflow.patterns.values import zeros
 from nnsight_mmflow._each_there import words_under
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._identity import journal_of, prompt_identity
+from nnsight_mmflow._names import cached
 from nnsight_mmflow._output import saved
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow._prompt import Prompt
@@ -236,7 +237,7 @@ def _words(
             inputs_embeds=embedded,
             position_ids=places,
             attention_mask=mask,
-            past_key_values=clean.cache,
+            **cached(model, clean.cache),
             use_cache=True,
         ),
     ):

@@ -291,12 +291,19 @@ def gemma3(pan_and_scan: bool = False):
     extra = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<soft>"}
     template = CHAT.replace("IMAGE", "<boi> ")
     processor = Gemma3Processor(made, tokenizer(**extra), image_seq_length=16, chat_template=template)
-    processor.images_kwargs = {
+    how = {
         "do_pan_and_scan": pan_and_scan,
         "pan_and_scan_min_crop_size": 16,
         "pan_and_scan_max_num_crops": 4,
         "pan_and_scan_min_ratio_to_activate": 1.2,
     }
+    if hasattr(Gemma3Processor, "images_kwargs"):
+        processor.images_kwargs = how
+    else:  # transformers before 5.23 keeps them with the types of its arguments
+        before = Gemma3Processor.valid_processor_kwargs
+        now = type(before)("Given", (before,), {"__annotations__": {}}, total=False)
+        now._defaults = {**before._defaults, "images_kwargs": how}
+        processor.valid_processor_kwargs = now
     return Gemma3ForConditionalGeneration(config), processor
 
 

@@ -5,10 +5,17 @@ positions, in every row of a prompt, in every forward. Slow and plain on purpose
 """
 
 import contextlib
+import inspect
 
 import torch
 
 CLOSED = torch.finfo(torch.float32).min
+
+
+def kept(model, cache):
+    """The keyword argument that hands a model its cache, by its own signature."""
+    names = inspect.signature(type(model).forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def layers_of(model):

@@ -8,6 +8,7 @@ from families import EAGER_ONLY, FAMILIES, family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow._names import cache_of
 
 QUESTION = "what color is the circle ?"
 METHODS = {
@@ -221,7 +222,7 @@ def test_generation_equals_computing_every_token_anew(name, attention):
                         more = inputs[key].new_full((1, 1), value)
                         inputs[key] = torch.cat([inputs[key], more], 1)
             if mode == "drop":
-                lengths = [layer.keys.shape[-2] for layer in made.past_key_values.layers]
+                lengths = [layer.keys.shape[-2] for layer in cache_of(made).layers]
                 count, text = len(prompt.spans["image"]), len(prompt) - len(prompt.spans["image"])
                 planned = []
                 stages = {stage.layer: stage for stage in pattern.stages(graph, count)}

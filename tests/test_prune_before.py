@@ -7,6 +7,7 @@ import torch
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow._names import cache_of
 
 QUESTION = "what color is the circle ?"
 LONGER = "is the circle red or blue or green ?"
@@ -210,7 +211,7 @@ def test_steps_of_vision_zip_equal_a_model_that_is_handed_its_tokens():
         assert close(logits, answer_of(eager, embeddings))
         word = eager.adapter.model.get_input_embeddings()(logits.argmax(-1))
         embeddings = torch.cat([embeddings, word[:, None]], 1)
-    assert [layer.keys.shape[-2] for layer in made.past_key_values.layers] == [len(prompt) - 48 + 3] * 5
+    assert [layer.keys.shape[-2] for layer in cache_of(made).layers] == [len(prompt) - 48 + 3] * 5
 
 
 # Positions counted anew between layers.

@@ -6,6 +6,7 @@ from families import EAGER_ONLY, FAMILIES, family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow._names import cache_of
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}
@@ -80,7 +81,7 @@ def test_in_generation_every_step_skips(part, attention):
         assert (made.logits[step][0] - wanted).abs().max() < 2e-4
         inputs["input_ids"] = torch.cat([inputs["input_ids"], made.sequences[:, [len(prompt) + step]]], 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    lengths = [layer.get_seq_length() for layer in made.past_key_values.layers]
+    lengths = [layer.get_seq_length() for layer in cache_of(made).layers]
     assert lengths[0] == len(prompt) + 3
     assert (lengths[1] == 0) == (part != "mlp")
 

@@ -1,0 +1,136 @@
+"""The package under other releases of what it stands on: `python tests/matrix.py`, or with the names of some sets.
+
+Each set is a new virtual environment that pip fills, and tests/smoke.py in it. `oldest` is what pyproject.toml allows
+at least, `newest` what an install without constraints gets, `tested` the constraints of the whole test suite. torch is
+taken from the files that pip is told of (PIP_FIND_LINKS), where they hold a CPU build for that Python, so that no
+CUDA build of gigabytes is fetched; without one, sources are compiled and nothing is run, and the table says so.
+
+    python tests/matrix.py                  # all sets but the large one; their lines in README's table are written anew
+    python tests/matrix.py "newest torch"   # with torch as the index offers it, CUDA and all
+    python tests/matrix.py --check newest oldest    # what CI does: writes nothing
+"""
+
+import argparse
+import datetime
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+START, END = "<!-- versions: written by tests/matrix.py -->", "<!-- end of versions -->"
+EXTRAS = "transformer-lens"
+BESIDE = ("num2words", "sentencepiece")  # processors of two families need them
+SETS = {"tested": "3.11", "newest": "3.11", "oldest": "3.11", "python3.12": "3.12", "python3.13": "3.13"}
+LARGE = {"newest torch": "3.11"}  # as the index offers it, with CUDA: 5.5 GB; by name alone
+COLUMNS = "python torch transformers nnsight numpy pandas pillow matplotlib pyarrow".split()
+
+
+def requirements() -> list[str]:
+    """What pyproject.toml requires."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def floors() -> list[str]:
+    """The oldest releases that pyproject.toml allows, torch aside."""
+    found = [re.match(r"([\w-]+)>=([\w.]+)", one) for one in requirements()]
+    return [f"{one[1]}=={one[2]}" for one in found if one and one[1] != "torch"]
+
+
+def interpreter(wanted: str) -> str | None:
+    """A Python of that version, if there is one."""
+    if f"{sys.version_info.major}.{sys.version_info.minor}" == wanted:
+        return sys.executable
+    homes = sorted(Path.home().glob(f".pyenv/versions/{wanted}.*/bin/python"))
+    return str(homes[-1]) if homes else shutil.which(f"python{wanted}")
+
+
+def run(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+    """A command, its output kept."""
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def checked(*command: str | Path) -> None:
+    """A command that must not fail."""
+    done = run(*command)
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-1500:])
+
+
+def one_set(name: str) -> dict[str, object]:
+    """What the smoke of a set found; `told` where it could not be run."""
+    wanted = (SETS | LARGE)[name]
+    python = interpreter(wanted)
+    if python is None:
+        return {"told": f"not tried: no Python {wanted} here"}
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
+        checked(python, "-m", "venv", folder)
+        pip = [Path(folder) / "bin" / "pip", "install", "-q"]
+        before = time.time()
+        if run(*pip, *([] if name in LARGE else ["--no-index", "--no-deps"]), "torch").returncode:
+            checked(python, "-W", "error", "-m", "compileall", "-q", "-f", "nnsight_mmflow", "adapters", "patterns")
+            return {"told": f"compiled with Python {wanted}, not run: no CPU build of torch for it here"}
+        given = {"tested": ["-c", "constraints.txt"], "oldest": floors()}.get(name, [])
+        checked(*pip, *given, f"-e.[{EXTRAS}]", *BESIDE)
+        installed = round(time.time() - before)
+        done = run(Path(folder) / "bin" / "python", ROOT / "tests" / "smoke.py")
+        try:
+            return {**json.loads(done.stdout.splitlines()[-1]), "installed": installed}
+        except (json.JSONDecodeError, IndexError):
+            told = (done.stderr or done.stdout).strip().splitlines()[-1][:200]
+            return {"told": f"fails: {told}", "failed": {"": ""}}
+
+
+def row(name: str, found: dict) -> str:
+    """A line of the table."""
+    if "versions" not in found:
+        cells, said = ["-" for _ in COLUMNS], found["told"]
+    else:
+        cells = [found["versions"][column] for column in COLUMNS]
+        failed, refused = found["failed"], found["refused"]
+        said = f"{found['steps'] - len(failed) - len(refused)} of {found['steps']}"
+        said += f"; refused: {', '.join(refused)}" if refused else ""
+        said += f"; fails: {', '.join(failed)}" if failed else ""
+    return f"| {name} | {' | '.join(cells)} | {said} | {datetime.date.today()} |"
+
+
+def table(found: dict[str, dict], written: str) -> str:
+    """README's table, with the lines of what ran now in place of those that were written before."""
+    before = {line.removeprefix("| ").split(" | ")[0]: line for line in written.strip().splitlines()[2:]}
+    lines = before | {name: row(name, one) for name, one in found.items()}
+    head = f"| set | {' | '.join(COLUMNS)} | smoke passes | on |"
+    ordered = [lines[name] for name in SETS | LARGE if name in lines]
+    return "\n".join(["", head, "|" + "---|" * (len(COLUMNS) + 3), *ordered, ""])
+
+
+def main() -> int:
+    """Runs the sets, prints the table, and writes it into README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET", help=", ".join(SETS | LARGE))
+    parser.add_argument("--check", action="store_true", help="leave README as it is")
+    given = parser.parse_args()
+    unknown = set(given.sets) - set(SETS | LARGE)
+    if unknown:
+        parser.error(f"no set {', '.join(sorted(unknown))}: there are {', '.join(SETS | LARGE)}")
+    found = {}
+    for name in given.sets or SETS:
+        found[name] = one_set(name)
+        print(name, json.dumps(found[name]), flush=True)
+    before, rest = README.read_text().split(START)
+    made = table(found, "" if given.check else rest.split(END)[0])
+    print(made)
+    if not given.check:
+        README.write_text(before + START + made + END + rest.split(END)[1])
+    wrong = sum(bool(one.get("failed")) or (given.check and "versions" not in one) for one in found.values())
+    print(f"{len(found) - wrong} passed, {wrong} failed")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
