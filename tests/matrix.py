@@ -7,7 +7,7 @@ CUDA build of gigabytes is fetched; without one, sources are compiled and nothin
 
     python tests/matrix.py                  # all sets but the large one; their lines in README's table are written anew
     python tests/matrix.py "newest torch"   # with torch as the index offers it, CUDA and all
-    python tests/matrix.py --check newest oldest    # what CI does: writes nothing
+    python tests/matrix.py --check newest oldest    # writes nothing
 """
 
 import argparse
