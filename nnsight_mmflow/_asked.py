@@ -79,14 +79,15 @@ def _box(box: object, size: tuple[int, int] | None) -> Box:
     except OverflowError:
         finite = False
     if not finite:
-        raise PromptError(f"box {box!r} holds a number that is no place in a picture.")
+        raise PromptError(f"boxes: {box!r} holds a number that is no place in a picture.")
     if not (left < right and top < bottom):
         raise PromptError(
-            f"box {(left, top, right, bottom)} has no area: (x0, y0, x1, y1) needs x0 < x1 and y0 < y1."
+            f"boxes: {(left, top, right, bottom)} has no area: (x0, y0, x1, y1) needs x0 < x1 and y0 < y1."
             " If it is (x, y, width, height), pass (x, y, x + width, y + height)."
         )
     if size is not None and (left >= size[0] or top >= size[1] or right <= 0 or bottom <= 0):
         raise PromptError(
-            f"box {(left, top, right, bottom)} lies outside the picture, which is {size[0]}x{size[1]} pixels (upright)."
+            f"boxes: {(left, top, right, bottom)} lies outside the picture, which is {size[0]}x{size[1]} pixels"
+            " (upright)."
         )
     return left, top, right, bottom

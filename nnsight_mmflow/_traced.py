@@ -110,7 +110,8 @@ class Traced(Placed):
     ) -> TransformersModel:
         """A copy of the nnsight model that replays the patterns; the original stays as it is.
 
-        Each pattern is an edit of its own, so that two may touch the same layer. `form` is that of a generation.
+        Each pattern is an edit of its own, so that two may touch the same layer. Without `form` the copy is for traces:
+        it acts in the first forward alone. For generations use `graph.generate`, which finds the form.
         """
         from nnsight_mmflow._together import edited
 

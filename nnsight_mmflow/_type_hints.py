@@ -112,8 +112,11 @@ def look_up(module: str, name: str) -> Any:
     if name in globals_there:
         return globals_there[name]
     statement, imported = _for_type_checkers(module)[name]
-    if isinstance(statement, ast.AnnAssign):  # an alias of types
-        return eval(ast.unparse(statement.value or ast.Constant(None)), {}, Names((module,)))
+    if isinstance(statement, ast.AnnAssign):  # an alias of types, which typing reads as it reads an annotation
+        value = statement.value
+        text = value.value if isinstance(value, ast.Constant) else ast.unparse(value or ast.Constant(None))
+        holder = type("Aliased", (), {"__annotations__": {name: text}, "__module__": module})
+        return get_type_hints(holder, {}, Names((module,)), include_extras=True)[name]
     source = str(statement.module) if isinstance(statement, ast.ImportFrom) else imported
     if find_spec(source.split(".")[0]) is None:
         return Any

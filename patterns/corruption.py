@@ -139,7 +139,7 @@ def masked_box(
     painted = _first(prompt).copy()
     masks = checked_boxes(boxes, painted.size)
     if not masks:
-        raise PromptError("no box was given; each is (x0, y0, x1, y1) in pixels of the picture.")
+        raise PromptError("boxes: no box was given; each is (x0, y0, x1, y1) in pixels of the picture.")
     for left, top, right, bottom in masks:
         corners = floor(left), floor(top), ceil(right) - 1, ceil(bottom) - 1
         ImageDraw.Draw(painted).rectangle(corners, fill=_color(color))

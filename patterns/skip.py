@@ -96,7 +96,7 @@ class Skip:
         return self
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> None:
-        """Does it inside a trace that the user has opened (one forward)."""
+        """Does it inside a trace that the user has opened, in the forward in which it is called."""
         rows = rows_of(graph, spans)
         self.check(graph, rows, None)
         self._once(graph, rows)

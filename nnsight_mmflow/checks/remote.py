@@ -124,17 +124,19 @@ def keep_all(seen: object) -> torch.Tensor:
 
 
 def beside(subject: Subject) -> str:
-    """In which process this key's blocks run: told by a generation that only the model's own process gets right."""
+    """In which process this key's blocks run: told by a generation in the way that only the model's process gets right.
+
+    The other way, which is right in both, is what it is held against.
+    """
     from nnsight_mmflow.patterns.prune_methods import FastV
 
     graph, prompt = subject.graph, subject.prompt
-    if graph.n_layers < 3:
+    if graph.n_layers < 3 or graph.enters_after + 1 >= graph.n_layers:
         raise NotApplicable("the model is too small to tell")
-    method, trusted = FastV(k=max(1, graph.enters_after)), graph.at(None, trusted=True)
-    found = []
-    for pattern in (method, replace(method, mode="mask")):
+    method, found = FastV(k=graph.enters_after + 1, mode="mask"), []
+    for trusted in (True, False):
         try:
-            found.append(logits_of_steps(trusted, prompt, pattern))
+            found.append(logits_of_steps(graph.at(None, trusted=trusted), prompt, method))
         except Exception as error:
             return f"beside the model ({type(error).__name__} in a step): patterns attend by themselves in generations"
     where = "in the model's process: graph.at(True, trusted=True)" if torch.allclose(*found, atol=0.05) else "beside it"

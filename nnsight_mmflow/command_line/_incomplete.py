@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from nnsight_mmflow._errors import MMFlowError
 
@@ -26,6 +27,16 @@ def _questions(given: argparse.Namespace) -> None:
         raise MMFlowError("--image and --question belong together: give both, or --data FILE --images DIR.")
     if given.data and not given.images:
         raise MMFlowError("--data needs --images DIR, the folder in which pictures are looked up by img_id.")
+    if Path(given.model).is_dir():  # a name may be of nothing, which loading tells
+        refuse_no_question(given)
+
+
+def refuse_no_question(given: argparse.Namespace) -> None:
+    """Refuses a model of the user's own without questions.
+
+    Raises:
+        MMFlowError: with what to give too.
+    """
     if given.model != "nano" and not (given.image or given.data):
         raise MMFlowError(
             f"which questions should {given.model} answer? --image FILE --question TEXT, or --data FILE --images DIR."

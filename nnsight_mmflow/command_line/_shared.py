@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line._early import check_early
+from nnsight_mmflow.command_line._incomplete import refuse_no_question
 
 if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
@@ -61,4 +62,5 @@ def make_prompts(graph: Graph, given: argparse.Namespace) -> list[Prompt]:
         if not prompts:
             raise MMFlowError(f"no question of {given.data} is left: every row was skipped.")
         return prompts
+    refuse_no_question(given)
     return prompts_of(graph, nano.samples(given.limit or NANO_QUESTIONS), **settings)
