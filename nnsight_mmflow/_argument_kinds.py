@@ -155,20 +155,6 @@ def choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise MMFlowError(f"{name} must be one of {', '.join(known)}, not {came(value)}.")
 
 
-def check_asked(question: object, options: object, boxes: object, named: Mapping[str, object]) -> None:
-    """Refuses what is no question, pair of options or box; `named`: the other texts."""
-    text("question", question)
-    for name, value in named.items():
-        if value is not None:
-            text(name, value)
-    if options is not None:
-        if isinstance(options, str) or not isinstance(options, list | tuple):
-            raise MMFlowError(f"options are two texts, (true, false), but {came(options)} came.")
-        for option in options:
-            text("each of options", option)
-    boxes_of("boxes", boxes)
-
-
 def boxes_of(name: str, value: object) -> object:
     """Boxes in pixels. How many edges each has, the function says."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):

@@ -36,11 +36,6 @@ def check_early(given: argparse.Namespace) -> None:
         _layers(given, depth)
 
 
-def option(name: str) -> str:
-    """How an option is written."""
-    return f"--{name.replace('_', '-')}"
-
-
 def _spans(given: argparse.Namespace) -> None:
     for edge in edges_of("--edges", given.edges) if getattr(given, "edges", None) else ():
         for end in edge.split("->"):
