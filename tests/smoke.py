@@ -26,6 +26,7 @@ REFUSED: dict[str, str] = {}
 TOLD: list[str] = []  # what transformers logs of names that go away
 
 import torch  # noqa: E402
+from catalogue import LOOSE, UNTOLD, experiments, patterns, prompts  # noqa: E402
 from families import EAGER_ONLY, FAMILIES, QUESTION, family  # noqa: E402
 from tiny import picture  # noqa: E402
 
@@ -37,9 +38,6 @@ SHOWN = (
     "python torch transformers nnsight transformer-lens numpy pandas pillow pyarrow matplotlib safetensors tqdm anyio"
     " jinja2 accelerate"
 ).split()
-QUIET = {"progress": False}
-TOLDLESS = {"progress": False, "report": str}
-LOOSE = {"only_correct": False, **TOLDLESS}
 GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 
@@ -73,27 +71,6 @@ def a_family(name):
     assert found == ids[: len(found)], f"the experiments' greedy answer is {found}, transformers' is {ids}"
 
 
-def patterns(nano, other):
-    edges = {"source": "image", "target": "question | last", "layers": (1, 2)}
-    return {
-        **{f"Knockout {when}": mmf.Knockout(**edges, when=when) for when in ("prefill", "decode", "all")},
-        "Zeroed": mmf.Zeroed(**edges),
-        "Patch": mmf.Patch(at="image", layers=1, value=mmf.from_run(other)),
-        "Skip": mmf.Skip(layers=3),
-        "Skip at a span": mmf.Skip(layers=3, at="image"),
-        "HiMAP": mmf.HiMAP(k1=2, k2=4),
-        "HiMAP by mask": mmf.HiMAP(k1=2, k2=4, mode="mask"),
-        "FastV": mmf.FastV(k=2),
-        "PyramidDrop": mmf.PyramidDrop(),
-        "SparseVLM": mmf.SparseVLM(),
-        "VisiPruner": mmf.VisiPruner(),
-        "VisionZip": mmf.VisionZip(dominant=12, contextual=4),
-        "FasterVLM": mmf.FasterVLM(),
-        "Random": mmf.Random(),
-        "DropAll": mmf.DropAll(from_layer=3),
-    }
-
-
 def written(graph, prompt, pattern, **settings):
     with torch.no_grad(), graph.generate(prompt, pattern, **GREEDY, **settings) as tracer:
         ids = tracer.result.save()
@@ -107,31 +84,14 @@ def generation(graph, prompt, pattern):
     assert all(one == found[0] for one in found), f"other tokens without a cache, or with a static one: {found}"
 
 
-def experiments(nano, prompts, folder):
-    one, two = prompts
-    pairs = mmf.nano.trace_pairs(nano, 2, "flag")
-    corrupt = mmf.corruption.other_image(nano, one, two.images[0])
-    trace = {"min_clean": 0.0, "max_corrupt": float("inf"), **LOOSE}
+def around(nano, prompt, folder):
+    """What is done with results: files, pages, figures, the command line."""
+    file = f"{folder}/result"
     return {
-        "flow": lambda: mmf.flow(nano, prompts, window=3, **LOOSE).save(folder),
-        "a result read again": lambda: mmf.FlowResult.load(folder).plot().savefig(f"{folder}/again.png"),
-        "flow by forwards": lambda: mmf.flow(nano, one, ["image->last"], window=9, engine="forward", **LOOSE),
-        "skip_flow": lambda: mmf.skip_flow(nano, prompts, ("image",), **LOOSE),
-        "lens": lambda: mmf.lens(nano, prompts, **LOOSE),
-        "word_overlap": lambda: mmf.word_overlap(nano, one, window=2, **TOLDLESS),
-        "contributions": lambda: mmf.contributions(nano, prompts, **TOLDLESS),
-        "causal_trace": lambda: mmf.causal_trace(nano, one, corrupt, **trace),
-        "saliency": lambda: mmf.saliency(nano, prompts, **TOLDLESS),
-        "disruption": lambda: mmf.disruption(nano, prompts, layers=(1,), **TOLDLESS),
-        "attribution": lambda: mmf.attribution(nano, *pairs, exact=0, **TOLDLESS),
-        "prune_report": lambda: mmf.prune_report(nano, prompts, [mmf.FastV(k=2)], max_new_tokens=2, **TOLDLESS),
-        "kept_tokens": lambda: mmf.kept_tokens(nano, one, mmf.HiMAP(k1=2, k2=4)),
-        "edit": lambda: mmf.edit(nano, mmf.nano.edits(nano, 1), layers=4, **TOLDLESS),
-        "knockout_by_token": lambda: mmf.knockout_by_token(nano, one, **QUIET),
-        "knockout_by_patch": lambda: mmf.knockout_by_patch(nano, one, size=4, window=3, **QUIET),
-        "lens_by_patch": lambda: mmf.lens_by_patch(nano, one),
-        "attention, a page": lambda: mmf.explore(mmf.attention(nano, one), layer=4).save(f"{folder}/page.html"),
-        "attention_and_effect": lambda: mmf.attention_and_effect(nano, one, "image", layers=[4], controls=0, **QUIET),
+        "a result saved": lambda: mmf.flow(nano, prompt, window=3, **LOOSE).save(file),
+        "a result read again": lambda: mmf.FlowResult.load(file).plot().savefig(f"{folder}/again.png"),
+        "attention, a page": lambda: mmf.explore(mmf.attention(nano, prompt), layer=4).save(f"{folder}/page.html"),
+        "times": lambda: mmf.prune_report(nano, [prompt], [mmf.FastV(k=2)], max_new_tokens=2, **UNTOLD),
         "the command line": lambda: run_command(folder),
     }
 
@@ -145,13 +105,13 @@ def run_command(folder):
 def main():
     logging.getLogger("transformers").addHandler(Heard())
     nano = mmf.load("nano")
-    prompts = mmf.nano.prompts(nano, 2)
+    asked = prompts(nano)
     steps = {"nano": partial(conformance, nano), **{name: partial(a_family, name) for name in chosen(FAMILIES)}}
-    for name, pattern in patterns(nano, prompts[1]).items():
-        steps[f"{name} in a generation"] = partial(generation, nano, prompts[0], pattern)
+    for name, pattern in patterns(asked[1]).items():
+        steps[f"{name} in a generation"] = partial(generation, nano, asked[0], pattern)
     failed, before = {}, time.time()
     with tempfile.TemporaryDirectory() as folder:
-        steps |= experiments(nano, prompts, folder)
+        steps |= experiments(nano, nano, asked) | around(nano, asked[0], folder)
         for name, step in steps.items():
             try:
                 step()
