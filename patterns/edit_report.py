@@ -18,7 +18,7 @@ from nnsight_mmflow._identity import journal_of, prompt_identity
 from nnsight_mmflow._output import saved
 from nnsight_mmflow._pattern import layer_list
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words
+from nnsight_mmflow._remote import in_words, needs_gradients
 from nnsight_mmflow._results import Result, versions
 from nnsight_mmflow._targets import answer_scores
 
@@ -145,6 +145,7 @@ def edit_report(
 
     Raises:
         MMFlowError: no facts, `together` larger than their number, or others without an answer.
+        ModelError: an ordinary key on NDIF, or fine-tuning there.
 
     Source: arXiv 2406.04236, section 5 (figure 6 and figure 14); spec section 4.3.
 
@@ -159,6 +160,7 @@ def edit_report(
         ['efficacy', 'generalisation', 'specificity']
     """
     graph = graph.at(remote)
+    needs_gradients(graph, "edit_report")
     if graph.remote and (fine_tuning or bound is not None):
         raise ModelError(
             "fine-tuning trains weights, and those on a server are shared with others: give fine_tuning=False, or load"

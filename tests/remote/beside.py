@@ -95,9 +95,11 @@ def test_gradients_do_not_cross(here, beside):
         lambda: mmf.saliency(beside, asked, progress=False),
         lambda: mmf.attribution(beside, *mmf.nano.trace_pairs(here, 1, "flag"), progress=False),
         lambda: mmf.edit(beside, fact, 4, **QUIET),
+        lambda: mmf.edit_report(beside, fact, asked, 4, fine_tuning=False, **QUIET),
     ):
         with pytest.raises(mmf.ModelError, match="found by gradients, which do not reach"):
             run()
+    assert beside.traffic.requests == 0  # refused before anything is sent
 
 
 def test_kept_tokens_on_the_server(here, there, beside):
