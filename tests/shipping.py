@@ -167,7 +167,7 @@ def faults(modules: dict[str, Module], on_a_server: set[str]) -> list[str]:
 def read_weights(node: ast.AST) -> list[str]:
     """What of a module it reads that a block of an ordinary key does not have, in words."""
     asked = ""
-    if ast.unparse(node).startswith("self.adapter."):  # of a graph, which leaves it behind
+    if ast.unparse(node).startswith(("self.adapter.", "inspect.signature(")):  # a graph leaves its adapter behind
         return []
     if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "attrgetter"):
         asked = next((str(one.value) for one in node.args if isinstance(one, ast.Constant)), "")
