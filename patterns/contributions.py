@@ -11,13 +11,13 @@ import nnsight
 import torch
 from nnsight_mmflow.patterns.contributions_result import ContributionsResult
 
-from nnsight_mmflow._attention import Contributions, answer_direction, plain_values, read_contributions
+from nnsight_mmflow._attention import Contributions, plain_values, read_contributions
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._identity import journal_of, prompt_identity
 from nnsight_mmflow._output import saved
 from nnsight_mmflow._pattern import check_readable
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._qk import QueryKeyReader
+from nnsight_mmflow._qk import QueryKeyReader, differs
 from nnsight_mmflow._remote import in_words
 from nnsight_mmflow._results import versions
 from nnsight_mmflow._split import whole_here
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from nnsight_mmflow._graph import Graph
     from nnsight_mmflow._pattern import Pattern
     from nnsight_mmflow._prompt import Prompt
-
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
 
 
 @in_words
@@ -177,13 +175,11 @@ def read_prompt(
         torch.no_grad(),
         edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely),
     ):
-        direction = answer_direction(unembed, chosen)
-        read = read_contributions(layers, reader, attentions, outs, targets, sources, direction, cap, causal)
+        read = read_contributions(layers, reader, attentions, outs, unembed, chosen, targets, sources, cap, causal)
         plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
     found = [Contributions(**one) for one in plain]
-    allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)
     for layer, one in enumerate(found):
-        if one.error > allowed * max(one.scale, 1e-3):
+        if differs(one.error, one.scale, one.dtype):
             raise MMFlowError(
                 f"layer {layer}: the contributions of all positions sum up to something that differs from the"
                 f" attention's output by {one.error:.1e} (its largest number is {one.scale:.1e}): this family's"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 
+from nnsight_mmflow._called import matrix_of
+
 if TYPE_CHECKING:
     from nnsight import Envoy
     from nnsight_mmflow.patterns.edit_update import Update
@@ -55,7 +57,7 @@ def add_updates(outs: list[Envoy], parts: list[tuple[torch.Tensor, torch.Tensor]
 
 def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
     """A short fingerprint of each layer's matrix, made where the weights are."""
-    outs, model, remotely = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.remotely
+    outs, model, remotely = {layer: graph.mlp_out(layer) for layer in sorted(layers)}, graph.model, graph.remotely
     ids = torch.zeros(1, 1, dtype=torch.long)
     with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **remotely):
         found = nnsight.save(digests_of(outs))
@@ -63,12 +65,14 @@ def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
 
 
 def digests_of(outs: dict[int, Envoy]) -> dict[int, str]:
-    """Inside a trace: by layer, the fingerprint of a projection's matrix."""
-    return {layer: digest_of(out._module.weight) for layer, out in outs.items()}
+    """Inside a trace: by layer, in the order in which they run, the fingerprint of a projection's matrix."""
+    keys = {layer: out.input for layer, out in outs.items()}
+    return {layer: digest_of(matrix_of(outs[layer], key.shape[-1], key)[0]) for layer, key in keys.items()}
 
 
 def digest_of(weight: torch.Tensor) -> str:
     """A short fingerprint of a matrix."""
     from hashlib import sha256
 
-    return sha256(weight.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    plain = weight.detach().float().cpu().contiguous() + 0.0  # -0.0 is 0.0
+    return sha256(plain.numpy().tobytes()).hexdigest()[:16]

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import tiny
 import torch
-from remote_server import EXPERIMENTS, PATTERNS, QUIET, no_weights
+from remote_server import EXPERIMENTS, ORDINARY_KEY, PATTERNS, QUIET, no_weights
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano import FOLDER
@@ -198,9 +198,8 @@ def test_mmflow_check_remote(server, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "all that applies passed" in shown
     assert "in the model's process" in shown
-    server.set("split", 1)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", ORDINARY_KEY)
     assert main(["check", str(FOLDER), "--remote", server.host]) == 0
-    server.set("split", 0)
     assert "beside" in capsys.readouterr().out
     monkeypatch.setattr(CONFIG.API, "APIKEY", None)
     assert main(["check", str(FOLDER), "--remote"]) == 0
