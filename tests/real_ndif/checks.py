@@ -20,9 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as on the server: sums are take
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import nnsight  # noqa: E402
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from catalogue import BY_GRADIENTS, UNTOLD, experiments, patterns, prompts  # noqa: E402
 from nnsight.schema.config import CONFIG  # noqa: E402
+from PIL import Image  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
 from nnsight_mmflow import _remote  # noqa: E402
@@ -32,7 +34,12 @@ torch.set_num_threads(1)
 CONFIG.APP.REMOTE_LOGGING = False
 GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 WHOLE = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
-TOLERANCES = {"float32": 1e-5, "bfloat16": 0.0}  # of log-probabilities, logits and shares, at most
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.0}  # of logits, probabilities, shares and changes in percent
+PICTURES = 32
+EDITED = {
+    "float32": 1e-5,
+    "bfloat16": 1e-2,
+}  # here an edited weight is rounded, there its change is added to the output
 
 
 def apart_by(one, other):
@@ -70,7 +77,7 @@ class Checks:
     """Of one key in one type."""
 
     def __init__(self, model, kind, key, folder):
-        self.kind, self.key, self.model, self.folder = kind, key, model, Path(folder)
+        self.key, self.model, self.folder = key, model, Path(folder)
         self.here = mmf.load("nano", dtype=getattr(torch, kind))
         self.there = mmf.load(model, remote=True).at(True, trusted=key == "trusted")
         self.prompts = prompts(self.here)
@@ -94,6 +101,7 @@ class Checks:
         found["client: mmflow check --remote"] = self.command
         found["client: a job, fetched later"] = self.job
         found["client: a result of 48 MB"] = self.large
+        found["client: pictures of 1.5 MB"] = self.pictures
         for name, key in {"unknown": "0d1f0000-0000-4000-8000-00000000dead", "malformed": "abc", "no": None}.items():
             found[f"client: {name} key"] = partial(self.bad_key, key)
         return found
@@ -149,6 +157,17 @@ class Checks:
             found.append({"values": values})
         return apart_by(*found)
 
+    def pictures(self):
+        """Pictures that pack badly, more than 1 MiB of numbers, in one request."""
+        drawn = np.random.default_rng(0).integers(0, 256, (PICTURES, 64, 64, 3), dtype=np.uint8)
+        batch = self.here.batch([self.here.prompt(Image.fromarray(one), "what is this ?") for one in drawn])
+        found = []
+        for graph in (self.here, self.there):
+            with torch.no_grad(), graph.trace(batch, use_cache=False):
+                logits = graph.unembed.output[:, -1].detach().save()
+            found.append({"logits": logits.float()})
+        return apart_by(*found)
+
     def bad_key(self, key):
         kept, CONFIG.API.APIKEY = CONFIG.API.APIKEY, key
         try:
@@ -194,7 +213,7 @@ def main():
         for name, check in checks.items():
             if given.only and not any(part in name for part in given.only):
                 continue
-            row = found[name] = one_check(check, TOLERANCES[given.kind])
+            row = found[name] = one_check(check, (EDITED if ": edit" in name else TOLERANCES)[given.kind])
             said = row["failed"].replace("\n", " ")[:300] or (
                 "" if row["difference"] is None else f"largest difference {row['difference']:.1e}"
             )

@@ -120,7 +120,7 @@ class Services:
             "NDIF_STAND_IN_GPU": "1",
             "RAY_memory_monitor_refresh_ms": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # there and so here, one machine alone: 127.0.0.1, not its address
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine alone: 127.0.0.1, not its address
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "GRPC_ENABLE_FORK_SUPPORT": "0",
