@@ -13,6 +13,7 @@ from nnsight_mmflow import _errors
 from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
 from nnsight_mmflow._hidden_keys import can_be_sent, without_keys
+from nnsight_mmflow._server_words import TRACEBACK, meaning
 from nnsight_mmflow._turns import turn_of
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DO
 TIME = re.compile(r"time ?out|timed out|time limit|too long", re.IGNORECASE)
 PACKAGE = "nnsight_mmflow"
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
-REFUSED = "the server refuses the API key: `nnsight login`, or set NDIF_API_KEY."
-UNKNOWN = re.compile(r"\b401\b|Unauthorized|API key")
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
 BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
 _READY: dict[str, dict[str, str]] = {}  # by host, the versions of its packages
@@ -63,8 +62,13 @@ def make_ready(remote: bool | str) -> None:
     failed = ""
     try:
         answer = httpx.get(f"{host}/env", timeout=httpx.Timeout(10, read=60))
+        said = "" if answer.is_success else meaning(answer.text)
+        if said:
+            raise RemoteFailure(without_keys(said))
         answer.raise_for_status()
         packages = answer.json().get("packages", {})
+    except RemoteFailure:
+        raise
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
         failed = without_keys(f"no NDIF server answers at {host} ({error})")
     if failed:
@@ -100,10 +104,10 @@ def told(graph: Graph, text: str) -> MMFlowError:
         return kind(ours["told"].strip())
     if text.startswith(NOT_SENT) and any(sign in text for sign in BROKEN):
         return RemoteFailure(broken(text.removeprefix(NOT_SENT)))
-    if "API key" in text or "Unauthorized" in text:
-        return RemoteFailure(REFUSED)
-    if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
-        return RemoteFailure(f"{graph.name} is not deployed on the server.{_near(graph)}")
+    near = "" if TRACEBACK in text else _near(graph)
+    said = meaning(text, name=graph.name, near=near, versions=_other_versions(graph))
+    if said:
+        return RemoteFailure(said)
     if "out of memory" in text.lower():
         return RemoteFailure(
             f"the server ran out of memory: make row_budget or batch_size smaller. It says: {text.splitlines()[-1]}"
@@ -143,7 +147,7 @@ def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
             if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
                 raise
             why = str(error) or type(error).__name__
-            found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
+            found = RemoteFailure(meaning(why) or broken(why))
         raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
 
     return wrapped
