@@ -207,12 +207,12 @@ def main():
     parser.add_argument("key", choices=("ordinary", "trusted"))
     parser.add_argument("only", nargs="*", metavar="CHECK")
     parser.add_argument("--write", type=Path, help="a file for what was found, as JSON")
-    given, found = parser.parse_args(), {}
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checks = Checks(given.model, given.kind, given.key, folder).all()
-        for name, check in checks.items():
-            if given.only and not any(part in name for part in given.only):
-                continue
+        chosen = [name for name in checks if not given.only or any(part in name for part in given.only)]
+        found = {name: {"failed": "was not run", "seconds": 0} for name in chosen}
+        for name, check in ((name, checks[name]) for name in chosen):
             row = found[name] = one_check(check, (EDITED if ": edit" in name else TOLERANCES)[given.kind])
             said = row["failed"].replace("\n", " ")[:300] or (
                 "" if row["difference"] is None else f"largest difference {row['difference']:.1e}"

@@ -3,6 +3,7 @@
 The environment holds neither nnsight_mmflow nor jaxtyping: what a trace needs has to travel.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -85,7 +86,5 @@ def versions(bin_folder: Path) -> dict[str, str]:
         "names = 'ndif nnsight transformers torch ray anyio'.split();"
         "print(json.dumps({'python': platform.python_version(), **{name: version(name) for name in names}}))"
     )
-    import json
-
     done = subprocess.run([bin_folder / "python", "-c", script], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)

@@ -1,6 +1,7 @@
 """Starts NDIF's server, runs the checks for both keys in both types, and stops all that was started: see README.md."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -23,21 +24,41 @@ SECONDS = 1800  # for the checks of one key in one type
 
 def nano_folder(folder):
     """nano as any model is published: what save_pretrained writes."""
+    from transformers.utils import logging
+
     import nnsight_mmflow as mmf
 
+    logging.disable_progress_bar()
     graph = mmf.load("nano")
     graph.adapter.model.save_pretrained(folder)
     graph.adapter.processor.save_pretrained(folder)
     return folder
 
 
-def checked(server, kind, key, names, folder):
+def checked(server, kind, key, names):
     """What the checks of one key in one type found, which run in a process of their own, as a user's do."""
     environment = {**os.environ, **server.environment, "NDIF_API_KEY": KEYS[key]}
-    found = folder / f"{kind}-{key}.json"
-    asked = [sys.executable, HERE / "checks.py", MODELS[kind], kind, key, "--write", found, *names]
-    subprocess.run([str(part) for part in asked], env=environment, timeout=SECONDS)
-    return json.loads(found.read_text()) if found.exists() else {"the checks": {"failed": "ended early", "seconds": 0}}
+    written = server.folder / f"{kind}-{key}.json"
+    asked = [sys.executable, HERE / "checks.py", MODELS[kind], kind, key, "--write", written, *names]
+    with contextlib.suppress(subprocess.TimeoutExpired):  # those that were not run are written as failed
+        subprocess.run([str(part) for part in asked], env=environment, timeout=SECONDS)
+    return json.loads(written.read_text()) if written.exists() else {"client: starts": failure("it does not")}
+
+
+def failure(why, seconds=0.0):
+    """A row of what was found; none where `why` is empty."""
+    return {"failed": why, "seconds": seconds}
+
+
+def about(server):
+    """What must hold of the server itself."""
+    found = {
+        "server: listens on loopback alone": ", ".join(server.listening_elsewhere()),
+        "server: holds neither nnsight_mmflow nor jaxtyping": ", ".join(server.holds("nnsight_mmflow", "jaxtyping")),
+    }
+    for name, why in found.items():
+        print(f"{'failed' if why else 'passed'}  {name}  {why}", flush=True)
+    return {name: failure(why) for name, why in found.items()}
 
 
 def table(found):
@@ -65,17 +86,14 @@ def run(given):
     with Services(programs, dict.fromkeys(MODELS.values(), nano)) as server:
         for kind in given.type:
             server.deploy(MODELS[kind], kind)
-        elsewhere = server.listening_elsewhere()
         if given.serve:
             serve(server)
-            return 0
+        of_server = about(server)
         for kind in given.type:
             for key in given.key:
-                found[kind, key] = checked(server, kind, key, given.only, server.folder)
-        found["all", "-"] = {"loopback: only": {"failed": ", ".join(elsewhere), "seconds": 0}}
-    rows = [row for one in found.values() for row in one.values()]
+                found[kind, key] = checked(server, kind, key, given.only)
+    rows = [row for one in (of_server, *found.values()) for row in one.values()]
     failed = sum(bool(row["failed"]) for row in rows)
-    del found["all", "-"]
     print(f"\n{datetime.date.today()}, {time.time() - before:.0f} s with starting and stopping\n{table(found)}")
     print(f"{len(rows) - failed} passed, {failed} failed")
     return failed
@@ -101,7 +119,8 @@ def main():
     parser.add_argument("--serve", action="store_true", help="start it, say how to reach it, and wait for Ctrl-C")
     given = parser.parse_args()
     given.folder = given.folder.expanduser().resolve()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for one in (signal.SIGTERM, signal.SIGHUP):  # all is stopped then too
+        signal.signal(one, signal.default_int_handler)
     try:
         return int(run(given) > 0)
     except KeyboardInterrupt:

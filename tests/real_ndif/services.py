@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,7 +19,6 @@ from installation import program
 HERE = Path(__file__).parent
 LOOPBACK = "127.0.0.1"
 KEYS = {"ordinary": "0d1f0000-0000-4000-8000-000000000001", "trusted": "0d1f0000-0000-4000-8000-000000000002"}
-UNKNOWN_KEY = "0d1f0000-0000-4000-8000-00000000dead"
 TABLES = f"""
 CREATE TABLE users (user_id text PRIMARY KEY, email text);
 CREATE TABLE keys (key_id uuid PRIMARY KEY, user_id text);
@@ -88,13 +88,13 @@ class Services:
             self._start_stores()
             self._start_ray()
             self._start_ndif()
-        except BaseException:
-            self.stop(keep_logs=True)
+        except BaseException as error:
+            self.stop(keep_logs=not isinstance(error, KeyboardInterrupt))
             raise
         return self
 
     def __exit__(self, kind, error, trace):
-        self.stop(keep_logs=kind is not None)
+        self.stop(keep_logs=kind not in (None, KeyboardInterrupt))
 
     def server_environment(self):
         """Of the server's processes."""
@@ -237,9 +237,10 @@ class Services:
         self.call(self.programs / "ndif", "deploy", name, *task, seconds=600)
         self.told(f"deployed {name} in {dtype} ({time.time() - before:.1f} s)", flush=True)
 
-    def evict(self, name):
-        """Takes a model away again."""
-        self.call(self.programs / "ndif", "evict", name, "--task", "image-text-to-text")
+    def holds(self, *modules):
+        """Those of the modules that the server could import."""
+        asked = f"import importlib.util as u; print(*[m for m in {modules} if u.find_spec(m)])"
+        return self.call(self.programs / "python", "-c", asked).split()
 
     def listening_elsewhere(self):
         """The addresses, of what was started, that others could reach: there must be none."""
@@ -252,7 +253,8 @@ class Services:
         return found
 
     def stop(self, keep_logs=False):
-        """Stops everything, last started first, and whatever those had started."""
+        """Stops everything, last started first, and whatever those had started; a second Ctrl-C changes nothing."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in reversed(self.running.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
