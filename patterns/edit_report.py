@@ -145,7 +145,6 @@ def edit_report(
 
     Raises:
         MMFlowError: no facts, `together` larger than their number, or others without an answer.
-        ModelError: an ordinary key on NDIF, or fine-tuning there.
 
     Source: arXiv 2406.04236, section 5 (figure 6 and figure 14); spec section 4.3.
 
@@ -248,8 +247,7 @@ def _methods(
     """By name, what makes an edited model of facts."""
 
     def edits(where: list[int]) -> Callable[[list[Fact]], Graph]:
-        quiet = {"progress": False, "report": lambda text: None}
-        return lambda group: edit(graph, group, where, settings=settings, **quiet).graph  # type: ignore[arg-type]
+        return lambda group: edit(graph, group, where, settings=settings, progress=False, report=lambda _: None).graph
 
     def tunes(limit: float | None) -> Callable[[list[Fact]], Graph]:
         return lambda group: fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
