@@ -255,6 +255,7 @@ class Services:
     def stop(self, keep_logs=False):
         """Stops everything, last started first, and whatever those had started; a second Ctrl-C changes nothing."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.told("stopping all that was started", flush=True)
         for process in reversed(self.running.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
