@@ -239,7 +239,7 @@ def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:
         f"flow: {len(left)} prompt(s) to run{f', {sum(done)} done already' if any(done) else ''};"
         f" at most {rows} rows, {needed / 1e12:.3g} TFLOP by engine={engine!r}"
         f" (one forward per window: {naive / 1e12:.3g} TFLOP);"
-        f" about {max((plan.bytes for plan in left), default=0) / 1e6:.0f} MB beside the weights."
+        f" about {max(left, key=lambda plan: plan.bytes).memory if left else '0 MB'} beside the weights."
     )
 
 
