@@ -6,6 +6,7 @@ model in the same type. The server holds nnsight_mmflow nowhere, so all that run
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -36,6 +37,7 @@ GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 WHOLE = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.0}  # of logits, probabilities, shares and changes in percent
 PICTURES = 64
+HIDDEN = ("nnsight_mmflow", "jaxtyping", "catalogue")
 EDITED = {
     "float32": 1e-5,
     "bfloat16": 1e-2,
@@ -98,6 +100,7 @@ class Checks:
                 found[f"refused: {name}"] = partial(self.refused, there[name])
             else:
                 found[f"experiments: {name}"] = partial(self.experiment, here[name], there[name])
+        found["client: it has travelled"] = self.travelled
         found["client: mmflow check --remote"] = self.command
         found["client: a job, fetched later"] = self.job
         found["client: a result of 48 MB"] = self.large
@@ -134,6 +137,14 @@ class Checks:
         told = raised(mmf.ModelError, there)
         assert "found by gradients" in told, told
         assert self.there.traffic.requests == sent, "it was refused after something had been sent"
+
+    def travelled(self):
+        """Neither the model's process nor the one beside it can import what runs there."""
+        with torch.no_grad(), self.there.trace(self.prompts[0], use_cache=False):
+            names = [name for name in HIDDEN if importlib.util.find_spec(name) is not None]
+            can_import = nnsight.save(names)
+            self.there.unembed.output.save()
+        assert can_import == [], f"the server can import {can_import}"
 
     def command(self):
         from nnsight_mmflow.command_line import main

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import ipaddress
 import json
 import os
 import secrets
@@ -153,7 +154,10 @@ class Services:
         """A command of the server's environment that must not fail; returns what it prints."""
         command = [str(part) for part in command]
         environment = self.server_environment()
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds)
+        # Not called in the repository: Ray would hand it on to the models' processes, as a place of modules.
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=seconds, cwd=self.folder
+        )
         if done.returncode:
             raise NotStarted(f"`{' '.join(command)}` failed:\n{(done.stdout + done.stderr)[-3000:]}")
         return done.stdout
@@ -248,7 +252,8 @@ class Services:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 for one in process.net_connections(kind="inet"):
-                    if one.status == psutil.CONN_LISTEN and one.laddr.ip not in (LOOPBACK, "::1"):
+                    address = ipaddress.ip_address(one.laddr.ip.removeprefix("::ffff:")) if one.laddr else None
+                    if one.status == psutil.CONN_LISTEN and not address.is_loopback:
                         found.append(f"{process.name()} on {one.laddr.ip}:{one.laddr.port}")
         return found
 
