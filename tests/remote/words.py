@@ -128,10 +128,11 @@ def test_what_is_large_is_told_before_and_when_it_is_refused(there, server, prom
     """Pixels that have no small form: of floats, as a processor of a user's own may make them."""
     from nnsight.intervention.backends.remote import RemoteError
 
-    noise = {"pixel_values": torch.rand(12, 3, 128, 128)}
+    ids = torch.full((30, len(prompts[0].spans["image"])), there.image_token_id)
+    noise = {"input_ids": ids, "pixel_values": torch.rand(30, 3, 64, 64)}
     server.set("parts", 1)
     try:
-        with pytest.raises(RemoteError) as error, there.trace(noise | {"input_ids": ids_for(there, noise)}):
+        with pytest.raises(RemoteError) as error, there.trace(noise):
             logits = there.unembed.output[:, -1].save()  # noqa: F841
         sent = int(re.search(r"a request of (\d+) bytes is sent; some servers refuse more", capsys.readouterr().err)[1])
         assert sent > 1 << 20
@@ -144,9 +145,3 @@ def test_what_is_large_is_told_before_and_when_it_is_refused(there, server, prom
     finally:
         server.set("parts", 0)
     assert "is sent;" not in capsys.readouterr().err
-
-
-def ids_for(graph, inputs):
-    """As many image tokens as the pictures need."""
-    count = sum(graph.adapter.feature_counts(inputs))
-    return torch.full((1, count), graph.image_token_id)
