@@ -139,7 +139,7 @@ class Placed:
         from nnsight_mmflow._hidden_keys import hiding, without_keys
         from nnsight_mmflow._progress import say
         from nnsight_mmflow._remote import make_ready
-        from nnsight_mmflow._server_words import PART
+        from nnsight_mmflow._server_words import PART, meaning
 
         make_ready(self.remote)
         backend, traffic = self.model._remote_backend(self.remote, blocking, job, False), self.traffic
@@ -168,7 +168,8 @@ class Placed:
             except RemoteError as error:
                 if "parsing the body" not in str(error):
                     raise
-                raise RemoteError(f"{error} ({len(blob)} bytes were sent)") from None
+                said = f"{error} ({len(blob)} bytes were sent)"
+                raise RemoteError(f"{said}: {meaning(said)}") from None
             response.description = without_keys(response.description or "")
             return response
 

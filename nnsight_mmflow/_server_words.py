@@ -33,7 +33,7 @@ WORDS: tuple[tuple[str, str], ...] = (
     (r"Could not retrieve|Timed out waiting for cluster", f"the server cannot say just now what it runs. {AGAIN}"),
     (
         r"parsing the body(?: \((?P<sent>\d+) bytes were sent\))?|Part exceeded maximum size",
-        "the server could not take the request in{sent}: servers with anyio >= 4.15 refuse more than 1048576 bytes in"
+        "the server could not take the request{sent}: servers with anyio >= 4.15 refuse more than 1048576 bytes in"
         " one part. Send less: a smaller picture or one of fewer tiles, fewer prompts in a batch, fewer cells in a"
         " request (flow: chunks_per_request=8).",
     ),

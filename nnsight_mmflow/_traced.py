@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._encode import checked_inputs
 from nnsight_mmflow._forwards import check_given
 from nnsight_mmflow._names import with_its_cache
+from nnsight_mmflow._pixels import travelling
 from nnsight_mmflow._place import Placed
 
 if TYPE_CHECKING:
@@ -123,4 +124,5 @@ class Traced(Placed):
         Raises:
             PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
         """
-        return checked_inputs(self.adapter, prompt)
+        inputs = checked_inputs(self.adapter, prompt)
+        return travelling(inputs) if self.remote else inputs

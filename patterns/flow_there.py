@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._fingerprint import fingerprint
+from nnsight_mmflow._pixels import sent_bytes
 from nnsight_mmflow._sweep_there import run_there
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def requests_of(plan: Plan, most: int) -> int:
 
 def expected_bytes(prompt: Prompt, plan: Plan, most: int) -> tuple[int, int]:
     """(bytes up, bytes down) of one prompt, at most: tensors count as they are, though they are compressed."""
-    tensors = sum(tensor.nbytes for tensor in prompt.inputs.values())
+    tensors = sent_bytes(prompt.inputs)
     requests = requests_of(plan, most)
     return requests * (tensors + CODE_BYTES), requests * ANSWER_BYTES + len(plan.cells) * CELL_BYTES
 

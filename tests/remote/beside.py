@@ -336,7 +336,7 @@ def test_with_a_model_that_is_not_there(here, there, monkeypatch):
     from nnsight.modeling import huggingface
 
     monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), "somebody/else")
-    with pytest.raises(mmf.RemoteFailure, match=r"is not deployed on the server\. Deployed are: .*nano/data"):
+    with pytest.raises(mmf.RemoteFailure, match=r"is not deployed .* Not Found .* Deployed are: .*nano/data"):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 

@@ -1,5 +1,7 @@
 """What NDIF refuses, and how jobs end that are not at fault: in its own words there, in words with what to do here."""
 
+import re
+
 import httpx
 import pytest
 import torch
@@ -35,8 +37,6 @@ def told(graph, prompts):
 
 
 def test_every_end_of_a_job_is_told(there, server, prompts):
-    import re
-
     missing = []
     for name, expected in FAILED.items():
         server.set("fails", name)
@@ -122,3 +122,26 @@ def test_a_big_result_comes_by_a_link(here, there, server, prompts):
         noise = torch.rand(3_000_000, generator=torch.Generator().manual_seed(0)).save()
     assert torch.equal(noise, torch.rand(3_000_000, generator=torch.Generator().manual_seed(0)))
     assert httpx.get(f"{server.host}/test/seen").json()["by_url"] == 0
+
+
+def test_what_is_large_is_told_before_and_when_it_is_refused(there, server, prompts, capsys):
+    """Pixels that have no small form: of floats, as a processor of a user's own may make them."""
+    from nnsight.intervention.backends.remote import RemoteError
+
+    ids = torch.full((30, len(prompts[0].spans["image"])), there.image_token_id)
+    noise = {"input_ids": ids, "pixel_values": torch.rand(30, 3, 64, 64)}
+    server.set("parts", 1)
+    try:
+        with pytest.raises(RemoteError) as error, there.trace(noise):
+            logits = there.unembed.output[:, -1].save()  # noqa: F841
+        sent = int(re.search(r"a request of (\d+) bytes is sent; some servers refuse more", capsys.readouterr().err)[1])
+        assert sent > 1 << 20
+        assert f"parsing the body ({sent} bytes were sent)" in str(error.value)
+        text = str(_remote.told(there, str(error.value)))
+        assert f"could not take the request ({sent} bytes): servers with anyio >= 4.15 refuse more than 1048576" in text
+        assert "Send less: a smaller picture" in text
+        with torch.no_grad(), there.trace(prompts[0], use_cache=False):
+            logits = there.unembed.output[0, -1].save()  # noqa: F841, a small request passes
+    finally:
+        server.set("parts", 0)
+    assert "is sent;" not in capsys.readouterr().err
