@@ -18,6 +18,7 @@ from transformers import DynamicCache, StaticCache
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError
 from nnsight_mmflow._forms import form_of
+from nnsight_mmflow._older_generation import empty_caches_shrink
 
 SAME, VISIBLE = 2e-5, 1e-3
 N_TOKENS = 4
@@ -222,6 +223,8 @@ def refused(pattern, form, cache):
     """Whether the documentation's table says that a pattern does not go with a form, or older transformers fail it."""
     if cache == "chunks" and OLDER:
         return True
+    if (pattern, form) == ("skip", "lookup") and not empty_caches_shrink():
+        return True
     if pattern.startswith("prune"):
         return form in PLACES[pattern.split()[-1]] or cache in PLACES[pattern.split()[-1]]
     return cache == "chunks" and pattern in ("zeroed", "patch noise")
@@ -325,6 +328,14 @@ def test_families(name):
         if pattern.startswith("prune") and graph.enters_after > 2:
             continue  # image features are added in every layer of this tiny model
         settings = {**FORMS[form], "suppress_tokens": [graph.image_token_id]}
+        uncached, tiles = name == "paligemma" and cache == "none", name.startswith("internvl") and form == "beams"
+        if OLDER and (uncached or tiles):
+            chosen, _ = PATTERNS[pattern](Case(graph, prompt, pattern))
+            with pytest.raises(MMFlowError, match="writes wrong tokens for"):
+                graph.generate(prompt, chosen, **LENGTH, **settings, **CACHES[cache])
+            continue
+        if OLDER and name == "paligemma":
+            continue  # the reference has no cache, with which these releases are wrong: test_families.py has another
         check(graph, slow, prompt, pattern, settings, CACHES[cache])
 
 
@@ -387,7 +398,7 @@ def test_an_assistant_that_guesses_several_tokens():
     no_image = {"do_sample": False, "suppress_tokens": [IMAGE_ID]}
     for pattern in PATTERNS:
         chosen, hook = PATTERNS[pattern](Case(graph, prompt, pattern))
-        if pattern.endswith("drop"):
+        if pattern.endswith("drop") or (pattern == "skip" and not empty_caches_shrink()):
             with pytest.raises(MMFlowError, match="assistant_model takes back tokens"):
                 graph.generate(prompt, chosen, assistant_model=assistant, **no_image, **LENGTH)
             continue
@@ -422,7 +433,7 @@ def test_apart_from_the_models_process(form, cache, split, monkeypatch):
     ("settings", "told"),
     [
         ({"cache_implementation": "static"}, "a static cache cannot be followed"),
-        ({"prefill_chunk_size": 5}, "prefill_chunk_size=5 cannot be followed"),
+        ({"prefill_chunk_size": 5}, f"prefill_chunk_size=5 {'with a picture' if OLDER else 'cannot be followed'}"),
         ({"prompt_lookup_num_tokens": 3, "suppress_tokens": [IMAGE_ID]}, "prompt_lookup_num_tokens cannot be followed"),
     ],
 )

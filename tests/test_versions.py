@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import QUESTION, family
+from families import FAMILIES, QUESTION, family
 from nnsight_mmflow.adapters._processing import image_defaults
 from packaging.version import Version
 from tiny import picture
@@ -104,6 +104,36 @@ def test_what_older_transformers_get_wrong_is_refused_there(name, pictures, sett
                 graph.generate(prompt, **{**LENGTH, **settings})
         else:
             _older_generation.check_pictures(graph, {**LENGTH, **settings}, graph.checked(prompt))
+
+
+def test_families_that_older_transformers_get_wrong_are_refused_there(monkeypatch):
+    """PaliGemma 2, whose final logits are not capped, and SmolVLM, whose features are merged in wrong blocks."""
+    for release, sees in (("adapters._base", False), ("adapters.idefics3", True)):
+        monkeypatch.setattr(f"nnsight_mmflow.{release}.mentions", lambda _forward, _name: sees)  # noqa: B023
+    merger = "nnsight_mmflow.adapters.idefics3.getattr"
+    monkeypatch.setattr(merger, lambda owner, name, *default: Older if name == "inputs_merger" else None, raising=False)
+    for name, told in (
+        ("paligemma2", "leaves out final_logit_softcapping"),
+        ("smolvlm", "in blocks of 8, but .* 4 tok"),
+    ):
+        model, processor = FAMILIES[name]()
+        with pytest.raises(ModelError, match=told):
+            mmf.adapt(model, processor)
+
+
+@pytest.mark.parametrize("part", ["layer", "attn", "mlp"])
+def test_layers_left_out_where_their_empty_caches_cannot_shrink(part, monkeypatch):
+    graph = family("llava")
+    prompt, skip = graph.prompt(picture(0), QUESTION), mmf.Skip(layers=2, part=part)
+    lookup = {**LENGTH, "prompt_lookup_num_tokens": 3, "suppress_tokens": [graph.image_token_id]}
+    for shrink in (True, False):  # planted: 5.17 to 5.22
+        monkeypatch.setattr(_older_generation, "empty_caches_shrink", lambda: shrink)  # noqa: B023
+        if shrink or part == "mlp":
+            graph.generate(prompt, skip, **lookup)
+            continue
+        with pytest.raises(MMFlowError, match=r"leaves the caches of its layers empty, and prompt_lookup_num_tokens"):
+            graph.generate(prompt, skip, **lookup)
+    graph.generate(prompt, skip, **LENGTH)
 
 
 def test_what_a_processor_hands_on_is_read_in_both_ways():
