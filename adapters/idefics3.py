@@ -41,8 +41,8 @@ class Idefics3(Adapter):
         if merger is not None and mentions(merger, "vision_config") and tokens % vision.patch_size:
             raise ModelError(
                 f"{type(self.model).__name__} of the transformers installed merges image features in blocks of"
-                f" {vision.patch_size}, but each tile has {tokens} tokens: it would end in an error. Install transformers"
-                " 5.23 or later."
+                f" {vision.patch_size}, but each tile has {tokens} tokens: it would end in an error. Install"
+                " transformers 5.23 or later."
             )
 
     def images(

@@ -69,5 +69,6 @@ def _lacks_torchvision(asked: str | None) -> ModelError:
     import transformers
 
     return ModelError(
-        f"{asked} of transformers {transformers.__version__} cannot be loaded without torchvision: pip install torchvision."
+        f"{asked} of transformers {transformers.__version__} cannot be loaded without torchvision: pip install"
+        " torchvision."
     )

@@ -1,9 +1,9 @@
 """Forms of generation that older releases of transformers get wrong themselves, without a sign; refused there.
 
-From 5.23 on (5.17 does not) a generation encodes pictures once, before it runs the prompt. Before that pictures go with
+From 5.18 on (5.17 does not) a generation encodes pictures once, before it runs the prompt. Before that pictures go with
 every forward of the prompt, so parts of a prompt get the features of its first image tokens, and several rows a prompt
-get its pictures in another order than their tokens. Each was seen to write other tokens than the plain form. And up to 5.20
-at least, guessed tokens cannot be taken back from the cache of a layer that was left out: a TypeError.
+get its pictures in another order than their tokens. Each was seen to write other tokens than the plain form. And before
+5.22 guessed tokens cannot be taken back from the cache of a layer that was left out: a TypeError.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_left_out(pattern: str, form: Form | None) -> None:
 
     raise MMFlowError(
         f"{pattern} leaves the caches of its layers empty, and {form.several} takes back tokens that were guessed"
-        f" wrong: transformers {transformers.__version__} ends there with a TypeError (5.23 and later do not). Leave"
+        f" wrong: transformers {transformers.__version__} ends there with a TypeError (5.22 and later do not). Leave"
         f" {form.several} out, or install a later release."
     )
 
@@ -88,6 +88,6 @@ def _wrong(form: str, instead: str) -> MMFlowError:
     import transformers
 
     return MMFlowError(
-        f"transformers {transformers.__version__} writes wrong tokens for {form}, without a sign (5.23 and later do"
+        f"transformers {transformers.__version__} writes wrong tokens for {form}, without a sign (5.18 and later do"
         f" not): {instead}, or install a later release."
     )

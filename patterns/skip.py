@@ -44,7 +44,7 @@ class Skip:
         NoEffectError: when run with `at`, if nothing changes (the span is empty, or these layers add nothing there).
             Without `at` what a layer would add is not known: it is not run.
         ModelError: in a generation with a cache without layer 0, whose cache counts positions.
-        MMFlowError: where transformers before 5.23 would take guessed tokens back from the cache of a layer left out.
+        MMFlowError: where transformers before 5.22 would take guessed tokens back from the cache of a layer left out.
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -126,7 +126,7 @@ def test_layers_left_out_where_their_empty_caches_cannot_shrink(part, monkeypatc
     graph = family("llava")
     prompt, skip = graph.prompt(picture(0), QUESTION), mmf.Skip(layers=2, part=part)
     lookup = {**LENGTH, "prompt_lookup_num_tokens": 3, "suppress_tokens": [graph.image_token_id]}
-    for shrink in (True, False):  # planted: 5.17 to 5.22
+    for shrink in (True, False):  # planted: 5.17 to 5.21
         monkeypatch.setattr(_older_generation, "empty_caches_shrink", lambda: shrink)  # noqa: B023
         if shrink or part == "mlp":
             graph.generate(prompt, skip, **lookup)
