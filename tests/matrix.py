@@ -2,12 +2,12 @@
 
 Each set is a new virtual environment that pip fills, and tests/smoke.py in it. `oldest` is what pyproject.toml allows
 at least, `newest` what an install without constraints gets, `tested` the constraints of the whole test suite. What the
-smoke finds has to be what it finds under the tested set, by tests/recorded.py: words and ids equal, numbers to 1e-5. The
-tested set's own are those of this Python where it holds those constraints (as in CI), else `tested` runs first. torch is
-taken from the files that pip is told of (PIP_FIND_LINKS), where they hold a CPU build for that Python, so that no
-CUDA build of gigabytes is fetched; without one, sources are compiled and nothing is run, and the table says so.
+smoke finds has to be what it finds under the tested set, by tests/recorded.py: words and ids equal, numbers to 1e-5.
+The tested set is this Python's where it holds those constraints (as in CI), else `tested` runs first. torch is taken
+from the files that pip is told of (PIP_FIND_LINKS), where they hold a CPU build for that Python, so that no CUDA build
+of gigabytes is fetched; without one, sources are compiled and nothing is run, and the table says so.
 
-    python tests/matrix.py                  # all sets but the large one; their lines in README's table are written anew
+    python tests/matrix.py                  # all but the large ones; their lines in README are written anew
     python tests/matrix.py "newest torch"   # with torch as the index offers it, CUDA and all
     python tests/matrix.py --check newest oldest    # writes nothing; CI
 """
@@ -34,7 +34,8 @@ EXTRAS = "transformer-lens"
 BESIDE = ("num2words", "sentencepiece")  # processors of two families need them
 SHOWN = 20  # failures of a set that are told at the end
 SETS = {"tested": "3.11", "newest": "3.11", "oldest": "3.11", "python3.12": "3.12", "python3.13": "3.13"}
-LARGE = {"newest torch": "3.11"}  # as the index offers it, with CUDA: 5.5 GB; by name alone
+# With torch as the index offers it, CUDA and all: 5.5 GB each; by name alone.
+LARGE = {"newest torch": "3.11", "python3.12, newest torch": "3.12", "python3.13, newest torch": "3.13"}
 COLUMNS = "python torch transformers nnsight numpy pandas pillow matplotlib pyarrow".split()
 
 

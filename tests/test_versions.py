@@ -18,6 +18,7 @@ from nnsight_mmflow import MMFlowError, ModelError, _names, _older_generation
 
 sys.path.insert(0, str(Path(__file__).parent))
 import matrix
+import recorded
 
 LENGTH = {"min_new_tokens": 3, "max_new_tokens": 3, "do_sample": False}
 
@@ -108,8 +109,8 @@ def test_what_older_transformers_get_wrong_is_refused_there(name, pictures, sett
 
 def test_families_that_older_transformers_get_wrong_are_refused_there(monkeypatch):
     """PaliGemma 2, whose final logits are not capped, and SmolVLM, whose features are merged in wrong blocks."""
-    for release, sees in (("adapters._base", False), ("adapters.idefics3", True)):
-        monkeypatch.setattr(f"nnsight_mmflow.{release}.mentions", lambda _forward, _name: sees)  # noqa: B023
+    monkeypatch.setattr("nnsight_mmflow.adapters._base.mentions", lambda _forward, _name: False)
+    monkeypatch.setattr("nnsight_mmflow.adapters.idefics3.mentions", lambda _forward, _name: True)
     merger = "nnsight_mmflow.adapters.idefics3.getattr"
     monkeypatch.setattr(merger, lambda owner, name, *default: Older if name == "inputs_merger" else None, raising=False)
     for name, told in (
@@ -147,6 +148,28 @@ def test_what_a_processor_hands_on_is_read_in_both_ways():
     assert image_defaults(old) == image_defaults(new) == {"crop": True}
     old.images_kwargs = new.images_kwargs = {"crop": False}  # which the older one does not read
     assert (image_defaults(old), image_defaults(new)) == ({"crop": True}, {"crop": False})
+
+
+def test_other_numbers_are_told_with_experiment_place_and_both_values():
+    wanted = {"flow": {"layer": [0, 1], "change": [-50.0, float("nan")]}, "lens": {"word": ["red", "blue"]}}
+    found = {"flow": {"layer": [0, 2], "change": [-50.0004, float("nan")]}, "lens": {"word": ["red"]}}
+    told, largest = recorded.compared(recorded.recorded(found), recorded.recorded(wanted))
+    assert told == {"flow.layer[1]": "2, under the tested set 1", "lens.word[1]": "'blue' is missing"}
+    assert largest == pytest.approx(8e-6)
+    told, _ = recorded.compared({"flow": {"change": [-50.001, 1.0]}}, {"flow": wanted["flow"] | {"layer": []}})
+    assert told.keys() == {"flow.change[0]", "flow.change[1]"}
+    assert told["flow.change[0]"] == "-50.001, under the tested set -50.0: off by 0.001, the column reaches 50"
+    smoke = {
+        "failed": {"lens": "KeyError"},
+        "refused": {"gemma3": "why"},
+        "steps": 3,
+        "versions": dict.fromkeys(matrix.COLUMNS),
+    }
+    seen = matrix.against(smoke, {"flow": found["flow"]}, wanted | {"gemma3": {"ids": [1]}})
+    assert list(seen["failed"]) == ["lens", "other numbers: flow.layer[1]"]
+    assert "| 8e-06 | 0 of 3; refused: gemma3; fails: flow, lens |" in matrix.row(
+        "newest", {**seen, "versions": dict.fromkeys(matrix.COLUMNS, "1")}
+    )
 
 
 def test_requirements_are_what_was_tried():
