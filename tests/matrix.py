@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def main() -> int:
     unknown = set(given.sets) - set(SETS | LARGE)
     if unknown:
         parser.error(f"no set {', '.join(sorted(unknown))}: there are {', '.join(SETS | LARGE)}")
-    names, found, wanted = list(given.sets or SETS), {}, {}
+    names, found, wanted, before = list(given.sets or SETS), {}, {}, time.time()
     if "tested" not in names and is_tested():
         here, wanted = smoke(sys.executable)
         print("this Python", json.dumps(here), flush=True)
@@ -168,15 +169,17 @@ def main() -> int:
         if "versions" in found[name]:
             found[name] = against(found[name], numbers, wanted)
         print(name, json.dumps(found[name]), flush=True)
-    before, rest = README.read_text().split(START)
+    head, rest = README.read_text().split(START)
     made = table(found, "" if given.check else rest.split(END)[0])
     print(made)
     if not given.check:
-        README.write_text(before + START + made + END + rest.split(END)[1])
+        README.write_text(head + START + made + END + rest.split(END)[1])
     for name, one in found.items():
         for place, words in list(one.get("failed", {}).items())[:SHOWN]:
             print(f"{name}: {place}: {words}")
     wrong = sum(bool(one.get("failed")) or (given.check and "versions" not in one) for one in found.values())
+    spent, used = time.time() - before, resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{spent:.0f} s; {used.ru_utime + used.ru_stime:.0f} s of one core")
     print(f"{len(found) - wrong} passed, {wrong} failed")
     return int(wrong > 0)
 
