@@ -134,7 +134,7 @@ def row(name: str, found: dict) -> str:
         said += f"; refused: {', '.join(refused)}" if refused else ""
         said += f"; fails: {', '.join(sorted(steps))}" if failed else ""
     largest = found.get("largest_difference")
-    numbers = "-" if largest is None else "equal" if not largest else f"{largest:.0e}"
+    numbers = "-" if largest is None else "the same" if not largest else f"{largest:.0e}"
     return f"| {name} | {' | '.join(cells)} | {numbers} | {said} | {datetime.date.today()} |"
 
 
@@ -166,7 +166,7 @@ def main() -> int:
         found[name], numbers = one_set(name)
         if name == "tested":
             wanted = numbers
-        if "versions" in found[name]:
+        elif "versions" in found[name]:
             found[name] = against(found[name], numbers, wanted)
         print(name, json.dumps(found[name]), flush=True)
     head, rest = README.read_text().split(START)

@@ -1,9 +1,9 @@
 """README's first lines as they stand there, and a generation under HiMAP: their numbers, by `ten_lines.py README.md`.
 
-It needs the package, the README and recorded.py beside it, so it runs where the repository is not. Figures are written
-into the current folder, as the lines say.
+It needs the package, the README and recorded.py beside it, so it runs where the repository is not.
 """
 
+import contextlib
 import json
 import runpy
 import sys
@@ -16,10 +16,11 @@ from recorded import recorded
 def ten_lines(readme):
     """The numbers that the lines leave behind, and the ids that nano writes under HiMAP."""
     code = readme.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # the lines write a figure
         script = Path(folder) / "readme.py"  # nnsight reads the lines of a trace from their file
         script.write_text(code, encoding="utf-8")
         lines = runpy.run_path(str(script))
+        assert Path("flow.png").stat().st_size > 10_000
     mmf, graph, prompt = lines["mmf"], lines["graph"], lines["prompt"]
     flow = lines["result"].to_frame()
     means = flow.groupby(["edge", "window", "layer"], as_index=False)[["probability", "log_probability_change"]].mean()

@@ -134,7 +134,6 @@ def lines_of_the_readme(python, folder):
         shutil.copy(file, folder)
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     told = ran(python, "-W", "error::FutureWarning", "ten_lines.py", "README.md", cwd=folder, env=alone)
-    assert (folder / "flow.png").stat().st_size > 10_000
     return json.loads(next(line for line in told.splitlines() if line.startswith("{")))
 
 
