@@ -33,7 +33,7 @@ class Idefics3(Adapter):
     projector_path = "connector"
 
     def check_config(self) -> None:
-        """Refuses also what transformers 5.20 to 5.22 do not run: SmolVLM with other counts than its patches' size."""
+        """Refuses also what transformers 5.20 does not run: SmolVLM with other counts than its patches' size."""
         super().check_config()
         merger = getattr(type(self.model.model), "inputs_merger", None)
         vision = self.config.vision_config
@@ -42,7 +42,7 @@ class Idefics3(Adapter):
             raise ModelError(
                 f"{type(self.model).__name__} of the transformers installed merges image features in blocks of"
                 f" {vision.patch_size}, but each tile has {tokens} tokens: it would end in an error. Install"
-                " transformers 5.23 or later."
+                " transformers 5.21 or later."
             )
 
     def images(
