@@ -81,7 +81,7 @@ def experiments(graph, here, prompts):
         "disruption": lambda: mmf.disruption(graph, prompts, layers=(1,), **UNTOLD),
         "attribution": lambda: mmf.attribution(graph, clean, corrupt, exact=0, **UNTOLD),
         "prune_report": lambda: mmf.prune_report(graph, prompts, [mmf.FastV(k=2)], max_new_tokens=2, timed=0, **UNTOLD),
-        "kept_tokens": lambda: mmf.kept_tokens(graph, one, mmf.HiMAP(k1=2, k2=4)),
+        "kept_tokens": lambda: mmf.kept_tokens(graph, one, mmf.HiMAP(k1=2, k2=4)).layers,
         "edit": lambda: mmf.edit(graph, mmf.nano.edits(here, 1), layers=4, **UNTOLD),
         "edit_report": lambda: mmf.edit_report(
             graph, mmf.nano.edits(here, 1), answered, layers=4, fine_tuning=False, **UNTOLD

@@ -6,7 +6,6 @@ model in the same type. The server holds nnsight_mmflow nowhere, so all that run
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -37,7 +36,6 @@ GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 WHOLE = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.0}  # of logits, probabilities, shares and changes in percent
 PICTURES = 64
-HIDDEN = ("nnsight_mmflow", "jaxtyping", "catalogue")
 EDITED = {
     "float32": 1e-5,
     "bfloat16": 1e-2,
@@ -60,8 +58,8 @@ def apart_by(one, other):
 
 def numbers(result):
     """All the numbers that a result holds, by name; its words become numbers too."""
-    if hasattr(result, "layers") and not hasattr(result, "to_frame"):  # the tokens that a method kept
-        return {f"layer {layer}": kept for layer, kept in enumerate(result.layers)}
+    if isinstance(result, list):  # the tokens that a method kept, by layer
+        return {f"layer {layer}": kept for layer, kept in enumerate(result)}
     frame, found = result.to_frame(), {}
     for name in frame:
         column = frame[name]
@@ -140,10 +138,16 @@ class Checks:
 
     def travelled(self):
         """Neither the model's process nor the one beside it can import what runs there."""
-        with torch.no_grad(), self.there.trace(self.prompts[0], use_cache=False):
-            names = [name for name in HIDDEN if importlib.util.find_spec(name) is not None]
-            can_import = nnsight.save(names)
-            self.there.unembed.output.save()
+        graph = self.there
+        with torch.no_grad(), graph.trace(self.prompts[0], use_cache=False):
+            from importlib.util import find_spec  # here: modules do not travel
+
+            found = []
+            for name in ("nnsight_mmflow", "jaxtyping", "catalogue"):
+                if find_spec(name) is not None:
+                    found.append(name)
+            can_import = nnsight.save(found)
+            graph.unembed.output.save()
         assert can_import == [], f"the server can import {can_import}"
 
     def command(self):
