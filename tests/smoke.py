@@ -1,10 +1,12 @@
-"""What has to work under any releases of the libraries: `python tests/smoke.py`, in about a minute, without pytest.
+"""What has to work under any releases of the libraries: `python tests/smoke.py`, in half a minute, without pytest.
 
 The conformance suite on nano and on one tiny model of each family, every kind of pattern in a generation with a cache
-and without, every experiment on two prompts, a result saved and read again, a page and a figure. tests/matrix.py runs
-it in one environment after another. The last line is JSON: versions, what passed, and what failed with its words.
+and without, every experiment on two prompts, a result saved and read again, a page and a figure, the README's lines.
+Each step hands on its numbers: verdicts, logits, ids, frames. `--numbers FILE` writes them, and tests/matrix.py
+compares them between environments. The last line is JSON: versions, what passed, and what failed with its words.
 """
 
+import argparse
 import json
 import logging
 import os
@@ -16,17 +18,21 @@ import traceback
 import warnings
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 warnings.simplefilter("error", FutureWarning)  # of the newest libraries: met by their new way
-MAY_BE_REFUSED = ("paligemma2",)  # whose final logits older releases do not cap
+README = Path(__file__).parent.parent / "README.md"
 REFUSED: dict[str, str] = {}
 TOLD: list[str] = []  # what transformers logs of names that go away
 
+import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from families import EAGER_ONLY, FAMILIES, QUESTION, family  # noqa: E402
+from families import EAGER_ONLY, FAMILIES, QUESTION, family, refused_here  # noqa: E402
+from recorded import recorded  # noqa: E402
+from ten_lines import ten_lines  # noqa: E402
 from tiny import picture  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
@@ -55,22 +61,32 @@ def conformance(graph):
     report = mmf.check(graph, progress=False)
     wrong = [f"{line.name}: {line.detail}" for line in report.lines if line.outcome == "fail"]
     assert not wrong, "; ".join(wrong)
+    return {line.name: line.outcome for line in report.lines}
 
 
 def a_family(name):
     try:
         graph = family(name, "eager" if name in EAGER_ONLY else "sdpa")
     except mmf.ModelError as error:
-        if name not in MAY_BE_REFUSED:
+        if name not in refused_here():
             raise
         REFUSED[name] = str(error)
-        return
-    conformance(graph)
+        return None
+    outcomes = conformance(graph)
     prompt = graph.prompt(picture(0), QUESTION)
     with torch.no_grad():
         ids = graph.adapter.model.generate(**prompt.inputs, **GREEDY)[0, -4:].tolist()
+        logits = graph.adapter.model(**prompt.inputs).logits[0, -1]
     found = run_clean(graph, prompt, len(prompt) - 1, 4).tokens
     assert found == ids[: len(found)], f"the experiments' greedy answer is {found}, transformers' is {ids}"
+    spans = str(prompt.spans).splitlines()
+    return {
+        "conformance": outcomes,
+        "spans": spans,
+        "boxes": prompt.spans["image"].boxes(),
+        "ids": ids,
+        "logits": logits,
+    }
 
 
 def patterns(nano, other):
@@ -105,6 +121,7 @@ def generation(graph, prompt, pattern):
     dropping = getattr(pattern, "mode", "") == "drop"
     found = [written(graph, prompt, pattern, **way) for way in ways[: 2 if dropping else 3]]
     assert all(one == found[0] for one in found), f"other tokens without a cache, or with a static one: {found}"
+    return {"ids": found[0]}
 
 
 def experiments(nano, prompts, folder):
@@ -113,8 +130,8 @@ def experiments(nano, prompts, folder):
     corrupt = mmf.corruption.other_image(nano, one, two.images[0])
     trace = {"min_clean": 0.0, "max_corrupt": float("inf"), **LOOSE}
     return {
-        "flow": lambda: mmf.flow(nano, prompts, window=3, **LOOSE).save(folder),
-        "a result read again": lambda: mmf.FlowResult.load(folder).plot().savefig(f"{folder}/again.png"),
+        "flow": lambda: saved(mmf.flow(nano, prompts, window=3, **LOOSE), folder),
+        "a result read again": lambda: read_again(folder),
         "flow by forwards": lambda: mmf.flow(nano, one, ["image->last"], window=9, engine="forward", **LOOSE),
         "skip_flow": lambda: mmf.skip_flow(nano, prompts, ("image",), **LOOSE),
         "lens": lambda: mmf.lens(nano, prompts, **LOOSE),
@@ -125,36 +142,57 @@ def experiments(nano, prompts, folder):
         "disruption": lambda: mmf.disruption(nano, prompts, layers=(1,), **TOLDLESS),
         "attribution": lambda: mmf.attribution(nano, *pairs, exact=0, **TOLDLESS),
         "prune_report": lambda: mmf.prune_report(nano, prompts, [mmf.FastV(k=2)], max_new_tokens=2, **TOLDLESS),
-        "kept_tokens": lambda: mmf.kept_tokens(nano, one, mmf.HiMAP(k1=2, k2=4)),
+        "kept_tokens": lambda: mmf.kept_tokens(nano, one, mmf.HiMAP(k1=2, k2=4)).layers,
         "edit": lambda: mmf.edit(nano, mmf.nano.edits(nano, 1), layers=4, **TOLDLESS),
         "knockout_by_token": lambda: mmf.knockout_by_token(nano, one, **QUIET),
         "knockout_by_patch": lambda: mmf.knockout_by_patch(nano, one, size=4, window=3, **QUIET),
         "lens_by_patch": lambda: mmf.lens_by_patch(nano, one),
-        "attention, a page": lambda: mmf.explore(mmf.attention(nano, one), layer=4).save(f"{folder}/page.html"),
+        "attention, a page": lambda: a_page(mmf.attention(nano, one), folder),
         "attention_and_effect": lambda: mmf.attention_and_effect(nano, one, "image", layers=[4], controls=0, **QUIET),
         "the command line": lambda: run_command(folder),
+        "README's lines": lambda: ten_lines(README),
     }
+
+
+def saved(result, folder):
+    result.save(folder)
+    return result
+
+
+def read_again(folder):
+    result = mmf.FlowResult.load(folder)
+    result.plot().savefig(f"{folder}/again.png")
+    return result
+
+
+def a_page(attention, folder):
+    mmf.explore(attention, layer=4).save(f"{folder}/page.html")
+    return {"weights": attention.weights[4], "received": attention.received}
 
 
 def run_command(folder):
     from nnsight_mmflow.command_line import main
 
     assert main(["flow", "--window", "9", "--limit", "2", "--out", f"{folder}/command"]) == 0
+    return pd.read_csv(f"{folder}/command/flow.csv")
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numbers", type=Path, help="a JSON file, written with what each step found")
+    given = parser.parse_args()
     logging.getLogger("transformers").addHandler(Heard())
     nano = mmf.load("nano")
     prompts = mmf.nano.prompts(nano, 2)
     steps = {"nano": partial(conformance, nano), **{name: partial(a_family, name) for name in chosen(FAMILIES)}}
     for name, pattern in patterns(nano, prompts[1]).items():
         steps[f"{name} in a generation"] = partial(generation, nano, prompts[0], pattern)
-    failed, before = {}, time.time()
+    failed, numbers, before = {}, {}, time.time()
     with tempfile.TemporaryDirectory() as folder:
         steps |= experiments(nano, prompts, folder)
         for name, step in steps.items():
             try:
-                step()
+                numbers[name] = recorded(step())
             except Exception as error:  # the next environment's table wants all of them
                 traceback.print_exc()
                 failed[name] = f"{type(error).__name__}: {error}"[:300]
@@ -163,6 +201,8 @@ def main():
     versions = {name: platform.python_version() if name == "python" else installed(name) for name in SHOWN}
     seconds = round(time.time() - before)
     told = {"versions": versions, "steps": len(steps), "failed": failed, "refused": REFUSED, "seconds": seconds}
+    if given.numbers:
+        given.numbers.write_text(json.dumps({name: found for name, found in numbers.items() if found is not None}))
     print(json.dumps(told))
     return 1 if failed else 0
 
