@@ -105,7 +105,7 @@ def _reduced(
     weight: Float[torch.Tensor, "heads queries keys"],
     values: Float[torch.Tensor, "heads keys width"],
     out: Float[torch.Tensor, "model heads_width"],
-    bias: Float[torch.Tensor, " model"],
+    bias: torch.Tensor,
     real: Float[torch.Tensor, "queries model"],
     sources: list[int],
     direction: torch.Tensor,

@@ -21,8 +21,8 @@ NUMBERS_AT_ONCE = 1 << 24  # of what a call gives; each call crosses between two
 
 def matrix_of(
     module: Callable[[torch.Tensor], torch.Tensor], width: int, like: torch.Tensor, rows: slice = slice(None)
-) -> tuple[Float[torch.Tensor, "outputs inputs"], Float[torch.Tensor, " outputs"]]:
-    """Inside a trace: some rows of a linear module's matrix, and its bias there.
+) -> tuple[Float[torch.Tensor, "outputs inputs"], torch.Tensor]:
+    """Inside a trace: some rows of a linear module's matrix, and its bias (outputs,) there, zeros for none.
 
     Args:
         module: what maps (positions, inputs) to (positions, outputs): an envoy.

@@ -6,15 +6,32 @@ import subprocess
 import sys
 from functools import partial
 
+import nnsight
 import pytest
 import torch
-from remote_server import EXPERIMENTS, KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from remote_server import EXPERIMENTS, KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import _remote
 from nnsight_mmflow.nano import FOLDER
 
 # Ordinary keys: what is read is a copy, and is written back.
+
+
+def test_blocks_of_an_ordinary_key_see_no_weights(beside, there, server, monkeypatch):
+    """The stand-in can tell: what is read of a module is empty, and a module that is called runs with its weights."""
+    from nnsight.schema.config import CONFIG
+
+    ones, found = torch.ones(1, 128), []
+    for key, graph in ((ORDINARY_KEY, beside), (KEY, there)):
+        monkeypatch.setattr(CONFIG.API, "APIKEY", key)
+        unembed, prompt = graph.unembed, mmf.nano.prompts(graph, 1)[0]
+        with torch.no_grad(), graph.trace(prompt, use_cache=False):
+            devices = nnsight.save([str(unembed._module.weight.device), str(unembed.weight.device)])
+            logits = nnsight.save(unembed(ones).detach())
+        found.append((devices, logits))
+    assert [devices for devices, _ in found] == [["meta", "meta"], ["cpu", "cpu"]]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("name", PATTERNS)
