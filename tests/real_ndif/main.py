@@ -84,13 +84,14 @@ def run(given):
     print(f"server: {there}\nhere: {here}, python {platform.python_version()}", flush=True)
     nano, found, before = nano_folder(given.folder / "nano"), {}, time.time()
     with Services(programs, dict.fromkeys(MODELS.values(), nano)) as server:
-        for kind in given.type:
+        kinds, keys = ([given.type] if given.type else TYPES), ([given.key] if given.key else KEYS)
+        for kind in kinds:
             server.deploy(MODELS[kind], kind)
         if given.serve:
             serve(server)
         of_server = about(server)
-        for kind in given.type:
-            for key in given.key:
+        for kind in kinds:
+            for key in keys:
                 found[kind, key] = checked(server, kind, key, given.only)
     rows = [row for one in (of_server, *found.values()) for row in one.values()]
     failed = sum(bool(row["failed"]) for row in rows)
@@ -114,8 +115,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", metavar="CHECK", help="run those alone whose name holds one of these")
     parser.add_argument("--folder", type=Path, default=CACHE, help="where the server is installed (%(default)s)")
-    parser.add_argument("--type", nargs="+", choices=TYPES, default=TYPES)
-    parser.add_argument("--key", nargs="+", choices=KEYS, default=list(KEYS))
+    parser.add_argument("--type", choices=TYPES, help="of the two, this alone")
+    parser.add_argument("--key", choices=KEYS, help="of the two, this alone")
     parser.add_argument("--serve", action="store_true", help="start it, say how to reach it, and wait for Ctrl-C")
     given = parser.parse_args()
     given.folder = given.folder.expanduser().resolve()
