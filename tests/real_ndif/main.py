@@ -39,7 +39,7 @@ def checked(server, kind, key, names):
     """What the checks of one key in one type found, which run in a process of their own, as a user's do."""
     environment = {**os.environ, **server.environment, "NDIF_API_KEY": KEYS[key]}
     written = server.folder / f"{kind}-{key}.json"
-    asked = [sys.executable, HERE / "checks.py", MODELS[kind], kind, key, "--write", written, *names]
+    asked = [sys.executable, HERE / "checks.py", MODELS[kind], kind, key, *names, "--write", written]
     with contextlib.suppress(subprocess.TimeoutExpired):  # those that were not run are written as failed
         subprocess.run([str(part) for part in asked], env=environment, timeout=SECONDS)
     return json.loads(written.read_text()) if written.exists() else {"client: starts": failure("it does not")}
