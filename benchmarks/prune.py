@@ -21,8 +21,8 @@ import torch
 from shapes import SHAPES, build
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
-from nnsight_mmflow._results import versions
+from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
+from nnsight_mmflow.runs.results import versions
 
 BEFORE, AFTER, IMAGE = 35, 135, 576
 METHODS = {

@@ -11,23 +11,24 @@ import torch
 from nnsight_mmflow.patterns.knockout import Knockout
 from nnsight_mmflow.patterns.zeroed import Zeroed
 
-from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._identity import drawn_by, journal_of, prompt_identity
-from nnsight_mmflow._output import saved
-from nnsight_mmflow._pattern import layer_list
+from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.each import next_under
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.identity import drawn_by, journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._pattern import Pattern
-    from nnsight_mmflow._plots import ShownFigure
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.spans.span import Span
 
 WAYS = ("img2txt", "img2img", "img2rnd")
 SCOPES = ("layer", "from_layer")
@@ -71,9 +72,7 @@ class DisruptionResult(Result):
 
     def plot(self) -> ShownFigure:
         """Score consistency and kept labels by layer, a line per way."""
-        from nnsight_mmflow._saliency_plots import disruption_figure
-
-        return disruption_figure(self)
+        return later("disruption_figure")(self)
 
     def summary(self) -> str:
         """Where each way does most."""
@@ -137,7 +136,7 @@ def disruption(
     graph = graph.at(remote)
     import pandas as pd
 
-    from nnsight_mmflow._prompt import Prompt as OnePrompt
+    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     if not prompts:

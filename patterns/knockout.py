@@ -6,24 +6,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._closed_edges import PromptEdges, close_edges, close_edges_apart, edges_in
-from nnsight_mmflow._edits import MaskEdit, closing, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._forwards import Held, each_forward, factor_of
-from nnsight_mmflow._masks import kept_keys
-from nnsight_mmflow._names import cache_in
-from nnsight_mmflow._pattern import check_computed, check_edge, layer_list, resolve, rows_of
-from nnsight_mmflow._split import whole_here
+from nnsight_mmflow._later import later
+from nnsight_mmflow.inside.closed_edges import PromptEdges, close_edges, close_edges_apart, edges_in
+from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
+from nnsight_mmflow.inside.masks import kept_keys
+from nnsight_mmflow.inside.names import cache_in
+from nnsight_mmflow.model.edits import MaskEdit, closing, row_length
+from nnsight_mmflow.model.pattern import check_computed, check_edge, layer_list, resolve, rows_of
+from nnsight_mmflow.model.split import whole_here
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow._apart import Layout
-    from nnsight_mmflow._forms import Form
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._row_spans import Spans
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.inside.apart import Layout
+    from nnsight_mmflow.model.forms import Form
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 BACKENDS = ("sdpa", "eager")  # those that add a mask of four dimensions; flash attention ignores it
 WHEN = ("prefill", "decode", "all")
@@ -70,14 +71,13 @@ class Knockout:
 
     def __post_init__(self) -> None:
         """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
-        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
 
         check_fields(self)
 
     def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_patterns import pattern_html
 
-        return pattern_html(self)
+        return later("pattern_html")(self)
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many edges it closed.
@@ -184,9 +184,7 @@ class Knockout:
 
         See `graph.hooks` for more than one forward, and for families whose attention TransformerLens does not compute.
         """
-        from nnsight_mmflow._bridge_hooks import hooks_of
-
-        return hooks_of(self, bridge, spans)
+        return later("hooks_of")(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
         """What it does to each layer's mask, for a TransformerLens bridge."""

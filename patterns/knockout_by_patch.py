@@ -7,25 +7,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._patch_regions import random_partners, regions_of
-from nnsight_mmflow._pattern import layer_list
-from nnsight_mmflow._plan import ROW_BUDGET, Plan, make_plan, sizes_of
+from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._spans import Span
-from nnsight_mmflow._sweep import run_by_rows, run_clean
-from nnsight_mmflow._sweep_there import run_there
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.sweep import run_there
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.plan import ROW_BUDGET, Plan, make_plan, sizes_of
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.sweep import run_by_rows, run_clean
+from nnsight_mmflow.spans.regions import random_partners, regions_of
+from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._patch_regions import Region
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.spans.regions import Region
 
 TARGET, WHOLE = "knockout_target", "knockout_whole"  # names beside the prompt's own spans
 
@@ -80,12 +81,10 @@ class KnockoutByPatch(Result):
         Raises:
             MMFlowError: a loaded result without a prompt.
         """
-        from nnsight_mmflow._on_image import on_image
-
         shown = prompt or self.prompt
         if shown is None:
             raise MMFlowError("a loaded result holds no picture: result.plot(prompt), with the prompt it is of.")
-        return on_image(shown, self, image=image, view=view, signed=True)
+        return later("on_image")(shown, self, image=image, view=view, signed=True)
 
     def summary(self) -> str:
         """The most harmful region of each window, beside the distribution over regions and the control."""
@@ -248,7 +247,7 @@ def _table(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    from nnsight_mmflow._windows import window_layers
+    from nnsight_mmflow.spans.windows import window_layers
 
     rows = []
     for _, size, centre in dict.fromkeys((None, size, centre) for _, size, centre in plan.cells):

@@ -10,19 +10,20 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._output import saved
+from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._readout import read_layers
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._sweep_there import answer_of
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.readout import read_layers
+from nnsight_mmflow.inside.sweep import answer_of
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._journal import Journal
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.journal import Journal
 
 FOLLOWED = ("answer_lower", "answer_capitalized", "false_lower", "false_capitalized")
 
@@ -39,9 +40,7 @@ class LensResult(Result):
 
     def plot(self) -> ShownFigure:
         """The followed probabilities by layer, a panel per site."""
-        from nnsight_mmflow._plots import lens_figure
-
-        return lens_figure(self)
+        return later("lens_figure")(self)
 
     def summary(self) -> str:
         """Where the answer appears."""

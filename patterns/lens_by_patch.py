@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, ClassVar
 import nnsight
 import torch
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._pattern import layer_list
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._readout import read_top
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.readout import read_top
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.results import Result, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
 
 BYTES_AT_ONCE = 256_000_000  # of logits in float32
 
@@ -56,12 +57,10 @@ class LensByPatch(Result):
         Raises:
             MMFlowError: a layer that was not read, or a loaded result without a prompt.
         """
-        from nnsight_mmflow._patch_plots import words_figure
-
         shown = prompt or self.prompt
         if shown is None:
             raise MMFlowError("a loaded result holds no picture: result.plot(layer, prompt), with the prompt it is of.")
-        return words_figure(self, shown, self.header["layers"][-1] if layer is None else layer, image, view)
+        return later("words_figure")(self, shown, self.header["layers"][-1] if layer is None else layer, image, view)
 
     def summary(self) -> str:
         """For each layer the words that most image tokens say, and how sure they are."""

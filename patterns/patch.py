@@ -7,24 +7,25 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
-from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._forwards import Held, each_forward, held_whole
-from nnsight_mmflow._pattern import check_computed, layer_list, resolve, rows_of
-from nnsight_mmflow._site_names import site_named
+from nnsight_mmflow._later import later
+from nnsight_mmflow.bridge.site_names import site_named
+from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
+from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
+from nnsight_mmflow.model.pattern import check_computed, layer_list, resolve, rows_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.values import Value
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow._forms import Form
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._row_spans import Spans
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.model.forms import Form
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 AT = ("resid", "attn", "mlp", "embed")
 
@@ -69,7 +70,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         """Keeps layers that come as an iterator, which could be read only once; takes TransformerLens' names."""
-        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
 
         check_fields(self)
         if self.site not in AT:
@@ -115,9 +116,8 @@ class Patch:
         return replace(self, ready=ready)
 
     def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_patterns import pattern_html
 
-        return pattern_html(self)
+        return later("pattern_html")(self)
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how many activations it changed.
@@ -148,9 +148,7 @@ class Patch:
 
     def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
         """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        from nnsight_mmflow._bridge_hooks import hooks_of
-
-        return hooks_of(self, bridge, spans)
+        return later("hooks_of")(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What it writes at each hook point of a TransformerLens bridge."""

@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._output import saved
+from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._qk import QueryKeyReader
-from nnsight_mmflow._remote import in_words, needs_gradients
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._saliency import Flows, read_flows
-from nnsight_mmflow._split import whole_here
-from nnsight_mmflow._targets import with_target
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.heads import QueryKeyReader
+from nnsight_mmflow.inside.saliency import Flows, read_flows
+from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.remote.words import in_words, needs_gradients
+from nnsight_mmflow.runs.answers import with_target
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 MODES = ("paper", "released")
 SPANS = {"system": "prefix", "image": "image", "instruction": "question | suffix"}
@@ -71,20 +72,17 @@ class SaliencyResult(Result):
 
     def plot(self) -> ShownFigure:
         """Two panels: the three groups, and the two flows, each scaled together."""
-        from nnsight_mmflow._saliency_plots import saliency_figure
-
-        return saliency_figure(self)
+        return later("saliency_figure")(self)
 
     @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
     ) -> ShownFigure:
         """What flows from each image token, on the picture: of one layer, several (a panel each), or summed (None)."""
-        from nnsight_mmflow._heat import heat_figure
-        from nnsight_mmflow._saliency_plots import saliency_panels
-
         layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return heat_figure(prompt, saliency_panels(self, prompt, image, layers), image=image, view=view)
+        return later("heat_figure")(
+            prompt, later("saliency_panels")(self, prompt, image, layers), image=image, view=view
+        )
 
     def summary(self) -> str:
         """Where each group matters most, and the image's share."""
@@ -147,7 +145,7 @@ def saliency(
     whole_here(graph, "saliency")
     import pandas as pd
 
-    from nnsight_mmflow._prompt import Prompt as OnePrompt
+    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     if mode not in MODES:

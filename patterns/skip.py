@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
-from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._forwards import Held, each_forward, held_whole
-from nnsight_mmflow._pattern import check_computed, layer_list, resolve, rows_of
+from nnsight_mmflow._later import later
+from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.sites import SITES, read_site, write_site
+from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
+from nnsight_mmflow.model.pattern import check_computed, layer_list, resolve, rows_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow._forms import Form
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._row_spans import Spans
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.model.forms import Form
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 PARTS = ("layer", "attn", "mlp")
 ADDS_NOTHING = "these layers add nothing there."
@@ -59,14 +60,13 @@ class Skip:
 
     def __post_init__(self) -> None:
         """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
-        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
 
         check_fields(self)
 
     def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_patterns import pattern_html
 
-        return pattern_html(self)
+        return later("pattern_html")(self)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
@@ -135,9 +135,7 @@ class Skip:
 
     def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
         """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        from nnsight_mmflow._bridge_hooks import hooks_of
-
-        return hooks_of(self, bridge, spans)
+        return later("hooks_of")(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What passes each layer of a TransformerLens bridge unchanged; TransformerLens runs the layer all the same."""

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow.patterns.skip import PARTS, Skip
 
-from nnsight_mmflow._arguments import checked
-from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._output import saved
+from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Band, Result, bootstrap_band, versions
-from nnsight_mmflow._sweep_there import answer_of
-from nnsight_mmflow._windows import window_layers
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.each import next_under
+from nnsight_mmflow.inside.sweep import answer_of
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, versions
+from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 SCOPES = ("window", "from_layer")
 ALL = "all"
@@ -60,9 +61,7 @@ class SkipResult(Result):
 
     def plot(self) -> ShownFigure:
         """The curves: a line per span with its 95% band."""
-        from nnsight_mmflow._plots import skip_figure
-
-        return skip_figure(self)
+        return later("skip_figure")(self)
 
     def summary(self) -> str:
         """Which layer each span can spare least."""
@@ -121,7 +120,7 @@ def skip_flow(
     graph = graph.at(remote)
     import pandas as pd
 
-    from nnsight_mmflow._prompt import Prompt as OnePrompt
+    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
 
     prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
     if not prompts:

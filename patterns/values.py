@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import nnsight
 import torch
-from nnsight_mmflow.patterns.sites import SITES, read_site
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.sites import SITES, read_site
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.span import Span
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _finite(values: list[list[torch.Tensor]], what: str) -> list[list[torch.Tens
 def _from_run(
     value: FromRun, graph: Graph, targets: list[Span], site: str, layers: list[int], expression: str | Span
 ) -> list[list[torch.Tensor]]:
-    from nnsight_mmflow._pattern import resolve
+    from nnsight_mmflow.model.pattern import resolve
 
     rows = value.prompt.rows()
     if len(rows) != len(targets):

@@ -11,16 +11,13 @@ import torch
 from nnsight_mmflow.patterns.patch import Patch
 from nnsight_mmflow.patterns.values import zeros
 
-from nnsight_mmflow._each_there import words_under
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._names import cached
-from nnsight_mmflow._output import saved
+from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._rows import (
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.each import words_under
+from nnsight_mmflow.inside.names import cached
+from nnsight_mmflow.inside.rows import (
     LayerInput,
     Rows,
     crop_cache,
@@ -28,14 +25,18 @@ from nnsight_mmflow._rows import (
     prepared,
     tail_start,
 )
-from nnsight_mmflow._sweep import Clean, run_clean
-from nnsight_mmflow._windows import window_layers
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.sweep import Clean, run_clean
+from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
     from nnsight import Envoy
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
 
 SITES = ("attn", "mlp")
 
@@ -50,9 +51,7 @@ class WordOverlapResult(Result):
 
     def plot(self) -> ShownFigure:
         """The overlap by layer, a line per site, with its 95% bootstrap band."""
-        from nnsight_mmflow._plots import overlap_figure
-
-        return overlap_figure(self)
+        return later("overlap_figure")(self)
 
     def summary(self) -> str:
         """Where each module matters most."""

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from nnsight_mmflow._workers import Worker
+from nnsight_mmflow.workers.crew import Worker
 
 ONCE, ALWAYS, FAILS = "kills its worker once, marked by ", "kills its worker always", "fails"
 

@@ -7,7 +7,7 @@ from families import real_llava
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._maps_there import received_by
+from nnsight_mmflow.inside.maps import received_by
 
 
 def made_up_maps(heads: int, positions: int, prompt: mmf.Prompt | None = None, seed: int = 0) -> mmf.AttentionMaps:

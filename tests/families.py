@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._images_only import images_only
+from nnsight_mmflow.model.images_only import images_only
 
 QUESTION = "what color is the circle ?"
 WORDS = (

@@ -22,7 +22,7 @@ import pyarrow.parquet  # noqa: F401
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow.runs.journal import Journal
 
 QUIET = {"progress": False, "report": str}
 POINTS = ("before", "within", "behind", "saving")  # a line's write; "saving": between the files of a result

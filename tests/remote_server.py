@@ -14,8 +14,8 @@ import tiny
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _remote
 from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.remote import words as _remote
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
 KEY = "secret-of-the-tests"  # as in ndif_server.py

@@ -30,7 +30,7 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family  # noqa: E402
 from tiny import picture  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
-from nnsight_mmflow._sweep import run_clean  # noqa: E402
+from nnsight_mmflow.runs.sweep import run_clean  # noqa: E402
 
 torch.set_num_threads(1)
 SHOWN = (

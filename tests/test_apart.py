@@ -10,7 +10,7 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._forms import PLAIN
+from nnsight_mmflow.model.forms import PLAIN
 
 SAME, VISIBLE, STEPS = 1e-5, 1e-3, 4
 

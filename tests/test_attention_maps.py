@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._maps_there import received_by
-from nnsight_mmflow._span_groups import WAYS, groups_of
+from nnsight_mmflow.inside.maps import received_by
+from nnsight_mmflow.spans.groups import WAYS, groups_of
 
 QUESTION = "what color is the circle ?"
 

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._answers import as_letter, as_yes_or_no, normalised, vqa_accuracy
+from nnsight_mmflow.data.scoring import as_letter, as_yes_or_no, normalised, vqa_accuracy
 
 SCIENCE = {
     "1": {

@@ -10,7 +10,7 @@ from families import family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._restore import Cell, chunks_of
+from nnsight_mmflow.inside.restore import Cell, chunks_of
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": lambda text: None}
@@ -255,7 +255,7 @@ def test_a_stopped_run_goes_on(nano, facts, tmp_path, monkeypatch):
     mmf.causal_trace(nano, prompts, corrupt, ["last"], folder=tmp_path, **QUIET)
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:2]) + "\n")
-    module = sys.modules["nnsight_mmflow.patterns.causal_trace"]
+    module = sys.modules["nnsight_mmflow.patterns.trace.causal_trace"]
 
     ran = []
     real = module.measure

@@ -6,9 +6,9 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import command_line
-from nnsight_mmflow._row_spans import Spans
-from nnsight_mmflow._span_grammar import NAMES, check_expression
 from nnsight_mmflow.command_line import _shared, main
+from nnsight_mmflow.spans.grammar import NAMES, check_expression
+from nnsight_mmflow.spans.row_spans import Spans
 
 PICTURE = "{picture}"
 EARLY = [  # told without the model

@@ -164,7 +164,7 @@ def test_nano_answers_the_clean_and_the_corrupt_question(nano, way, constraints)
     rows = mmf.nano.constraint_questions(constraints, way == "name")[:96]
     wanted = [row.answers[0] for row in rows]
     changed = [row.replaced_answers[0] for row in rows]
-    from nnsight_mmflow._targets import answer_scores
+    from nnsight_mmflow.runs.answers import answer_scores
 
     clean = answer_scores(nano, prompts, wanted)
     assert sum(right for _, right in clean) >= 93

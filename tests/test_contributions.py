@@ -24,7 +24,7 @@ def test_the_sums_are_the_attentions_output(name):
 
 
 def test_an_attention_that_is_not_known_is_refused(monkeypatch):
-    from nnsight_mmflow import _qk
+    from nnsight_mmflow.inside import heads as _qk
 
     real = _qk.rotated
     monkeypatch.setattr(_qk, "rotated", lambda states, cosine, sine: real(states, cosine, -sine))
@@ -136,7 +136,7 @@ def test_figures_summary_and_files(facts, tmp_path):
 
 def test_shuffled_image_tokens_are_really_shuffled():
     """Reference: the merged embedding permuted by a hook, and contributions of the shuffled run read afresh."""
-    from nnsight_mmflow.patterns.contributions import read_prompt
+    from nnsight_mmflow.patterns.contributions.contributions import read_prompt
 
     graph = tiny_graph("llama", n_layers=3)
     prompts = [graph.prompt(picture(seed), QUESTION) for seed in (0, 1)]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from families import EAGER_ONLY, FAMILIES, family
-from nnsight_mmflow.patterns.edit_update import solve
-from nnsight_mmflow.patterns.edit_value import PAPER, RELEASED, find_changes, read_keys
-from nnsight_mmflow.patterns.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.update import solve
+from nnsight_mmflow.patterns.edit.value import PAPER, RELEASED, find_changes, read_keys
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._targets import answer_scores, with_target
+from nnsight_mmflow.runs.answers import answer_scores, with_target
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}
@@ -390,8 +390,8 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
     mine = frame[(frame["method"] == "edit, layer 1") & (frame["edit"] == 1) & (frame["measure"] != "specificity")]
     assert np.allclose(mine["probability"], [probability for probability, _ in by_hand], rtol=1e-3)
     # what is finished is not run again
-    monkeypatch.setattr("nnsight_mmflow.patterns.edit_report.edit", None)
-    monkeypatch.setattr("nnsight_mmflow.patterns.edit_report.fine_tune", None)
+    monkeypatch.setattr("nnsight_mmflow.patterns.edit.report.edit", None)
+    monkeypatch.setattr("nnsight_mmflow.patterns.edit.report.fine_tune", None)
     again = mmf.edit_report(graph, facts, others, folder=tmp_path, settings=SHORT, **run)
     assert again.to_frame().equals(frame)
     assert mmf.EditReport.load(tmp_path).to_frame().equals(frame)

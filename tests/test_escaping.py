@@ -9,12 +9,11 @@ import pytest
 from matplotlib.text import Text
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _plots
-from nnsight_mmflow._escaping import markdown, write_csv
 from nnsight_mmflow.command_line import edit as edit_command
 from nnsight_mmflow.command_line import flow as flow_command
 from nnsight_mmflow.command_line import prune as prune_command
 from nnsight_mmflow.command_line import trace as trace_command
+from nnsight_mmflow.files.escaping import markdown, write_csv
 
 NAME = "m$o_{d$ \\frac{ el|<b>x"
 ODD = "a $b$ \\frac{ | `c` <i>"
@@ -93,7 +92,7 @@ def test_no_figure_takes_a_text_for_a_formula(figures, tmp_path):
     for name, draw in figures.items():
         try:
             figure = draw()
-            assert isinstance(figure, _plots.ShownFigure), name
+            assert isinstance(figure, _figure.ShownFigure), name
             figure.savefig(tmp_path / "a.svg")
             if name in ("flow", "causal_trace"):
                 figure.savefig(tmp_path / "tight.png", bbox_inches="tight")
@@ -109,7 +108,7 @@ def test_no_figure_takes_a_text_for_a_formula(figures, tmp_path):
 def test_the_figures_can_fail(figures, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(_plots.ShownFigure, "draw", Figure.draw)
+    monkeypatch.setattr(_figure.ShownFigure, "draw", Figure.draw)
     broken = []
     for name in ("flow", "lens", "causal_trace", "prune_report"):
         try:

@@ -11,8 +11,8 @@ from families import QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.pages._explore_attention import POWERS, furthest, packed_weights
-from nnsight_mmflow.pages._explore_parts import palette
+from nnsight_mmflow.show.pages.explore_attention import POWERS, furthest, packed_weights
+from nnsight_mmflow.show.pages.explore_parts import palette
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 CIVIDIS = palette(signed=False).astype(int)

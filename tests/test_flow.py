@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.edges import default_edges, named_spans
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
@@ -186,7 +186,7 @@ def test_a_failure_leaves_the_model_clean(graph, monkeypatch):
     model = graph.adapter.model
     with torch.no_grad():
         before = model(**prompt.inputs).logits
-    from nnsight_mmflow import _sweep
+    from nnsight_mmflow.runs import sweep as _sweep
 
     def broken(*given):
         raise RuntimeError("planted")

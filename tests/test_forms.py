@@ -17,7 +17,7 @@ from transformers import DynamicCache, StaticCache
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError
-from nnsight_mmflow._forms import form_of
+from nnsight_mmflow.model.forms import form_of
 
 SAME, VISIBLE = 2e-5, 1e-3
 N_TOKENS = 4

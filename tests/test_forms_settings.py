@@ -13,7 +13,9 @@ from tiny import tiny_graph, tiny_model, tiny_processor
 from transformers import DynamicCache, GenerationConfig
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import MMFlowError, NoEffectError, _forms, _forwards
+from nnsight_mmflow import MMFlowError, NoEffectError
+from nnsight_mmflow.inside import forwards as _forwards
+from nnsight_mmflow.model import forms as _forms
 from nnsight_mmflow.nano import FOLDER
 
 KNOCKOUT = mmf.Knockout(source="image", target="last", layers=(1, 2), when="all")
@@ -216,7 +218,7 @@ def test_methods_that_merge_or_count_anew(pattern, graph):
 def test_edits(form):
     import copy
 
-    from nnsight_mmflow.patterns.edit_there import edited_there
+    from nnsight_mmflow.patterns.edit.there import edited_there
 
     graph = mmf.load("nano")
     fact, other = mmf.nano.edits(graph, 1)[0], mmf.nano.prompts(graph, 3)[1]

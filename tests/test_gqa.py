@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from nnsight_mmflow.patterns.edges import named_spans
+from nnsight_mmflow.patterns.flow.edges import named_spans
 from tiny import picture, tiny_model, tiny_processor
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE

@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.edit_there import edited_there
-from nnsight_mmflow.patterns.edit_update import Update
+from nnsight_mmflow.patterns.edit.there import edited_there
+from nnsight_mmflow.patterns.edit.update import Update
 from PIL import Image
 from torch.nn import Parameter
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _identity
-from nnsight_mmflow._fingerprint import fingerprint, tensor_digest, weights_digest
-from nnsight_mmflow._identity import model_identity
-from nnsight_mmflow._journal import Journal, line_of
-from nnsight_mmflow._twin import copy_module, twin_graph
+from nnsight_mmflow.model.twin import copy_module, twin_graph
+from nnsight_mmflow.runs import identity as _identity
+from nnsight_mmflow.runs.fingerprint import fingerprint, tensor_digest, weights_digest
+from nnsight_mmflow.runs.identity import model_identity
+from nnsight_mmflow.runs.journal import Journal, line_of
 
 EDGES = ["image->last"]
 PATH = "model.language_model.layers.4.mlp.down_proj.weight"
@@ -244,7 +244,7 @@ def test_a_changed_prompt_is_measured_again_and_no_other(base, prompts, tmp_path
 
 
 def test_planted_an_identity_that_leaves_out_the_answer(base, prompts, tmp_path, monkeypatch):
-    module = __import__("importlib").import_module("nnsight_mmflow.patterns.flow")
+    module = __import__("importlib").import_module("nnsight_mmflow.patterns.flow.flow")
     identity = _identity.prompt_identity
     monkeypatch.setattr(module, "prompt_identity", lambda prompt: identity(replace(prompt, answer=None)))
     with pytest.raises(AssertionError, match="answer"):

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _again
-from nnsight_mmflow._again import made_again
+from nnsight_mmflow.prompts import remade as _again
+from nnsight_mmflow.prompts.remade import made_again
 
 KEPT = {"answer": "red", "options": ("red", "blue"), "boxes": ((8, 8, 24, 20),), "key": "k7", "kind": "mine"}
 WAYS = {

@@ -17,7 +17,9 @@ from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _question_files, _row_files, _user_files
+from nnsight_mmflow.data import question_files as _question_files
+from nnsight_mmflow.files import rows as _row_files
+from nnsight_mmflow.files import user_files as _user_files
 
 GOOD = {"question_id": "g1", "img_id": "11", "question": "Is it new?", "answer": "yes"}
 LAST = {**GOOD, "question_id": "g2"}

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pytest
-from nnsight_mmflow.patterns.flow_job import read_job
+from nnsight_mmflow.patterns.flow.job import read_job
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _output
-from nnsight_mmflow._folder_lock import FolderLock
-from nnsight_mmflow._journal import Journal
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow.command_line import main
+from nnsight_mmflow.files import output as _output
+from nnsight_mmflow.files.folder_lock import FolderLock
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
+from nnsight_mmflow.runs.journal import Journal
 
 EDGES = ["image->last"]
 
@@ -130,7 +130,7 @@ def test_planted_a_save_that_writes_in_place_is_found(nano, prompts, tmp_path, m
     def in_place(*files):
         yield list(files)
 
-    monkeypatch.setattr("nnsight_mmflow._results.written_together", in_place)
+    monkeypatch.setattr("nnsight_mmflow.runs.results.written_together", in_place)
     with pytest.raises((AssertionError, OSError)):
         test_a_full_disk_leaves_the_earlier_result_and_returns_the_new_one(nano, prompts, None, tmp_path)
 
@@ -167,7 +167,7 @@ def test_a_folder_deleted_under_way(nano, prompts, whole, tmp_path):
     folder, told = tmp_path / "run", []
 
     def deletes(graph, left):
-        from nnsight_mmflow.patterns.flow import measure
+        from nnsight_mmflow.patterns.flow.flow import measure
 
         for number, given in enumerate(left):
             if number == 2:
@@ -232,7 +232,7 @@ def test_links_are_not_followed_out_of_the_folder(nano, prompts, tmp_path):
 
 HOLDS = """
 import sys, time
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow.runs.journal import Journal
 with Journal(sys.argv[1], {"window": 3}) as journal:
     journal.add({"id": "a"})
     print("held", flush=True)

@@ -11,10 +11,10 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._drawn_boxes import drawn_boxes, mosaic
-from nnsight_mmflow._heat import drawn_words
-from nnsight_mmflow._patch_regions import random_partners, regions_of
-from nnsight_mmflow._plan import make_plan, sizes_of
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.show.boxes import drawn_boxes, mosaic
+from nnsight_mmflow.show.heat import drawn_words
+from nnsight_mmflow.spans.regions import random_partners, regions_of
 
 
 def graph_of(name):

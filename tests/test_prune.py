@@ -8,7 +8,7 @@ from families import EAGER_ONLY, FAMILIES, family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._names import cache_of
+from nnsight_mmflow.inside.names import cache_of
 
 QUESTION = "what color is the circle ?"
 METHODS = {
@@ -92,7 +92,7 @@ def reference(eager, prompt, pattern, inputs=None):
             present = [p for p in prompt.spans["all"] if p in left or p not in image]
             scores = weights[present][:, left].mean(0)
         else:  # the controls read nothing
-            from nnsight_mmflow._prune import Seen
+            from nnsight_mmflow.inside.pruning import Seen
 
             numbers = [image.index(position) for position in left]
             places = [prompt.spans["image"].places()[number] for number in numbers]
@@ -182,7 +182,7 @@ def test_rows_that_keep_different_numbers_of_tokens():
 
 def received(seen):
     """A method of one's own is one function."""
-    from nnsight_mmflow._prune import attention_to_image
+    from nnsight_mmflow.inside.pruning import attention_to_image
 
     return attention_to_image(seen, seen.after).mean(0)
 
@@ -265,12 +265,12 @@ def test_layers_before_the_first_stage_are_untouched_and_the_next_sees_fewer():
 
 
 def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
-    from nnsight_mmflow.patterns.prune import row_of
-    from nnsight_mmflow.patterns.prune_rankings import from_last
+    from nnsight_mmflow.patterns.prune.prune import row_of
+    from nnsight_mmflow.patterns.prune.rankings import from_last
 
-    from nnsight_mmflow._prune import Stage, Way
-    from nnsight_mmflow._prune_layers import prune_prefill
-    from nnsight_mmflow._qk import QueryKeyReader
+    from nnsight_mmflow.inside.heads import QueryKeyReader
+    from nnsight_mmflow.inside.prune_layers import prune_prefill
+    from nnsight_mmflow.inside.pruning import Stage, Way
 
     graph = tiny_graph("llama")
     prompt = asked(graph)
@@ -296,7 +296,7 @@ def test_recomputed_weights_are_eagers_own(name):
     prompt, seen = asked(graph), []
 
     def spy(given):
-        from nnsight_mmflow._prune import attention_to_image
+        from nnsight_mmflow.inside.pruning import attention_to_image
 
         seen.append(attention_to_image(given, list(range(given.hidden.shape[0])), chunk=3))
         return torch.rand(len(given.image))
@@ -402,7 +402,7 @@ def test_other_patterns_beside_it():
     kept = []
 
     def told(seen):
-        from nnsight_mmflow._prune import attention_to_image
+        from nnsight_mmflow.inside.pruning import attention_to_image
 
         ranks = attention_to_image(seen, seen.after[-1:]).sum(0)
         kept.append({seen.image[i] for i in ranks.topk(32).indices.tolist()})

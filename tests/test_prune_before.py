@@ -7,7 +7,7 @@ import torch
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._names import cache_of
+from nnsight_mmflow.inside.names import cache_of
 
 QUESTION = "what color is the circle ?"
 LONGER = "is the circle red or blue or green ?"

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from nnsight_mmflow.patterns.prune_report import equal_budget
+from nnsight_mmflow.patterns.prune.report import equal_budget
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
+from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
 
 QUIET = {"progress": False, "report": str}
 SEVEN, THIRTEEN = DecoderSize(32, 4096, 11008, 4096), DecoderSize(40, 5120, 13824, 5120)

@@ -159,7 +159,7 @@ def test_curves_pictures_and_errors(tmp_path):
 
 
 def test_groups_of_an_empty_system_prompt_divide_by_nothing():
-    from nnsight_mmflow._saliency import Flows
+    from nnsight_mmflow.inside.saliency import Flows
 
     blocks = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 4.0, 6.0]])
     found = grouped(Flows(blocks, blocks), [0, 2, 3], released=False)

@@ -10,8 +10,8 @@ import torch
 from browsing import opened
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._show_attention import MOST_CELLS, axis_name
-from nnsight_mmflow.pages._circuits import parts_of
+from nnsight_mmflow.show.attention import MOST_CELLS, axis_name
+from nnsight_mmflow.show.pages.circuits import parts_of
 
 EVIL = '</script><img src=x onerror="document.title=1"> &lt; <image>'
 

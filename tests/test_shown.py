@@ -15,14 +15,14 @@ from made_flow import made_flow
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _overviews
-from nnsight_mmflow._journal import Journal
-from nnsight_mmflow._plan import make_plan, sizes_of
-from nnsight_mmflow._plots import ShownFigure
-from nnsight_mmflow._results import Result
-from nnsight_mmflow._shown_prompts import stretches
-from nnsight_mmflow._span_colors import PALE, SPAN_COLORS, in_order, span_color
+from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.checks import Line
+from nnsight_mmflow.runs.journal import Journal
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.show import overviews as _overviews
+from nnsight_mmflow.show.colors import PALE, SPAN_COLORS, in_order, span_color
+from nnsight_mmflow.show.prompts import stretches
 
 QUIET = {"progress": False, "report": lambda text: None}
 PLAIN, EVIL = "is the circle red or blue ?", "</script><b>circle</b>&blue"

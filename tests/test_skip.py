@@ -6,7 +6,7 @@ from families import EAGER_ONLY, FAMILIES, family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._names import cache_of
+from nnsight_mmflow.inside.names import cache_of
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}

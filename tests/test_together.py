@@ -10,7 +10,8 @@ from test_forms import FORMS, PATTERNS, SAME, VISIBLE, Case, distance, knockout,
 from tiny import tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import MMFlowError, NoEffectError, _together
+from nnsight_mmflow import MMFlowError, NoEffectError
+from nnsight_mmflow.model import together as _together
 
 
 def skipped(case, part):

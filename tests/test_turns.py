@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _remote, _turns
-from nnsight_mmflow._turns import turn_of
+from nnsight_mmflow.remote import turns as _turns
+from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote.turns import turn_of
 
 QUIET = {"progress": False, "report": lambda text: None}
 BLOCKED = mmf.Knockout(source="image", target="last", layers=range(10))

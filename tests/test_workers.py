@@ -16,10 +16,10 @@ from dying import ALWAYS, ONCE, Dying
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _workers
-from nnsight_mmflow._ray import cluster, share
-from nnsight_mmflow._workers import Crew, Worker, facts
 from nnsight_mmflow.command_line import main
+from nnsight_mmflow.workers import crew as _workers
+from nnsight_mmflow.workers.crew import Crew, Worker, facts
+from nnsight_mmflow.workers.ray import cluster, share
 
 QUIET = {"progress": False, "report": lambda text: None}
 FILES = ("flow.parquet", "flow.json", "settings.json")
@@ -249,7 +249,7 @@ def test_only_what_is_left_is_handed_out(graph, tmp_path):
 
     def backwards(graph, left):
         handed.extend(given[0].key for given in left)
-        module = importlib.import_module("nnsight_mmflow.patterns.flow")
+        module = importlib.import_module("nnsight_mmflow.patterns.flow.flow")
         return (module.measure(graph, *given) for given in reversed(left))
 
     result = mmf.flow(graph, prompts, measured_by=backwards, **settings).to_frame()

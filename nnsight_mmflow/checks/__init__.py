@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.checks import bridge, forwards, knockouts, patches, places, prompts, pruning
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow.model.graph import Graph
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "roles are found, and make the logits": prompts.roles,
@@ -72,7 +72,7 @@ class Report:
         return not any(line.outcome == "fail" for line in self.lines)
 
     def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_results import report_html
+        from nnsight_mmflow.show.results import report_html
 
         return report_html(self)
 

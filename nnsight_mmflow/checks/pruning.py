@@ -9,14 +9,14 @@ import torch
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow.model.pattern import Pattern
 
 
 def dropped(subject: Subject) -> str:
     """Tokens that leave the sequence change the answer as closing their keys does, alone and in a padded batch."""
     from dataclasses import replace
 
-    from nnsight_mmflow.patterns.prune_methods import HiMAP
+    from nnsight_mmflow.patterns.prune.methods import HiMAP
 
     graph, first = subject.graph, max(1, subject.graph.enters_after)
     if first + 1 >= graph.n_layers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-from nnsight_mmflow.command_line._endings import Parser, ended
-from nnsight_mmflow.command_line._incomplete import refuse_incomplete
-from nnsight_mmflow.command_line._options import at_least, refuse_ignored
+from nnsight_mmflow.command_line.endings import Parser, ended
+from nnsight_mmflow.command_line.incomplete import refuse_incomplete
+from nnsight_mmflow.command_line.options import at_least, refuse_ignored
 
 COMMANDS = {
     "flow": "layer-by-layer knockout curves: figure, table, report",

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph
+from nnsight_mmflow.command_line.shared import load_graph
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow.patterns.edit_report import EditReport
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.edit.report import EditReport
 
 FACTS, TOGETHER, NANO_LAYERS, OTHERS = 20, 10, [4], 60
 
@@ -53,7 +53,7 @@ def _own(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
 def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
     """Single edits beside fine-tuning and every other layer, and several facts at once."""
     import nnsight_mmflow as mmf
-    from nnsight_mmflow._edit_plots import layers_figure
+    from nnsight_mmflow.show.edits import layers_figure
 
     count, layers = given.limit or FACTS, given.layers or NANO_LAYERS
     facts = mmf.nano.edits(graph, count)

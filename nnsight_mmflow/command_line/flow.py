@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nnsight_mmflow._arrows import thresholds
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.shared import load_graph, make_prompts
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
+from nnsight_mmflow.patterns.flow.arrows import thresholds
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.flow_result import FlowResult
+    from nnsight_mmflow.patterns.flow.result import FlowResult
 
 
 def run(given: argparse.Namespace) -> None:

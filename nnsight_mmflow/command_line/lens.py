@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._output import output_folder, write_csv, write_figure
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.shared import load_graph, make_prompts
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure
 
 
 def run(given: argparse.Namespace) -> None:

@@ -6,16 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.shared import load_graph, make_prompts
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow.patterns.prune import Prune
-    from nnsight_mmflow.patterns.prune_report import PruneReport
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.prune.prune import Prune
+    from nnsight_mmflow.patterns.prune.report import PruneReport
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 SHARES = (0.5, 0.25, 0.125)  # of the image tokens stay
 

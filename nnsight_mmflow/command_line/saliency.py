@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.shared import load_graph, make_prompts
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 
 
 def run(given: argparse.Namespace) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph
+from nnsight_mmflow.command_line.shared import load_graph
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow.patterns.corruption import Corruption
-    from nnsight_mmflow.patterns.trace_result import TraceResult
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.trace.corruption import Corruption
+    from nnsight_mmflow.patterns.trace.result import TraceResult
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 FACTS = 48  # sixteen places, three relations each
 # Nano's runs: name, way, constraints.
@@ -76,7 +76,7 @@ def _data(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[C
         MMFlowError: neither a phrase nor a word was given to put in, and the file has none; or nothing is left.
     """
     from nnsight_mmflow import corruption
-    from nnsight_mmflow._constraint_files import read_constraint_questions
+    from nnsight_mmflow.data.constraint_files import read_constraint_questions
 
     questions, bad = read_constraint_questions(given.data, given.images, given.answers, skip_bad=given.skip_bad)
     for problem in bad:

@@ -9,16 +9,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import DataError
-from nnsight_mmflow._questions import Question, prompts_of
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.data.questions import Question, prompts_of
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._constraints import ConstraintQuestion
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow.patterns.corruption import Corruption
-    from nnsight_mmflow.patterns.edit_value import Fact
+    from nnsight_mmflow.data.constraints import ConstraintQuestion
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.edit.value import Fact
+    from nnsight_mmflow.patterns.trace.corruption import Corruption
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 FOLDER = Path(__file__).parent / "data"
 HELD_OUT = FOLDER / "held_out.jsonl"

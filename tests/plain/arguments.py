@@ -8,7 +8,7 @@ import torch
 from wrong_arguments import ABOUT, HUGE, QUIET, calls, result_calls
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _argument_kinds, _arguments
+from nnsight_mmflow.arguments import checked as _arguments
 
 # What a message says where it names neither the argument nor the value.
 SAYS = (
@@ -186,7 +186,7 @@ def test_a_model_without_weights_runs_nothing_here():
 
 def test_an_edit_that_becomes_nan_is_refused(nano, monkeypatch):
     from nnsight_mmflow.patterns import edit as made
-    from nnsight_mmflow.patterns.edit_update import Update
+    from nnsight_mmflow.patterns.edit.update import Update
 
     fact = mmf.nano.edits(nano, 1)[0]
     before = nano.mlp_out(4)._module.weight.clone()
@@ -202,7 +202,7 @@ def test_an_edit_that_becomes_nan_is_refused(nano, monkeypatch):
 
 
 def test_fine_tuning_that_becomes_nan_is_refused(nano, monkeypatch):
-    from nnsight_mmflow.patterns.fine_tune import fine_tune
+    from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
 
     facts = mmf.nano.edits(nano, 1)
     with pytest.raises(mmf.MMFlowError, match="learning_rate=1e\\+38: above 0, and at most 1000"):

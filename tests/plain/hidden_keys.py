@@ -9,10 +9,11 @@ import nnsight
 import pytest
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _hidden_keys, _remote
-from nnsight_mmflow._hidden_keys import HIDDEN, without_keys
 from nnsight_mmflow.command_line import main
 from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.remote import hidden_keys as _hidden_keys
+from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote.hidden_keys import HIDDEN, without_keys
 
 KEY = "ndif-7c1f9b2e-very-private"
 QUIET = {"progress": False, "report": str}

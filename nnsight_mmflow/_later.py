@@ -1,0 +1,35 @@
+"""What a lower room asks of a higher one, by name: results and prompts show themselves, graphs reach TransformerLens.
+
+One table instead of imports upwards: `later("flow_figure")` is the function of that name, imported when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+ROOMS = {
+    "bridge.bridge": ("bound_to", "graph_for", "to_bridge"),
+    "bridge.hooks": ("hooked", "hooks_of"),
+    "show.contributions": ("contribution_panels", "contributions_figure", "correctness_figure"),
+    "show.curves": ("flow_figure", "lens_figure", "overlap_figure", "skip_figure"),
+    "show.diagram": ("diagram_figure",),
+    "show.edits": ("edit_figure", "report_figure"),
+    "show.effect": ("effect_figure",),
+    "show.heat": ("heat_figure",),
+    "show.on_image": ("on_image",),
+    "show.pages.flow": ("flow_page",),
+    "show.patches": ("words_figure",),
+    "show.patterns": ("pattern_html", "plan_html"),
+    "show.prompts": ("batch_html", "prompt_html", "span_html", "spans_html"),
+    "show.pruning": ("kept_panels", "prune_figure"),
+    "show.results": ("job_html", "kept_html", "result_html", "told"),
+    "show.saliency": ("disruption_figure", "saliency_figure", "saliency_panels"),
+    "show.traces": ("attribution_figure", "trace_figure"),
+}
+WHERE = {name: room for room, names in ROOMS.items() for name in names}
+
+
+def later(name: str) -> Callable:
+    """The function of that name, from the room that holds it."""
+    return getattr(import_module(f"nnsight_mmflow.{WHERE[name]}"), name)

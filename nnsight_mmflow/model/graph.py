@@ -1,0 +1,236 @@
+"""The graph: one loaded model seen by role, and the ways to run it with patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import ModelError, PromptError
+from nnsight_mmflow._kinds import choice, whole
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.things import prompts_of
+from nnsight_mmflow.inside.names import check_names, unknown_operations
+from nnsight_mmflow.model.traced import Traced
+from nnsight_mmflow.prompts.asked import check_asked, checked_boxes, checked_options
+from nnsight_mmflow.prompts.encode import encode
+from nnsight_mmflow.prompts.pictures import LONGEST, open_pictures
+from nnsight_mmflow.prompts.prompt import Batch, Making, Prompt, join
+from nnsight_mmflow.prompts.templates import render
+from nnsight_mmflow.remote.place import Traffic
+
+if TYPE_CHECKING:
+    import torch
+    from nnsight import Envoy, TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from nnsight_mmflow.adapters.base import Adapter
+    from nnsight_mmflow.bridge.bound import BoundBridge
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.prompts.pictures import Pictures
+
+
+class Graph(Traced):
+    """One model, its modules by role, its sizes and its processor.
+
+    Attributes:
+        name: what it was loaded as.
+        model: the nnsight model, unchanged; `graph.model.trace(...)` works as ever.
+        processor: the Hugging Face processor.
+        family: the adapter's name for the architecture.
+        layers: the decoder layers; `embed`, `tower`, `projector`, `norm` and `unembed` are the other roles.
+        decoder: the language model around the layers; what it is handed as inputs_embeds is the merged embedding.
+        n_layers, n_heads, d_model, head_width: sizes of the language model.
+        image_token_id: the id that stands once per image token.
+        unknown_operations: what transformers' attention lacks under the names known here, in words; "" for nothing.
+    """
+
+    def __init__(self, model: TransformersModel, adapter: Adapter, name: str = "") -> None:
+        self.model = model
+        self.name = name or adapter.config._name_or_path or type(adapter.model).__name__
+        self.adapter = adapter
+        self.processor = adapter.processor
+        self.family = adapter.family
+        self.image_token_id = adapter.image_token_id
+        first = adapter.roles()["layers"][0]
+        check_names(adapter.model, first)
+        self.unknown_operations = unknown_operations(getattr(first, adapter.text.attention), adapter.text.rotated)
+        paths = {id(module): name for name, module in adapter.model.named_modules()}
+        found = {role: model.get(paths[id(module)]) for role, module in adapter.roles().items()}
+        self.layers: Envoy = found["layers"]
+        self.embed: Envoy = found["embed"]
+        self.tower: Envoy = found["tower"]
+        self.projector: Envoy = found["projector"]
+        self.norm: Envoy = found["norm"]
+        self.unembed: Envoy = found["unembed"]
+        self.decoder: Envoy = model.get(paths[id(adapter.model.get_decoder())])
+        self.text_config = adapter.text_config
+        self._text = adapter.text
+        self.traffic = Traffic()
+        self.enters_after, self.causal = adapter.enters_after, adapter.causal
+        self.tower_layer = adapter.tower_layer()
+        self.n_layers = int(adapter.text_config.num_hidden_layers)
+        self.n_heads = int(adapter.text_config.num_attention_heads)
+        self.d_model = int(adapter.text_config.hidden_size)
+        out = getattr(getattr(first, self._text.attention), self._text.attention_out)
+        # Quantised weights are packed, so their shape says nothing; older GPT-2 layers have no in_features.
+        self.head_width = int(getattr(out, "in_features", None) or out.weight.shape[1]) // self.n_heads
+
+    def __repr__(self) -> str:
+        return (
+            f"Graph({self.name!r}, family={self.family!r}, n_layers={self.n_layers}, n_heads={self.n_heads},"
+            f" d_model={self.d_model}, attention={self.backend!r})"
+        )
+
+    @property
+    def rotated(self) -> str:
+        """The operation of an attention's forward that gives the rotated queries; "" for the rotation itself."""
+        return self._text.rotated
+
+    @property
+    def backend(self) -> str:
+        """The attention implementation of the language model now, such as "sdpa" or "eager"."""
+        return str(self.text_config._attn_implementation)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Where the family squeezes its logits into -cap to cap (Gemma 2), the cap."""
+        return getattr(self.text_config, "final_logit_softcapping", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token embeddings lie."""
+        return self.adapter.model.get_input_embeddings().weight.device
+
+    def __getstate__(self) -> dict[str, object]:
+        """What travels to a server: the roles and the sizes, not the adapter, which holds the local weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("adapter", "processor", "traffic")}
+
+    def attention(self, layer: int) -> Envoy:
+        """The attention module of a layer."""
+        return getattr(self.layers[self._layer(layer)], self._text.attention)
+
+    def mlp(self, layer: int) -> Envoy:
+        """The MLP of a layer."""
+        return getattr(self.layers[self._layer(layer)], self._text.mlp)
+
+    def attention_out(self, layer: int) -> Envoy:
+        """The output projection of a layer's attention; its input holds the heads' results, one after another."""
+        return getattr(self.attention(layer), self._text.attention_out)
+
+    def mlp_out(self, layer: int) -> Envoy:
+        """The output projection of a layer's MLP, where facts are edited; its input holds the neurons."""
+        return getattr(self.mlp(layer), self._text.mlp_out)
+
+    def joining(self, site: str, layer: int) -> tuple[Envoy, bool]:
+        """The module whose output joins the residual stream at a site ("attn" or "mlp"), and whether it is a tuple.
+
+        It is the attention module or the MLP itself, or the norm that a family puts behind it (Gemma 2 and 3).
+        """
+        choice("site", site, ("attn", "mlp"))
+        norm = self._text.after_attention if site == "attn" else self._text.after_mlp
+        if norm is not None:
+            return getattr(self.layers[self._layer(layer)], norm), False
+        return (self.attention(layer), True) if site == "attn" else (self.mlp(layer), False)
+
+    def prompt(
+        self,
+        image: Pictures,
+        question: str,
+        answer: str | None = None,
+        *,
+        template: str | None = None,
+        raw: bool = False,
+        instruction: str | None = None,
+        pad_to_square: bool = False,
+        options: Sequence[str] | None = None,
+        boxes: Sequence[Sequence[int | float]] = (),
+        key: str = "",
+        kind: str = "",
+        max_aspect_ratio: int | float = LONGEST,
+    ) -> Prompt:
+        """A Prompt: the question about the picture in the model's own chat form, encoded, with its spans.
+
+        Args:
+            image: a path, a PIL image, a uint8 array, a list of these, or None for text alone. It is turned upright
+                by its EXIF orientation, and what is transparent becomes white.
+            question: exactly the user's text; it becomes the span `question`.
+            answer: the right answer, lower case, for experiments that keep correct prompts only.
+            template: "chat" (the processor's own, the default), or the paper's "vicuna_v1" or "llava_llama_3".
+            raw: take `question` as the whole text, placeholders included; the span `question` is then all after the
+                last image, and `suffix` is empty.
+            instruction: a sentence after the question, such as "Answer the question using a single word or phrase.";
+                it belongs to `suffix`. The paper's templates bring theirs.
+            pad_to_square: pad the picture with the mean colour first, as the papers do, where the processor would
+                crop; boxes then follow the paper's raster rule.
+            options: (true, false) answers that the question offers.
+            boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the upright picture.
+            key: the question's id, for results.
+            kind: the question's type, for results.
+            max_aspect_ratio: a picture more times as long as wide is refused; the limit on its pixels is Pillow's
+                (PIL.Image.MAX_IMAGE_PIXELS).
+
+        Raises:
+            PromptError: pictures and text do not fit together, or the tokenizer does not know a word.
+            DataError: a picture that cannot be read or shown faithfully, or is above a limit.
+
+        Example:
+            >>> import nnsight_mmflow as mmf
+            >>> graph = mmf.load("nano")
+            >>> picture = mmf.nano.samples(1)[0].image
+            >>> prompt = graph.prompt(picture, "what color is the circle ?")
+            >>> len(prompt.spans["image"])
+            64
+        """
+        check_asked(question, answer, instruction, key, kind)
+        offered = checked_options(options)
+        pictures = open_pictures(image, max_aspect_ratio)
+        about = checked_boxes(boxes, pictures[0].size if pictures else None)
+        token = self.processor.image_token
+        text, start, end = render(
+            self.processor,
+            question,
+            len(pictures),
+            token,
+            template=template,
+            raw=raw,
+            instruction=instruction,
+            plain=self.adapter.plain_template,
+        )
+        inputs, spans = encode(self.adapter, text, (start, end), pictures, pad_to_square)
+        made = Making((start, end), pad_to_square, max_aspect_ratio)
+        asked = text[start:end]
+        return Prompt(text, asked, inputs, spans, answer, tuple(pictures), offered, about, key, kind, made)
+
+    def batch(self, prompts: list[Prompt] | tuple[Prompt, ...]) -> Batch:
+        """The prompts as one left-padded batch; `batch.spans[i]` are row i's, counted after padding.
+
+        Raises:
+            PromptError: no prompt came, or the tokenizer has no token to pad with.
+        """
+        prompts = prompts_of("prompts", prompts)
+        if not prompts:
+            raise PromptError("graph.batch needs at least one prompt, but got none.")
+        tokenizer = self.processor.tokenizer
+        if tokenizer.pad_token_id is None:
+            raise PromptError("the tokenizer has no padding token: set graph.processor.tokenizer.pad_token first.")
+        return join(list(prompts), self.adapter, tokenizer.pad_token_id, tokenizer.pad_token)
+
+    def to_transformer_lens(self) -> TransformerBridge:
+        """A TransformerLens bridge over the same weights; a ModelError where TransformerLens knows no such model."""
+        return later("to_bridge")(self)
+
+    def bound(self, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
+        """The bridge bound to a prompt: it and TransformerLens' own tools run with the image."""
+        return later("bound_to")(self, bridge, prompt)
+
+    def hooks(
+        self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Pattern
+    ) -> AbstractContextManager[BoundBridge]:
+        """The patterns at work on a bridge: `with graph.hooks(...) as bound:`; one that changes nothing is an error."""
+        return later("hooked")(self, bridge, prompt, patterns)
+
+    def _layer(self, layer: int) -> int:
+        if not -self.n_layers <= whole("layer", layer) < self.n_layers:
+            raise ModelError(f"layer {layer} was asked for, but there are {self.n_layers}, counted from 0.")
+        return layer % self.n_layers

@@ -1,0 +1,49 @@
+"""One thread at a time: nnsight runs a model's traces through one place, and two at once end in errors of greenlets.
+
+Threads wait for one another, whole experiments and single traces alike; a thread may open traces inside its own. Runs
+on a server need no turn. `graph.model.trace`, nnsight's own, takes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock, RLock
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from nnsight.intervention.tracer import InterleavingTracer
+
+    from nnsight_mmflow.model.graph import Graph
+
+_TURNS: WeakKeyDictionary[object, AbstractContextManager] = WeakKeyDictionary()
+_MAKING = Lock()
+
+
+def turn_of(graph: Graph) -> AbstractContextManager:
+    """To be held while the graph's model runs here; every graph of the same model has the same."""
+    if graph.remote and graph.remote != "local":
+        return nullcontext()
+    module = graph.model._module
+    with _MAKING:
+        return _TURNS.setdefault(module, RLock())
+
+
+def in_turn(graph: Graph, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
+    """The tracer, its making and its run waiting for their turn."""
+    with turn_of(graph):
+        tracer = make()
+    if not graph.remote or graph.remote == "local":
+        tracer.backend = waiting(turn_of(graph), tracer.backend)
+    return tracer
+
+
+def waiting(turn: AbstractContextManager, run: Callable[..., object]) -> Callable[..., object]:
+    """The backend, run in turn."""
+
+    def wrapped(tracer: object) -> object:
+        with turn:
+            return run(tracer)
+
+    return wrapped

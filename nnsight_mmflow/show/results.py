@@ -1,0 +1,79 @@
+"""Results as notebooks show them: a small table, the figure, and how the numbers came about."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow.show.html import INK, box, figure, frame_table, heading, swatch, table
+from nnsight_mmflow.show.overviews import overview
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.checks import Report
+    from nnsight_mmflow.patterns.flow.job import FlowJob
+    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
+    from nnsight_mmflow.runs.results import Result
+
+ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "control", "scope", "mode", "metric", "seed")
+OUTCOMES = {"pass": "#00573F", "fail": "#B00020", "not applicable": "#BBBBBB"}
+
+
+def result_html(result: Result) -> str:
+    """The overview, the figure, the header's essentials, and the summary to open."""
+    name = type(result).__name__
+    held = [(key, result.header[key]) for key in ESSENTIALS if result.header.get(key) not in (None, "", [])]
+    opened = f'<details style="{INK}"><summary>summary and settings</summary>'
+    return box(
+        heading(f"{name}: {told(result)}", f"{len(result.table)} rows in .to_frame()"),
+        frame_table(overview(result)),
+        figure(result.plot(), f"{name}: {result.summary().splitlines()[0]}"),
+        f'{opened}<pre style="{INK};white-space:pre-wrap;font-size:12px">{escape(result.summary())}</pre>',
+        table(("setting", "value"), held),
+        "</details>",
+    )
+
+
+def told(result: Result) -> str:
+    """The model, and how many prompts count."""
+    header = result.header
+    of = {"n_counted": "prompt{} counted", "n_prompts": "prompt{}", "n_facts": "fact{}"}
+    found = ((header[key], what) for key, what in of.items() if key in header)
+    counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in found), "")
+    return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}"
+
+
+def report_html(report: Report) -> str:
+    """A row per check; what failed is named first."""
+    failed = [line for line in report.lines if line.outcome == "fail"]
+    verdict = f"{len(failed)} of {len(report.lines)} checks failed" if failed else "all that applies passed"
+    lines = [*failed, *(line for line in report.lines if line not in failed)]
+    rows = [(line.name, swatch(OUTCOMES[line.outcome], line.outcome), line.detail) for line in lines]
+    return box(heading(f"{report.model}: {verdict}"), table(("check", "outcome", "what was found"), rows))
+
+
+def job_html(job: FlowJob) -> str:
+    """Which prompts are fetched. Nothing is asked of the server, and no job's id is shown: it is a secret."""
+    rows = [
+        (prompt.key or number, prompt.question, "sent" if identity in job.jobs else "fetched")
+        for number, (prompt, _, identity) in enumerate(job.work)
+    ]
+    fetched = sum(row[2] == "fetched" for row in rows)
+    note = f"kept in {job.folder}; .status asks the server, .result() waits"
+    return box(
+        heading(f"FlowJob: {fetched} of {len(rows)} prompts fetched", note), table(("prompt", "question", ""), rows)
+    )
+
+
+def kept_html(kept: KeptTokens) -> str:
+    """How many image tokens each layer sees, and where they lie."""
+    counts = kept.counts
+    first = [layer for layer, count in enumerate(counts) if not layer or count != counts[layer - 1]]
+    ends = [*(layer - 1 for layer in first[1:]), len(counts) - 1]
+    rows = [
+        (f"{start} to {end}" if end > start else start, counts[start], f"{counts[start] / max(1, counts[0]):.0%}")
+        for start, end in zip(first, ends, strict=True)
+    ]
+    parts = [heading("Image tokens that each layer sees"), table(("layers", "image tokens", "of the first"), rows)]
+    if len(kept.prompt.images) == 1:
+        parts.append(figure(kept.on_image(), "the picture, patches as bright as the layers that see them are many"))
+    return box(*parts)

@@ -1,0 +1,221 @@
+"""Attention beside its causal effect, and both beside random spans of the same size: is what is looked at also used?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from html import escape
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow.patterns.attention import attention
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.model.pattern import check_readable, layer_list, resolve
+from nnsight_mmflow.prompts.prompt import Batch, Prompt
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.spans.span import Span
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+
+SOURCE, TARGET, CONTROL = "source_of_edge", "target_of_edge", "control_"
+
+
+class EffectResult(Result):
+    """Attention and effect by layer. One table row per layer and span: the source, then each control.
+
+    Columns: layer, span ("source", or "control 0" and on), tokens, mass (attention that a target gives to the span in
+    all: mean over heads and targets), change_percent (of the answer's probability when the target may not read the
+    span in that layer), sink_mass (the part of the mass that goes to attention sinks).
+    """
+
+    kind: ClassVar[str] = "attention_and_effect"
+
+    def curves(self) -> pd.DataFrame:
+        """A row per layer: mass, change_percent, and of both the controls' mean, lowest and highest.
+
+        Columns: mass, mass_control, mass_low, mass_high, change_percent, change_percent_control, change_percent_low,
+        change_percent_high. Without controls these are NaN.
+        """
+        table = self.table
+        found = table[table["span"] == "source"].set_index("layer")[["mass", "change_percent"]]
+        drawn = table[table["span"] != "source"].groupby("layer")
+        for name in ("mass", "change_percent"):
+            for ending, reduced in (("control", "mean"), ("low", "min"), ("high", "max")):
+                found[f"{name}_{ending}"] = drawn[name].agg(reduced).reindex(found.index)
+        return found
+
+    def plot(self) -> ShownFigure:
+        """Two panels over the same layers: attention mass and causal effect, each with the controls' range."""
+        return later("effect_figure")(self)
+
+    @checked
+    def beside(self, layer: int) -> str:
+        """Markup for a page that shows one layer's attention: the edge's mass and effect there, with the controls'.
+
+        Raises:
+            MMFlowError: the layer was not measured.
+        """
+        curves, header = self.curves(), self.header
+        if layer not in curves.index:
+            raise MMFlowError(f"layer {layer} was not measured: {', '.join(map(str, curves.index))} were.")
+        row, source, n = curves.loc[layer], f"{header['source']} -> {header['target']}", header["controls"]
+        lines = [
+            f"<tr><td>{escape(source)} ({header['tokens']} tokens)</td><td class='number'>{row['mass']:.1%}</td>"
+            f"<td class='number'>{row['change_percent']:+.2f}%</td></tr>"
+        ]
+        if n:
+            lines.append(
+                f"<tr><td>random image tokens, as many: mean of {n} draws [range]</td>"
+                f"<td class='number'>{row['mass_control']:.1%} [{row['mass_low']:.1%}, {row['mass_high']:.1%}]</td>"
+                f"<td class='number'>{row['change_percent_control']:+.2f}%"
+                f" [{row['change_percent_low']:+.2f}, {row['change_percent_high']:+.2f}]</td></tr>"
+            )
+        head = f"<th>layer {layer}</th><th class='number'>attention mass</th>"
+        head += "<th class='number'>change of the answer's probability without it</th>"
+        return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+    def summary(self) -> str:
+        """Where attention and effect are largest, against the controls."""
+        curves, header = self.curves(), self.header
+        most, least = curves["mass"].idxmax(), curves["change_percent"].idxmin()
+        lines = [
+            f"{header['model']}, {header['source']} -> {header['target']} ({header['tokens']} tokens), answer"
+            f" {header['prediction']!r} at {header['base_probability']:.1%}"
+        ]
+        for what, layer in (("most attention", most), ("largest effect", least)):
+            row = curves.loc[layer]  # type: ignore[call-overload]
+            line = f"{what} at layer {layer}: mass {row['mass']:.1%}, change {row['change_percent']:+.2f}%"
+            if header["controls"]:
+                line += (
+                    f"; {header['controls']} random spans there: mass {row['mass_control']:.1%} [{row['mass_low']:.1%},"
+                    f" {row['mass_high']:.1%}], change {row['change_percent_control']:+.2f}%"
+                    f" [{row['change_percent_low']:+.2f}, {row['change_percent_high']:+.2f}]"
+                )
+            lines.append(line)
+        sinks = self.table[(self.table["span"] == "source") & (self.table["sink_mass"] > 0)]
+        if len(sinks):
+            layers = ", ".join(str(layer) for layer in sinks["layer"])
+            lines.append(f"part of the source's mass goes to attention sinks in layers {layers}")
+        return "\n".join(lines)
+
+
+@in_words
+def attention_and_effect(
+    graph: Graph,
+    prompt: Prompt | Batch,
+    source: str | Span,
+    target: str | Span = "last",
+    *,
+    layers: int | Iterable[int] | None = None,
+    controls: int = 5,
+    seed: int = 0,
+    remote: bool | str | None = None,
+    progress: bool = True,
+) -> EffectResult:
+    """An EffectResult: how much a target looks at a source in each layer, and what happens when it may not.
+
+    The attention mass is exact (`mmf.attention`); the effect is a knockout of that edge in that one layer (`mmf.flow`
+    with window=1), in percent of the probability of the answer that the model gives. Beside both stand as many random
+    image tokens, drawn outside the source `controls` times: what any span of that size gets and does.
+
+    Args:
+        graph: the model.
+        prompt: one prompt; whatever the model answers counts.
+        source: the span that is read, such as prompt.spans["image"].box(*prompt.boxes).
+        target: the span that reads.
+        layers: which; all unless given.
+        controls: how many random spans; 0 for none.
+        seed: of the draws.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        progress: show a progress bar.
+
+    Raises:
+        NoEffectError: an edge that is not open anywhere.
+        MMFlowError: too few image tokens outside the source to draw as many from.
+
+    Source: needs 18 (attention is not explanation): LLaVA issue 1080, VisAttnSink (arXiv 2503.03321).
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompt = mmf.nano.prompts(graph, 1)[0]
+        >>> thing = prompt.spans["image"].box(*prompt.boxes)
+        >>> result = mmf.attention_and_effect(graph, prompt, thing, layers=range(4, 8), controls=3, progress=False)
+        >>> len(result.to_frame())
+        16
+    """
+    graph = graph.at(remote)
+    import pandas as pd
+    from nnsight_mmflow.patterns.flow.flow import flow
+
+    if not isinstance(prompt, Prompt):
+        raise MMFlowError(f"attention_and_effect takes one prompt, but a {type(prompt).__name__} came.")
+    chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
+    (read,), (reads,) = (resolve(what, prompt.rows(), role) for what, role in ((source, "source"), (target, "target")))
+    check_readable(f"{read.name}->{reads.name}", read, reads, graph.adapter.bidirectional(prompt.spans))
+    drawn = random_spans(prompt, read, controls, seed)
+    named = {SOURCE: read, **{f"{CONTROL}{number}": span for number, span in enumerate(drawn)}}
+    one = replace(prompt, spans=prompt.spans.having(**named, **{TARGET: reads}))
+    edges = [f"{name}->{TARGET}" for name in named]
+    swept = flow(graph, one, edges, 1, only_correct=False, progress=progress, report=lambda text: None)
+    effects = swept.table.set_index(["edge", "layer"])["change_percent"]
+    maps = attention(graph, prompt, layers=chosen, targets=reads)
+    mean = maps.weights.mean((1, 2))
+    rows = []
+    for index, layer in enumerate(chosen):
+        sinks = set(maps.sinks(layer))
+        for (name, span), edge in zip(named.items(), edges, strict=True):
+            rows.append(
+                {
+                    "layer": layer,
+                    "span": "source" if name == SOURCE else name.replace("_", " "),
+                    "tokens": len(span),
+                    "mass": float(mean[index, list(span)].sum()),
+                    "change_percent": float(effects[edge, layer]),
+                    "sink_mass": float(mean[index, sorted(sinks & set(span))].sum()),
+                }
+            )
+    header = {
+        "model": graph.name,
+        "source": read.name,
+        "target": reads.name,
+        "tokens": len(read),
+        "n_layers": graph.n_layers,
+        "controls": controls,
+        "seed": seed,
+        "question": prompt.question,
+        "prediction": str(swept.table["prediction"].iloc[0]),
+        "base_probability": float(swept.table["base_probability"].iloc[0]),
+        "metric": "attention mass, mean over heads and targets; change of the answer's probability in percent, one"
+        " layer knocked out",
+        "versions": versions(),
+    }
+    return EffectResult(pd.DataFrame(rows), header)
+
+
+def random_spans(prompt: Prompt, source: Span, count: int, seed: int) -> list[Span]:
+    """Spans of as many image tokens as the source has, each drawn at random outside it.
+
+    Raises:
+        MMFlowError: there are not as many.
+    """
+    import numpy as np
+
+    if count < 0:
+        raise MMFlowError(f"controls={count}: a number of draws, 0 for none.")
+    outside = prompt.spans["image"] - source
+    if count and len(outside) < len(source):
+        raise MMFlowError(
+            f"{source.name!r} has {len(source)} tokens, but only {len(outside)} image tokens lie outside it: no random"
+            " span of the same size can be drawn. Take a smaller source, or controls=0."
+        )
+    random = np.random.default_rng(seed)
+    drawn = [random.choice(list(outside), len(source), replace=False).tolist() for _ in range(count)]
+    return [outside.part(positions, f"{CONTROL}{number}") for number, positions in enumerate(drawn)]

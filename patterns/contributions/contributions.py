@@ -1,0 +1,242 @@
+"""Attention contributions: what a position takes from each source token, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import nnsight
+import torch
+from nnsight_mmflow.patterns.contributions.result import ContributionsResult
+
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.contributions import Contributions, answer_direction, plain_values, read_contributions
+from nnsight_mmflow.inside.heads import QueryKeyReader
+from nnsight_mmflow.model.pattern import check_readable
+from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.answers import with_target
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import versions
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.prompts.prompt import Prompt
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
+
+
+@in_words
+def contributions(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    source: str = "image",
+    target: str = "last",
+    *,
+    heads: bool = False,
+    folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> ContributionsResult:
+    """A ContributionsResult: for each prompt, layer and source token, what the target takes from it.
+
+    A contribution is attention weight times value through the output projection, summed over heads. The table holds
+    its norm (after the sum), the sum of the heads' norms, its projection on the direction of the answer (the unit row
+    of the unembedding for the token that the model answers with), the mean weight, and its share of the norms of all
+    positions. Where the target has several positions, the means over them.
+
+    Everything is reduced inside the forward: no full attention map is kept, whatever the attention implementation. In
+    every layer the contributions of all positions are summed up and compared with the attention's real output.
+
+    Args:
+        graph: the model.
+        prompts: one or several.
+        source: the span that is read.
+        target: the span that reads.
+        heads: also a row for each head (column `head`; -1 is the sum over heads).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        progress: show a progress bar.
+        report: where trouble with the folder is told.
+
+    Raises:
+        NoEffectError: a source that no target can read.
+        MMFlowError: the sum over all positions does not give the attention's output: the family's attention does
+            something that this does not know.
+
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 3.1.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.contributions(graph, mmf.nano.prompts(graph, 2), "image", "last", progress=False)
+        >>> result.header["largest_error"] < 1e-3
+        True
+    """
+    graph = graph.at(remote)
+    whole_here(graph, "contributions")
+    import pandas as pd
+
+    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
+
+    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    if not prompts:
+        raise MMFlowError("contributions needs at least one prompt, but got none.")
+    for number, prompt in enumerate(prompts):
+        check_readable(
+            f"{source}->{target} of prompt {number}",
+            prompt.spans[source],
+            prompt.spans[target],
+            graph.adapter.bidirectional(prompt.spans),
+        )
+    ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {"source": source, "target": target, "heads": heads}
+    with journal_of(graph, folder, "contributions", report, **told) as journal:
+        for prompt, identity in zip(prompts, ids, strict=True):
+            if identity in journal.done:
+                columns = journal.done[identity]["columns"]
+                found = zip(columns["layer"], columns["index"], columns["head"], strict=True)
+                journal.check(identity, found, _planned(graph, len(prompt.spans[source]), heads))
+        for number in progress_bar(journal.left(ids), "contributions", shown=progress):
+            prompt = prompts[number]
+            answer, read = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
+            errors = [layer.error / max(layer.scale, 1e-6) for layer in read]
+            columns = _table(prompt, source, answer, read, heads).to_dict("list")
+            journal.add({"id": ids[number], "error": float(max(errors)), "columns": columns})
+        entries = [journal.done[identity] for identity in ids]
+        tables = []
+        for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True)):
+            table = pd.DataFrame(entry["columns"])
+            table.insert(0, "prompt", prompt.key or str(number))
+            table.insert(1, "kind", prompt.kind)
+            tables.append(table)
+        table = pd.concat(tables, ignore_index=True)
+        if not float(table["norm"].max()):
+            raise NoEffectError(f"{source}->{target}: every contribution is zero.")
+        header = {
+            "model": graph.name,
+            "source": source,
+            "target": target,
+            "n_layers": graph.n_layers,
+            "n_prompts": len(prompts),
+            "largest_error": max(entry["error"] for entry in entries),
+            "metric": "norm of attention weight times value through the output projection, summed over heads",
+            "versions": versions(),
+        }
+        result = ContributionsResult(table, header)
+        saved(result, folder, report)
+    return result
+
+
+def _planned(graph: Graph, sources: int, heads: bool) -> list[tuple[int, int, int]]:
+    """(layer, index, head) of each row."""
+    shown = [-1, *range(graph.n_heads)] if heads else [-1]
+    return [(layer, i, head) for layer in range(graph.n_layers) for i in range(sources) for head in shown]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model answers first.
+
+    Attributes:
+        text: the token.
+        probability: its probability.
+        correct: whether it is the first token of the prompt's answer; None where the prompt has none.
+    """
+
+    text: str
+    probability: float
+    correct: bool | None
+
+
+def read_prompt(
+    graph: Graph, prompt: Prompt, sources: list[int], targets: list[int], patterns: tuple[Pattern, ...] = ()
+) -> tuple[Answer, list[Contributions]]:
+    """The answer, and each layer's contributions, checked against the attention's own output."""
+    inputs, every = graph.checked(prompt), range(graph.n_layers)
+    edited = graph.edited(prompt, patterns)
+    remotely = graph.remotely
+    with torch.no_grad(), edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely):
+        logits = nnsight.save(graph.model.output.logits[0, -1].float().detach().cpu())
+    token, right = logits.argmax(-1), None
+    if prompt.answer is not None:
+        right = with_target(graph, prompt, prompt.answer, first_token=True)[1][0] == int(token)
+    answer = Answer(graph.processor.tokenizer.decode([int(token)]).strip(), float(logits.softmax(-1).max()), right)
+    unembed, chosen = graph.unembed, int(token)
+    attentions = [graph.attention(layer) for layer in every]
+    outs = [graph.attention_out(layer) for layer in every]
+    layers, causal, reader = graph.layers, graph.causal, QueryKeyReader(graph)
+    cap = getattr(graph.text_config, "attn_logit_softcapping", None)
+    with (
+        torch.no_grad(),
+        edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely),
+    ):
+        direction = answer_direction(unembed, chosen)
+        read = read_contributions(layers, reader, attentions, outs, targets, sources, direction, cap, causal)
+        plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
+    found = [Contributions(**one) for one in plain]
+    allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)
+    for layer, one in enumerate(found):
+        if one.error > allowed * max(one.scale, 1e-3):
+            raise MMFlowError(
+                f"layer {layer}: the contributions of all positions sum up to something that differs from the"
+                f" attention's output by {one.error:.1e} (its largest number is {one.scale:.1e}): this family's"
+                " attention does something that is not known here."
+            )
+    return answer, found
+
+
+def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+    import pandas as pd
+
+    span = prompt.spans[source]
+    places = {}
+    if set(span) <= set(prompt.spans["image"]):
+        places = dict(zip(span, span.places(), strict=True))
+    rows = []
+    for layer, one in enumerate(found):
+        whole = float(one.whole.mean())
+        for i, position in enumerate(span):
+            place = places.get(position)
+            common = {
+                "answer": answer.text,
+                "answer_probability": answer.probability,
+                "correct": answer.correct,
+                "layer": layer,
+                "index": i,
+                "position": position,
+                "token": prompt.spans.tokens[position],
+                "row": None if place is None else place.row,
+                "column": None if place is None else place.column,
+            }
+            rows.append(
+                {
+                    **common,
+                    "head": -1,
+                    "norm": float(one.norm[:, i].mean()),
+                    "sum_of_head_norms": float(one.head_norm[:, :, i].sum(0).mean()),
+                    "projection": float(one.projection[:, i].mean()),
+                    "weight": float(one.weight[:, :, i].mean()),
+                    "share": float(one.norm[:, i].mean()) / whole,
+                }
+            )
+            if heads:
+                rows += [
+                    {
+                        **common,
+                        "head": head,
+                        "norm": float(one.head_norm[head, :, i].mean()),
+                        "sum_of_head_norms": float(one.head_norm[head, :, i].mean()),
+                        "projection": float("nan"),
+                        "weight": float(one.weight[head, :, i].mean()),
+                        "share": float(one.head_norm[head, :, i].mean()) / whole,
+                    }
+                    for head in range(len(one.head_norm))
+                ]
+    return pd.DataFrame(rows)

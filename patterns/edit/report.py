@@ -1,0 +1,299 @@
+"""Does an edit hold? Efficacy, generalisation and specificity, beside fine-tuning and edits of other layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow.patterns.edit.edit import edit
+from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
+
+from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.answers import answer_scores
+from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+
+MEASURES = ("efficacy", "generalisation", "specificity")
+
+
+class EditReport(Result):
+    """How edits hold. One table row per method, edit, and prompt that was asked afterwards.
+
+    Columns: method, edit (number), measure (efficacy: the edited prompt; generalisation: other prompts about the same
+    fact; specificity: prompts about other things), way (what differs, or the other prompt's kind), prompt, answer (the
+    right one now), probability and right (after the edit), right_before (specificity: whether it was answered rightly
+    before the edit; else whether the new answer was given already).
+    """
+
+    kind: ClassVar[str] = "edit_report"
+
+    def scores(self) -> pd.DataFrame:
+        """A row per method, measure and way: right (share), low and high (95% over edits), probability, edits, prompts.
+
+        Specificity counts prompts that were answered rightly before the edit. The interval resamples edits, since the
+        prompts of one edit share its fate.
+        """
+        import numpy as np
+        import pandas as pd
+
+        from nnsight_mmflow.runs.results import bootstrap_band
+
+        counted = self.table[(self.table["measure"] != "specificity") | self.table["right_before"]]
+        rows = []
+        for (method, measure, way), part in counted.groupby(["method", "measure", "way"], sort=False):
+            each = part.groupby("edit")["right"].mean()
+            mean, low, high = bootstrap_band(each.to_frame())
+            rows.append(
+                {
+                    "method": method,
+                    "measure": measure,
+                    "way": way,
+                    "right": float(np.squeeze(mean)),
+                    "low": float(np.squeeze(low)),
+                    "high": float(np.squeeze(high)),
+                    "probability": part.groupby("edit")["probability"].mean().mean(),
+                    "edits": len(each),
+                    "prompts": len(part),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def overall(self) -> pd.DataFrame:
+        """A row per method: efficacy, generalisation and specificity, the means over ways."""
+        means = self.scores().groupby(["method", "measure"], sort=False)["right"].mean().unstack()
+        return means.reindex(columns=[name for name in MEASURES if name in means])
+
+    @checked
+    def only(self, methods: Sequence[str]) -> EditReport:
+        """The same with these methods alone.
+
+        Raises:
+            MMFlowError: a method that is not in it.
+        """
+        unknown = [name for name in methods if name not in self.header["methods"]]
+        if unknown:
+            raise MMFlowError(f"methods {unknown} are not in this report; it has {', '.join(self.header['methods'])}.")
+        table = self.table[self.table["method"].isin(list(methods))].reset_index(drop=True)
+        return EditReport(table, {**self.header, "methods": list(methods)})
+
+    def plot(self) -> ShownFigure:
+        """Bars with intervals: a panel per measure, a group per way, a bar per method."""
+        return later("report_figure")(self)
+
+    def summary(self) -> str:
+        """The overall table, and what was run."""
+        header = self.header
+        return (
+            f"{header['model']}: {header['n_facts']} facts, {header['together']} at once\n"
+            + self.overall().map(lambda share: f"{share:.1%}").to_string()
+        )
+
+
+@in_words
+def edit_report(
+    graph: Graph,
+    facts: Sequence[Fact],
+    others: Sequence[Prompt],
+    layers: int | Sequence[int],
+    *,
+    together: int = 1,
+    controls: Sequence[int] = (),
+    fine_tuning: bool = True,
+    bound: float | None = None,
+    settings: str | EditSettings = "paper",
+    folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> EditReport:
+    """An EditReport: each fact (or group of facts) is edited on its own, and the edited model is asked.
+
+    Args:
+        graph: the model; it stays as it is.
+        facts: what to write; `fact.same` holds the prompts that generalisation is measured on.
+        others: prompts about other things, with `answer` set, for specificity; those whose `key` is that of an edited
+            fact, or of one of its `same`, are left out for that edit. Their `kind` tells ways apart.
+        layers: where the edit goes.
+        together: how many facts one edit writes.
+        controls: single layers that are edited instead, for comparison: late ones, or all.
+        fine_tuning: also fine-tune the same matrices.
+        bound: also fine-tune them with each number held this near to where it was.
+        settings: of the edits, as in `mmf.edit`.
+        folder: where finished edits are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host), with a key that NDIF trusts and without fine-tuning; None: where the
+            graph runs.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: no facts, `together` larger than their number, or others without an answer.
+
+    Source: arXiv 2406.04236, section 5 (figure 6 and figure 14); spec section 4.3.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> facts = mmf.nano.edits(graph, 1)
+        >>> others = mmf.nano.prompts(graph, 6)
+        >>> quiet = {"progress": False, "report": lambda text: None}
+        >>> result = mmf.edit_report(graph, facts, others, layers=3, fine_tuning=False, **quiet)
+        >>> list(result.overall().columns)
+        ['efficacy', 'generalisation', 'specificity']
+    """
+    graph = graph.at(remote)
+    if graph.remote and (fine_tuning or bound is not None):
+        raise ModelError(
+            "fine-tuning trains weights, and those on a server are shared with others: give fine_tuning=False, or load"
+            " the model here."
+        )
+    if bound is not None and bound <= 0:
+        raise MMFlowError(f"bound={bound}: how far a number may move, above 0; None for no limit.")
+    if not facts or not 0 < together <= len(facts):
+        raise MMFlowError(f"{len(facts)} fact(s), {together} at once: at least one edit is needed.")
+    silent = [prompt.key or prompt.question for prompt in others if prompt.answer is None]
+    if silent:
+        raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
+    where = layer_list(layers, graph.n_layers)
+    controls = layer_list(controls, graph.n_layers) if len(controls) else ()
+    known = SETTINGS[settings] if isinstance(settings, str) else settings
+    methods = _methods(graph, where, controls, fine_tuning, bound, known)
+    groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]
+    header = {
+        "model": graph.name,
+        "layers": where,
+        "n_facts": len(groups) * together,
+        "together": together,
+        "methods": list(methods),
+        "settings": asdict(known),
+        "versions": versions(),
+    }
+    work = [(method, number) for method in methods for number in range(len(groups))]
+    asked = sum(1 + sum(map(len, fact.same.values())) for group in groups for fact in group) + len(groups) * len(others)
+    names = [fingerprint([_fact_identity(fact) for fact in group]) for group in groups]
+    ids = [f"{method}: {names[number]}" for method, number in work]
+    # Keys and kinds matter here: they say which others an edit leaves out, and what the rows are called.
+    told = {"layers": where, "settings": asdict(known), "others": _named(others), "bound": bound}
+    with journal_of(graph, folder, "edit report", report, **told) as journal:
+        for (_, number), identity in zip(work, ids, strict=True):
+            if identity in journal.done:
+                found = [(row["measure"], row["way"], row["answer"]) for row in journal.done[identity]["rows"]]
+                planned = [(measure, way, answer) for measure, way, _, answer in _questions(groups[number], others)[0]]
+                journal.check(identity, found, planned)
+        left = journal.left(ids)
+        report(
+            f"edit report: {len(left)} edits ({', '.join(methods)})"
+            + (f", {len(work) - len(left)} done already" if len(left) < len(work) else "")
+            + f", each up to {known.steps} steps per fact; {asked * len(methods)} prompts are asked afterwards."
+        )
+        before = answer_scores(graph, others, [str(prompt.answer) for prompt in others]) if left else []
+        for place in progress_bar(left, "edit report", shown=progress, unit="edit"):
+            method, number = work[place]
+            group = groups[number]
+            try:
+                edited = methods[method](group)
+            except NoEffectError:  # an answer given already, or that this layer cannot change: counted as it is
+                edited = graph
+            journal.add({"id": ids[place], "rows": _asked(graph, edited, group, others, before)})
+        import pandas as pd
+
+        rows = [
+            {"method": method, "edit": number, **row}
+            for (method, number), identity in zip(work, ids, strict=True)
+            for row in journal.done[identity]["rows"]
+        ]
+        result = EditReport(pd.DataFrame(rows), header)
+        saved(result, folder, report)
+    return result
+
+
+def _fact_identity(fact: Fact) -> str:
+    """The fingerprint of a fact: its prompt, its place, the new answer, and what else it is asked with."""
+    same = {way: _named(prompts) for way, prompts in fact.same.items()}
+    return fingerprint([_named([fact.prompt]), fact.target, fact.position(), same])
+
+
+def _named(prompts: Sequence[Prompt]) -> str:
+    """The fingerprint of prompts in their order, with what they are called."""
+    return fingerprint([(prompt_identity(prompt), prompt.key, prompt.kind) for prompt in prompts])
+
+
+def _methods(
+    graph: Graph,
+    layers: list[int],
+    controls: Sequence[int],
+    fine_tuning: bool,
+    bound: float | None,
+    settings: EditSettings,
+) -> dict[str, Callable[[list[Fact]], Graph]]:
+    """By name, what makes an edited model of facts."""
+
+    def edits(where: list[int]) -> Callable[[list[Fact]], Graph]:
+        quiet = {"progress": False, "report": lambda text: None}
+        return lambda group: edit(graph, group, where, settings=settings, **quiet).graph  # type: ignore[arg-type]
+
+    def tunes(limit: float | None) -> Callable[[list[Fact]], Graph]:
+        return lambda group: fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
+
+    told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    made = {f"edit, {told}": edits(layers)}
+    made |= {f"edit, layer {layer}": edits([layer]) for layer in controls if [layer] != layers}
+    if fine_tuning:
+        made[f"fine-tuning, {told}"] = tunes(None)
+    if bound is not None:
+        made[f"fine-tuning within {bound:g}, {told}"] = tunes(bound)
+    return made
+
+
+def _questions(group: list[Fact], others: Sequence[Prompt]) -> tuple[list[tuple[str, str, Prompt, str]], list[int]]:
+    """((measure, way, prompt, right answer) of all that is asked of an edited model, which of the others are)."""
+    asked = [("efficacy", "the prompt itself", fact.prompt, fact.target) for fact in group]
+    asked += [
+        ("generalisation", way, prompt, fact.target)
+        for fact in group
+        for way, prompts in fact.same.items()
+        for prompt in prompts
+    ]
+    edited_keys = {prompt.key for _, _, prompt, _ in asked if prompt.key}
+    kept = [number for number, prompt in enumerate(others) if prompt.key not in edited_keys]
+    asked += [("specificity", others[n].kind or "other prompts", others[n], str(others[n].answer)) for n in kept]
+    return asked, kept
+
+
+def _asked(
+    graph: Graph, edited: Graph, group: list[Fact], others: Sequence[Prompt], before: list[tuple[float, bool]]
+) -> list[dict]:
+    """What the edited model answers."""
+    asked, kept = _questions(group, others)
+    prompts, answers = [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked]
+    own = len(asked) - len(kept)
+    was = answer_scores(graph, prompts[:own], answers[:own]) + [before[number] for number in kept]
+    now = answer_scores(edited, prompts, answers)
+    return [
+        {
+            "measure": measure,
+            "way": way,
+            "prompt": prompt.key,
+            "answer": answer,
+            "probability": after[0],
+            "right": after[1],
+            "right_before": earlier[1],
+        }
+        for (measure, way, prompt, answer), after, earlier in zip(asked, now, was, strict=True)
+    ]

@@ -1,0 +1,160 @@
+"""Which image tokens a pruning method keeps, layer by layer, on a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.model.edits import MaskEdit
+from nnsight_mmflow.prompts.prompt import Batch
+from nnsight_mmflow.runs.costs import tokens_per_layer
+
+if TYPE_CHECKING:
+    import torch
+    from nnsight_mmflow.patterns.prune.prune import Prune
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """The image tokens that each layer still sees.
+
+    Attributes:
+        prompt: whose.
+        layers: for each layer their numbers in the prompt's image, counted from 0, in order.
+        counts: how many each layer sees.
+    """
+
+    prompt: Prompt = field(repr=False)
+    layers: list[list[int]] = field(repr=False)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many image tokens each layer sees."""
+        return [len(kept) for kept in self.layers]
+
+    def __repr__(self) -> str:
+        return f"KeptTokens(counts={self.counts})"
+
+    def _repr_html_(self) -> str:
+
+        return later("kept_html")(self)
+
+    @checked
+    def on_image(self, by_layer: bool = False, *, image: int = 0, view: str | None = None) -> ShownFigure:
+        """The picture, each patch the clearer the more layers see its token, and grey where few do.
+
+        Args:
+            by_layer: a panel for each stretch of layers that see the same tokens; those that were dropped are grey.
+            image: which of the prompt's images.
+            view: "base" or "tiles", where the processor divided the picture; None: at each pixel the finest.
+        """
+        panels = later("kept_panels")(self, image, by_layer)
+        return later("heat_figure")(self.prompt, panels, image=image, view=view, shade=True)
+
+
+@checked
+def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
+    """Which image tokens each layer still sees, as `KeptTokens`.
+
+    One forward. In a trace with mode="drop" a layer's positions are the text's and these, in order: with them, what is
+    read there goes back to its place in the prompt, and `prompt.spans["image"].places()` tells where on the picture.
+
+    Args:
+        graph: the model.
+        prompt: one prompt with an image.
+        pattern: the method.
+
+    Raises:
+        NoEffectError: it keeps every token.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompt = mmf.nano.prompts(graph, 1)[0]
+        >>> mmf.kept_tokens(graph, prompt, mmf.HiMAP(k1=2, k2=4))
+        KeptTokens(counts=[64, 64, 32, 32, 8, 8, 8, 8, 8, 8])
+    """
+    import nnsight
+    import torch
+    from nnsight_mmflow.patterns.prune.prune import dropped_tokens
+
+    rows = prompt.rows()
+    pattern.check(graph, rows, None)
+    with torch.no_grad(), graph.trace(prompt, use_cache=False):
+        found = pattern.prefill(graph, rows)
+        left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in found.kept])
+        gone = nnsight.save(dropped_tokens(pattern, found, rows))
+    assert gone
+    numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
+    layers = [
+        list(numbers.values()) if kept is None else [numbers[position] for position in kept if position in numbers]
+        for kept in left
+    ]
+    return KeptTokens(prompt, layers)
+
+
+def closed_keys(pattern: Prune, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
+    """For each layer of a TransformerLens bridge the keys that close: what the method drops on the nnsight side.
+
+    Raises:
+        MMFlowError: what a bridge cannot do: it computes every position in every layer, as it stands there.
+    """
+    if prompt is None:
+        raise MMFlowError(
+            "which tokens stay depends on the picture, so spans are not enough: use"
+            f" `with graph.hooks(bridge, prompt, {type(pattern).__name__}(mode='mask')):`."
+        )
+    if pattern.mode != "mask" or pattern.positions != "original" or pattern.merges:
+        raise MMFlowError(
+            f"{pattern}: TransformerLens computes every position in every layer, so tokens cannot leave, move"
+            " or merge there. Take mode='mask', positions='original' and a method that merges nothing, or"
+            " graph.trace."
+        )
+    gone: list[list[list[int]]] = []
+    for one, spans in zip(prompt if isinstance(prompt, Batch) else [prompt], rows, strict=True):
+        image = list(spans["image"])
+        layers = kept_tokens(graph, one, pattern).layers
+        gone.append([[image[i] for i in sorted(set(range(len(image))) - set(kept))] for kept in layers])
+    return [
+        MaskEdit(layer, closing_keys([row[layer] for row in gone]))
+        for layer in range(graph.n_layers)
+        if any(row[layer] for row in gone)
+    ]
+
+
+def closing_keys(gone: list[list[int]]) -> Callable[[torch.Tensor], tuple[torch.Tensor, int]]:
+    """Closes keys to every query that has others."""
+
+    def change(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+        import torch
+
+        from nnsight_mmflow.inside.forwards import factor_of
+        from nnsight_mmflow.inside.prune_masks import finite
+
+        closed, prefill = torch.finfo(mask.dtype).min, mask.shape[-1] == mask.shape[-2]
+        rows = max(mask.shape[0], len(gone))
+        mask, changed, factor = mask.expand(rows, -1, -1, -1).clone(), 0, factor_of(rows, len(gone))
+        for row in range(rows):
+            keys = gone[row // factor]
+            changed += int((mask[row][..., keys] > closed / 2).sum())
+            mask[row][..., keys] = closed
+        return (finite(mask) if prefill else mask), changed
+
+    return change
+
+
+def image_tokens_per_layer(graph: Graph, prompt: Prompt, pattern: Prune | None) -> list[int]:
+    """How many image tokens each layer sees: as planned, or counted in a forward where that depends on what is seen."""
+    if pattern is not None and pattern.measured:
+        return kept_tokens(graph, prompt, pattern).counts
+    stages = [] if pattern is None else pattern.plan(graph, prompt.spans)
+    return tokens_per_layer(stages, len(prompt.spans["image"]), graph.n_layers)

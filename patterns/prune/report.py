@@ -1,0 +1,288 @@
+"""What pruning costs and saves: accuracy, agreement, tokens, operations, times and memory; controls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow.patterns.prune.controls import Grid, Random
+from nnsight_mmflow.patterns.prune.kept_tokens import image_tokens_per_layer
+from nnsight_mmflow.patterns.prune.prune import Prune
+from nnsight_mmflow.patterns.prune.run import answer_with, measure_speed
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.names import CACHE
+from nnsight_mmflow.model.forms import form_of
+from nnsight_mmflow.model.generation_settings import plain_settings, settings_used
+from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops
+from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.journal import Journal
+
+UNPRUNED = "unpruned"
+NOT_HERE = ("max_new_tokens", "return_dict_in_generate", "generation_config", *CACHE)
+
+
+class PruneReport(Result):
+    """Pruning methods compared. One table row per method and prompt.
+
+    Columns: method, prompt, kind, answer (what is right), written (what the model wrote), right, agrees (it wrote what
+    the unpruned model wrote), image_tokens (mean per layer), tokens_share, flops_share (the paper's count: image tokens
+    alone), flops_share_with_text, cache_share. The header holds `speed`: by method the measured milliseconds to the
+    first token, milliseconds per token after it, and peak memory.
+    """
+
+    kind: ClassVar[str] = "prune_report"
+
+    def scores(self) -> pd.DataFrame:
+        """A row per method: right with a 95% interval, agrees, the shares, and the measured times.
+
+        The interval of `difference` (right, less that of the unpruned model) resamples prompts in pairs.
+        """
+        import numpy as np
+        import pandas as pd
+
+        from nnsight_mmflow.runs.results import bootstrap_band
+
+        wide = self.table.pivot_table(index="prompt", columns="method", values="right", aggfunc="first").astype(float)
+        rows = []
+        for method in self.header["methods"]:
+            part = self.table[self.table["method"] == method]
+            mean, low, high = (float(np.squeeze(one)) for one in bootstrap_band(wide[[method]]))
+            change = (wide[method] - wide[UNPRUNED]).to_frame()
+            difference, worst, best = (float(np.squeeze(one)) for one in bootstrap_band(change))
+            shares = ("image_tokens", "tokens_share", "flops_share", "flops_share_with_text", "cache_share")
+            rows.append(
+                {
+                    "method": method,
+                    "right": mean,
+                    "low": low,
+                    "high": high,
+                    "difference": difference,
+                    "difference_low": worst,
+                    "difference_high": best,
+                    "agrees": part["agrees"].mean(),
+                    **{name: part[name].mean() for name in shares},
+                    **self.header["speed"].get(method, {}),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self) -> ShownFigure:
+        """Accuracy against image tokens per layer: what each method gives up for what it saves."""
+        return later("prune_figure")(self)
+
+    def summary(self) -> str:
+        """The table of scores."""
+        scores = self.scores()
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts"]
+        for row in scores.itertuples():
+            lines.append(
+                f"{row.method}: {row.right:.1%} right ({row.low:.1%} to {row.high:.1%}), {row.agrees:.1%} as unpruned,"
+                f" {row.image_tokens:.1f} image tokens per layer, FLOPs {row.flops_share:.0%} (image),"
+                f" {row.flops_share_with_text:.0%} (with text)"
+            )
+        return "\n".join(lines)
+
+
+@in_words
+def prune_report(
+    graph: Graph,
+    prompts: Sequence[Prompt],
+    methods: Sequence[Prune] | Mapping[str, Prune],
+    *,
+    controls: bool = True,
+    max_new_tokens: int = 8,
+    generation: Mapping[str, object] | None = None,
+    batch_size: int = 8,
+    timed: int = 3,
+    judge: Callable[[Prompt, str], float] | None = None,
+    folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> PruneReport:
+    """A PruneReport: what each method keeps of the model's answers, and what it saves.
+
+    Beside each method stand a random and a regular thinning with the same mean number of image tokens per layer, from
+    the same first layer on: a method that does no better has found nothing.
+
+    Args:
+        graph: the model.
+        prompts: with `answer` set.
+        methods: patterns, or a mapping from names to patterns.
+        controls: also the random and the regular thinning of equal budget.
+        max_new_tokens: how long an answer may get.
+        generation: more settings of transformers' generate, such as {"num_beams": 3}. Without them answers are greedy,
+            whatever the checkpoint's generation config says; all that was used stands in the header. One answer a
+            prompt is read.
+        batch_size: prompts in one generation.
+        judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`mmf.read_benchmark`);
+            None: the whole answer, whatever the case.
+        timed: how often times are measured (the median is told); 0: not at all.
+        folder: where finished batches are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: a prompt without an answer, or no method.
+        NoEffectError: a method that drops nothing.
+
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 6; spec himap, sections 4 and 5.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> quiet = {"progress": False, "report": lambda text: None}
+        >>> prompts = mmf.nano.prompts(graph, 6)
+        >>> result = mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **quiet)
+        >>> len(result.scores())
+        4
+    """
+    graph = graph.at(remote)
+    import pandas as pd
+
+    silent = [prompt.key or prompt.question for prompt in prompts if prompt.answer is None]
+    if not prompts or silent:
+        raise MMFlowError(f"every prompt needs an answer; {len(silent)} of {len(prompts)} have none: {silent[:3]}.")
+    named = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
+    if not named:
+        raise MMFlowError("prune_report needs at least one method, but got none.")
+    typical = max(prompts, key=lambda prompt: len(prompt.spans["image"]))
+    used = plain_settings(graph, **_checked(generation or {}), max_new_tokens=max_new_tokens)
+    form = form_of(graph, used, (1, len(typical)))
+    for method in named.values():
+        method.check(graph, typical.rows(), form)
+    every: dict[str, Prune | None] = {UNPRUNED: None}
+    for name, method in named.items():
+        every[name] = method
+        if controls:
+            every |= equal_budget(graph, method, typical)
+    settings = {
+        "model": graph.name,
+        "methods": list(every),
+        "patterns": {name: repr(pattern) for name, pattern in every.items()},
+        "n_prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "generation": settings_used(graph, used),
+        "batch_size": batch_size,
+        "attention": graph.backend,
+        "versions": versions(),
+    }
+    size = DecoderSize.of(graph)
+    prompt_ids = [prompt_identity(prompt) for prompt in prompts]
+    told = {
+        "generation": settings["generation"],
+        "max_new_tokens": max_new_tokens,
+        "timed_on": graph.device.type if timed else None,
+    }
+    with journal_of(graph, folder, "prune report", report, **told) as journal:
+        ids = {name: [f"{fingerprint(pattern)}: {one}" for one in prompt_ids] for name, pattern in every.items()}
+        left = {name: journal.left(ids[name]) for name in every}
+        report(
+            f"prune report: {len(every)} methods, {len(prompts)} prompts, up to {max_new_tokens} tokens each:"
+            f" {len(every) * len(prompts)} generations"
+            + (f"; {sum(not one for one in left.values())} methods done already." if journal.done else ".")
+        )
+        speed: dict[str, dict] = {}
+        for name, pattern in progress_bar(list(every.items()), "prune report", shown=progress, unit="method"):
+            for start in range(0, len(left[name]), batch_size):
+                part = left[name][start : start + batch_size]
+                written = answer_with(graph, [prompts[n] for n in part], pattern, used, batch_size)
+                journal.add(*({"id": ids[name][n], "written": text} for n, text in zip(part, written, strict=True)))
+            speed[name] = _speed(graph, journal, pattern, prompts[0], prompt_ids, timed) if timed else {}
+        rows: list[dict] = []
+        for name, pattern in every.items():
+            for number, (prompt, identity) in enumerate(zip(prompts, ids[name], strict=True)):
+                text, plain = (journal.done[one]["written"] for one in (identity, ids[UNPRUNED][number]))
+                rows.append(
+                    {
+                        "method": name,
+                        "prompt": f"{number}:{prompt.key}",
+                        "kind": prompt.kind,
+                        "answer": prompt.answer,
+                        "written": text,
+                        "right": float(judge(prompt, text) if judge else _same(prompt, text)),
+                        "agrees": text == plain,
+                        **_shares(graph, prompt, pattern, size),
+                    }
+                )
+        result = PruneReport(pd.DataFrame(rows), {**settings, "speed": speed})
+        saved(result, folder, report)
+    return result
+
+
+def _speed(
+    graph: Graph, journal: Journal, pattern: Prune | None, prompt: Prompt, prompts: list[str], timed: int
+) -> dict[str, float]:
+    """Measured times and memory on the first prompt, or as measured before on one of these."""
+    names = [f"{fingerprint(pattern)}: speed of {one}, {timed} times" for one in prompts]
+    name = next((one for one in names if one in journal.done), names[0])
+    if name not in journal.done:
+        journal.add({"id": name, "speed": measure_speed(graph, prompt, pattern, timed)})
+    return journal.done[name]["speed"]
+
+
+def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:
+    """The settings; refuses those that are said elsewhere, or that write several answers for a prompt."""
+    if generation.get("num_return_sequences", 1) != 1:
+        raise MMFlowError(
+            f"generation has num_return_sequences={generation['num_return_sequences']}, but a report reads one answer a"
+            " prompt. Leave it out."
+        )
+    ours = [name for name in generation if name in NOT_HERE]
+    if ours:
+        raise MMFlowError(
+            f"generation has {ours[0]!r}, which a report cannot take there. Give transformers' settings by name, such"
+            " as {'num_beams': 3}; max_new_tokens is an argument of its own."
+        )
+    return generation
+
+
+def _same(prompt: Prompt, written: str) -> bool:
+    return written.lower() == str(prompt.answer).strip().lower()
+
+
+def equal_budget(graph: Graph, method: Prune, prompt: Prompt) -> dict[str, Prune]:
+    """The random and the regular thinning that leave as many image tokens per layer, from the same first layer on.
+
+    Named by what they do, so that methods of the same budget share them.
+    """
+    tokens, depth, count = image_tokens_per_layer(graph, prompt, method), graph.n_layers, len(prompt.spans["image"])
+    first, left = next(layer for layer, number in enumerate(tokens) if number < count), sum(tokens)
+    share = (left / count - first) / (depth - first)
+    dropped = min(1.0, max(0.0, 1 - share))
+    told = f"from layer {first}, {1 - dropped:.1%} left"
+    return {
+        f"random {told}": Random(k=first, r=dropped, mode=method.mode),
+        f"grid {told}": Grid(k=first, r=dropped, mode=method.mode),
+    }
+
+
+def _shares(graph: Graph, prompt: Prompt, pattern: Prune | None, size: DecoderSize) -> dict[str, float]:
+    """Tokens, operations and cache of one prompt, and their shares of the unpruned run's."""
+    count = len(prompt.spans["image"])
+    text = len(prompt) - count
+    tokens, whole = image_tokens_per_layer(graph, prompt, pattern), [count] * size.n_layers
+    positions, all_positions = [n + text for n in tokens], [n + text for n in whole]
+    return {
+        "image_tokens": sum(tokens) / size.n_layers,
+        "tokens_share": sum(tokens) / sum(whole),
+        "flops_share": paper_flops(tokens, size) / paper_flops(whole, size),
+        "flops_share_with_text": paper_flops(positions, size) / paper_flops(all_positions, size),
+        "cache_share": cache_bytes(positions, size) / cache_bytes(all_positions, size),
+    }

@@ -1,0 +1,239 @@
+"""Attribution patching: what patching every head at every span would do, estimated with a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, ClassVar
+
+import nnsight
+import torch
+from nnsight_mmflow.patterns.patch import Patch
+from nnsight_mmflow.patterns.trace.causal_trace import trace_spans
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.each import next_or_none
+from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.remote.words import in_words, needs_gradients
+from nnsight_mmflow.runs.identity import corruption_identity, drawn_by, journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from nnsight import Envoy
+    from nnsight_mmflow.patterns.trace.corruption import Corruption
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.prompts.prompt import Prompt
+
+
+class AttributionResult(Result):
+    """Attribution patching. One table row per prompt, span, layer and head.
+
+    Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability, estimate (of the change of the
+    answer's log-probability, in nats, when the corrupt run gets the head's clean result at the span), exact (the same,
+    measured; NaN where it was not).
+    """
+
+    kind: ClassVar[str] = "attribution"
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's correlation of estimates with what was measured; NaN with fewer than three."""
+        both = self.table.dropna(subset=["exact"])
+        return float(both["estimate"].corr(both["exact"])) if len(both) > 2 else float("nan")
+
+    @checked
+    def top(self, k: int) -> pd.DataFrame:
+        """The k heads and spans with the largest mean estimate, either way: span, layer, head, estimate, exact."""
+        means = self.table.groupby(["span", "layer", "head"], sort=False)[["estimate", "exact"]].mean().reset_index()
+        return means.reindex(means["estimate"].abs().sort_values(ascending=False).index).head(k).reset_index(drop=True)
+
+    def plot(self) -> ShownFigure:
+        """Heat maps, head by layer, a panel per span; and estimates against what was measured."""
+        return later("attribution_figure")(self)
+
+    def summary(self) -> str:
+        """The correlation with exact patching, and the heads that matter most."""
+        checked = int(self.table["exact"].notna().sum())
+        told = (
+            f"correlation with exact patching {self.correlation:.2f} (of {checked} cells)" if checked else "unchecked"
+        )
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {told}"]
+        lines += [
+            f"layer {row.layer}, head {row.head}, {row.span}: {row.estimate:+.2f} nats"
+            for row in self.top(5).itertuples()
+        ]
+        return "\n".join(lines)
+
+
+@in_words
+def attribution(
+    graph: Graph,
+    clean: Prompt | Sequence[Prompt],
+    corrupt: Corruption | Sequence[Corruption],
+    spans: Sequence[str] | None = None,
+    *,
+    exact: int = 24,
+    seed: int = 0,
+    folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> AttributionResult:
+    """An AttributionResult: for each head and span, what patching it from the clean run would do to the answer.
+
+    Two forwards and one backward per prompt give all of them: to first order, the change of the answer's
+    log-probability is the gradient at the corrupt run times the difference of the head's results. Some cells are
+    patched for real, and the correlation is printed: a low one means that the estimates are not to be trusted here.
+
+    Args:
+        graph: the model.
+        clean: one prompt or several.
+        corrupt: for each its corrupt run, of the same length (`mmf.corruption`).
+        spans: as in `mmf.causal_trace`.
+        exact: in how many cells of each prompt the patch is really made: half of them those with the largest estimates,
+            half drawn by chance; 0: none.
+        seed: of the draw.
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        progress: show a progress bar.
+        report: where trouble with the folder is told.
+
+    Raises:
+        NoEffectError: two runs that do not differ.
+        MMFlowError: as many corruptions as prompts are needed, of the same length.
+
+    Source: attribution patching as Nanda (2023) and Syed et al. (arXiv 2310.10348) describe it.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompts, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
+        >>> result = mmf.attribution(graph, prompts, corrupt, ["last"], exact=8, progress=False)
+        >>> len(result.to_frame()) == 2 * graph.n_layers * graph.n_heads
+        True
+    """
+    graph = graph.at(remote)
+    needs_gradients(graph, "attribution")
+    whole_here(graph, "attribution")
+    import pandas as pd
+
+    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
+
+    prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)
+    corruptions = list(corrupt) if isinstance(corrupt, Sequence) else [corrupt]
+    if not prompts or len(prompts) != len(corruptions):
+        raise MMFlowError(f"{len(prompts)} prompt(s) and {len(corruptions)} corruption(s): one for each is needed.")
+    pairs = list(zip(prompts, corruptions, strict=True))
+    for number, (prompt, corruption) in enumerate(pairs):
+        if len(prompt) != len(corruption.prompt):
+            raise MMFlowError(
+                f"prompt {number} has {len(prompt)} positions, its corrupt run {len(corruption.prompt)}: positions"
+                " would not mean the same."
+            )
+    places = [trace_spans(n, *pair, spans, each=False, control=False) for n, pair in enumerate(pairs)]
+    ids = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
+    told = {"spans": spans and list(spans), "exact": exact, "seed": seed}
+    with journal_of(graph, folder, "attribution", report, **told) as journal:
+        for identity, where in zip(ids, places, strict=True):
+            if identity in journal.done:
+                found = [(row["layer"], row["span"], row["head"]) for row in journal.done[identity]["rows"]]
+                layers, heads = range(graph.n_layers), range(graph.n_heads)
+                planned = [(layer, name, head) for layer in layers for name in where for head in heads]
+                journal.check(identity, found, planned)
+        for number in progress_bar(journal.left(ids), "attribution", shown=progress):
+            drawn = drawn_by(seed, ids[number])
+            journal.add({"id": ids[number], "rows": _cells(graph, *pairs[number], places[number], exact, drawn)})
+        rows = [
+            {"prompt": prompt.key or str(number), **row}
+            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
+            for row in journal.done[identity]["rows"]
+        ]
+        header = {
+            "model": graph.name,
+            "n_prompts": len(prompts),
+            "n_layers": graph.n_layers,
+            "n_heads": graph.n_heads,
+            "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
+            "metric": "change of the log-probability of the clean answer's first token (nats)",
+            "versions": versions(),
+        }
+        result = AttributionResult(pd.DataFrame(rows), header)
+        saved(result, folder, report)
+    return result
+
+
+def _cells(
+    graph: Graph,
+    prompt: Prompt,
+    corruption: Corruption,
+    places: dict[str, list[int]],
+    exact: int,
+    seed: int,
+) -> list[dict]:
+    """The rows of one prompt."""
+    outs, first, width = (
+        [graph.attention_out(layer) for layer in range(graph.n_layers)],
+        graph.layers[0],
+        graph.head_width,
+    )
+    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
+        clean = nnsight.save([out.inputs[0][0][0].detach().clone() for out in outs])
+        log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1).detach())
+    token = int(log.argmax())
+    with graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
+        found = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
+    low, heads, gradients = found
+    rows = []
+    for layer, (was, now, gradient) in enumerate(zip(clean, heads, gradients, strict=True)):
+        gain = ((was.to(now) - now).float() * gradient.float()).unflatten(-1, (graph.n_heads, width)).sum(-1).cpu()
+        for name, at in places.items():
+            rows += [
+                {
+                    "span": name,
+                    "layer": layer,
+                    "head": head,
+                    "answer": graph.processor.tokenizer.decode([token]).strip(),
+                    "clean_probability": math.exp(float(log[token])),
+                    "corrupt_probability": math.exp(low),
+                    "estimate": float(gain[at, head].sum()),
+                    "exact": float("nan"),
+                }
+                for head in range(graph.n_heads)
+            ]
+    generator = torch.Generator().manual_seed(seed)
+    order = sorted(range(len(rows)), key=lambda i: -abs(rows[i]["estimate"]))
+    drawn = [i for i in torch.randperm(len(rows), generator=generator).tolist() if i not in order[: exact // 2]]
+    everything = corruption.prompt.spans["all"]
+    chosen = [*order[: exact // 2], *drawn[: exact - exact // 2]]
+    patches: list[tuple[Pattern, ...]] = []
+    for i in chosen:
+        row = rows[i]
+        span = everything.part(places[row["span"]], row["span"])
+        value = clean[row["layer"]][places[row["span"]]][None, None]
+        patch = Patch(at=span, site="attn", layers=row["layer"], heads=(row["head"],), value=value)
+        patches.append((*corruption.patterns, patch))
+    for i, measured in zip(chosen, next_or_none(graph, corruption.prompt, patches, token), strict=True):
+        rows[i]["exact"] = 0.0 if measured is None else measured.log - low  # None: the head gives there what it gave
+    return rows
+
+
+def heads_and_gradients(
+    first: Envoy, outs: list[Envoy], model: Envoy, token: int
+) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:
+    """Inside a trace: the token's log-probability, the heads' results of every layer, and its gradients by them."""
+    arguments, named = first.inputs
+    entering = arguments[0].detach().requires_grad_(True)  # so that there is a gradient where the weights take none
+    first.inputs = ((entering, *arguments[1:]), named)
+    heads = [out.inputs[0][0] for out in outs]
+    log = model.output.logits[0, -1].float().log_softmax(-1)[token]
+    gradients = torch.autograd.grad(log, heads)
+    return float(log.detach()), [one[0].detach() for one in heads], [one[0] for one in gradients]
