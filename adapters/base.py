@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.adapters.text import IGNORED, TEXT_MODELS
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow.inside.names import mentions
 from nnsight_mmflow.spans.geometry import ImageGeometry
 
 if TYPE_CHECKING:
@@ -221,3 +221,9 @@ def _unhandled(where: str, config: PretrainedConfig, handled: frozenset[str]) ->
         for name, value in config.to_dict().items()
         if name not in handled and name not in IGNORED and (name not in defaults or value != defaults[name])
     ]
+
+
+def mentions(forward: Callable, name: str) -> bool:
+    """Whether a forward's own code names something, as an attribute or as text."""
+    code = inspect.unwrap(forward).__code__
+    return name in (*code.co_names, *code.co_consts)

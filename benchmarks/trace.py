@@ -18,8 +18,9 @@ from nnsight_mmflow.patterns.trace.run import clean_values, one_forward
 from shapes import SHAPES, build, question
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.inside.restore import Cell, run_cells
-from nnsight_mmflow.runs.plan import ROW_BUDGET
+from nnsight_mmflow.inside.plan import ROW_BUDGET
+from nnsight_mmflow.inside.restore import Cell
+from nnsight_mmflow.runs.restored import run_cells
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.sweep import run_clean
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.bridge.patching import patch_by_span as patch_by_span
     from nnsight_mmflow.bridge.span_cache import SpanCache as SpanCache
     from nnsight_mmflow.bridge.span_cache import cache_by_span as cache_by_span
-    from nnsight_mmflow.checks import Report as Report
     from nnsight_mmflow.checks import check as check
+    from nnsight_mmflow.checks.report import Report as Report
     from nnsight_mmflow.data.benchmarks import Benchmark as Benchmark
     from nnsight_mmflow.data.benchmarks import read_benchmark as read_benchmark
     from nnsight_mmflow.data.constraint_files import read_constraint_questions as read_constraint_questions
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph as Graph
     from nnsight_mmflow.model.load import adapt as adapt
     from nnsight_mmflow.model.load import load as load
-    from nnsight_mmflow.patterns import corruption as corruption
     from nnsight_mmflow.patterns.attention import AttentionMaps as AttentionMaps
     from nnsight_mmflow.patterns.attention import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention import attention as attention
@@ -88,6 +87,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.skip import Skip as Skip
     from nnsight_mmflow.patterns.skip_flow import SkipResult as SkipResult
     from nnsight_mmflow.patterns.skip_flow import skip_flow as skip_flow
+    from nnsight_mmflow.patterns.trace import corruption as corruption
     from nnsight_mmflow.patterns.trace.attribution import AttributionResult as AttributionResult
     from nnsight_mmflow.patterns.trace.attribution import attribution as attribution
     from nnsight_mmflow.patterns.trace.causal_trace import causal_trace as causal_trace
@@ -208,7 +208,7 @@ _WHERE = {
     "ModelError": "_errors",
     "DataError": "_errors",
     "check": "checks",
-    "Report": "checks",
+    "Report": "checks.report",
     "corruption": "patterns.trace.corruption",
     "nano": "nano",
 }

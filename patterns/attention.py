@@ -13,9 +13,10 @@ from nnsight_mmflow._errors import MMFlowError, SpanError
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.heads import QueryKeyReader
 from nnsight_mmflow.inside.maps import read_maps
-from nnsight_mmflow.model.pattern import layer_list, resolve
+from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.spans.edges import resolve
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class AttentionMaps:
         return self.layers.index(layer)
 
 
-@in_words
+@experiment
 def attention(
     graph: Graph,
     prompt: Prompt | Batch,

@@ -12,10 +12,11 @@ from nnsight_mmflow.patterns.attention import attention
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.model.pattern import check_readable, layer_list, resolve
+from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.spans.edges import check_readable, resolve
 from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class EffectResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def attention_and_effect(
     graph: Graph,
     prompt: Prompt | Batch,

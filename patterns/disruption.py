@@ -14,12 +14,11 @@ from nnsight_mmflow.patterns.zeroed import Zeroed
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow.files.output import saved
-from nnsight_mmflow.inside.each import next_under
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.each import next_under
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import drawn_by, journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.results import Result, saved, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +88,7 @@ class DisruptionResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def disruption(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

@@ -11,13 +11,13 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.inside.sweep import run_there
+from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.prompt import Prompt
-from nnsight_mmflow.remote.words import in_words
-from nnsight_mmflow.runs.plan import ROW_BUDGET, Plan, make_plan, sizes_of
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import Result, versions
-from nnsight_mmflow.runs.sweep import run_by_rows, run_clean
+from nnsight_mmflow.runs.sweep import run_by_rows, run_clean, run_there
 from nnsight_mmflow.spans.regions import random_partners, regions_of
 from nnsight_mmflow.spans.span import Span
 
@@ -118,7 +118,7 @@ class KnockoutByPatch(Result):
         return f"<pre>{escape(self.summary())}</pre>" if self.prompt is None else super()._repr_html_()
 
 
-@in_words
+@experiment
 def knockout_by_patch(
     graph: Graph,
     prompt: Prompt,

@@ -12,13 +12,12 @@ import torch
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow.files.output import saved
 from nnsight_mmflow.inside.readout import read_layers
-from nnsight_mmflow.inside.sweep import answer_of
 from nnsight_mmflow.prompts.prompt import Prompt
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.results import Result, saved, versions
+from nnsight_mmflow.runs.sweep import answer_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow._figure import ShownFigure
@@ -52,7 +51,7 @@ class LensResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def lens(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

@@ -15,7 +15,7 @@ from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.readout import read_top
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.prompt import Prompt
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.results import Result, versions
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class LensByPatch(Result):
         return f"<pre>{escape(self.summary())}</pre>" if self.prompt is None else super()._repr_html_()
 
 
-@in_words
+@experiment
 def lens_by_patch(
     graph: Graph,
     prompt: Prompt,

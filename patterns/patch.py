@@ -10,16 +10,15 @@ import torch
 from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._later import later
 from nnsight_mmflow.bridge.site_names import site_named
 from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
-from nnsight_mmflow.model.pattern import check_computed, layer_list, resolve, rows_of
+from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list
+from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.values import Value
-    from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -31,7 +30,7 @@ AT = ("resid", "attn", "mlp", "embed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch:
+class Patch(Pattern):
     """Writes activations at a span.
 
     Attributes:
@@ -115,22 +114,18 @@ class Patch:
         ready = resolve_value(self.value, graph, targets, self._site, self._layers(graph), self.at)
         return replace(self, ready=ready)
 
-    def _repr_html_(self) -> str:
+    def inside(self, graph: Graph, rows: tuple[Spans, ...], part: str) -> list[int]:
+        """What a part adds can be written where it is left out; the heads' results are not there."""
+        parts = () if self.site in ("resid", "embed") else ("layer",) if self.heads is None else ("layer", "attn")
+        return self.layer_list(graph) if part in parts else []
 
-        return later("pattern_html")(self)
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too.
 
-    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
-        """Does it inside a trace that the user has opened, and returns how many activations it changed.
-
-        Values that come from other runs must be at hand: `patch = patch.prepared(graph, prompt.rows())` before it.
+        In a trace of the user's, values that come from other runs must be at hand: `patch.prepared(graph,
+        prompt.rows())` before it.
         """
-        rows = rows_of(graph, spans)
-        self.check(graph, rows, None)
         return self._write_here(graph, rows)
-
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too."""
-        self._write_here(graph, rows)
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds positions of the span."""
@@ -145,10 +140,6 @@ class Patch:
             return held.past_prompt
 
         each_forward(graph.decoder, len(rows), length, act)
-
-    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
-        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        return later("hooks_of")(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What it writes at each hook point of a TransformerLens bridge."""

@@ -12,14 +12,14 @@ from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.files.output import saved
 from nnsight_mmflow.inside.heads import QueryKeyReader
 from nnsight_mmflow.inside.saliency import Flows, read_flows
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.remote.words import in_words, needs_gradients
+from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import with_target
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.results import Result, saved, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ class SaliencyResult(Result):
         )
 
 
-@in_words
+@experiment
 def saliency(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

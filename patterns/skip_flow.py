@@ -13,12 +13,11 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.files.output import saved
-from nnsight_mmflow.inside.each import next_under
-from nnsight_mmflow.inside.sweep import answer_of
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.each import next_under
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, versions
+from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, saved, versions
+from nnsight_mmflow.runs.sweep import answer_of
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class SkipResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def skip_flow(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

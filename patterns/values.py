@@ -167,7 +167,7 @@ def _finite(values: list[list[torch.Tensor]], what: str) -> list[list[torch.Tens
 def _from_run(
     value: FromRun, graph: Graph, targets: list[Span], site: str, layers: list[int], expression: str | Span
 ) -> list[list[torch.Tensor]]:
-    from nnsight_mmflow.model.pattern import resolve
+    from nnsight_mmflow.spans.edges import resolve
 
     rows = value.prompt.rows()
     if len(rows) != len(targets):

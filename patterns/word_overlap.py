@@ -14,8 +14,6 @@ from nnsight_mmflow.patterns.values import zeros
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow.files.output import saved
-from nnsight_mmflow.inside.each import words_under
 from nnsight_mmflow.inside.names import cached
 from nnsight_mmflow.inside.rows import (
     LayerInput,
@@ -25,11 +23,13 @@ from nnsight_mmflow.inside.rows import (
     prepared,
     tail_start,
 )
+from nnsight_mmflow.inside.sweep import Clean
 from nnsight_mmflow.prompts.prompt import Prompt
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.each import words_under
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
-from nnsight_mmflow.runs.sweep import Clean, run_clean
+from nnsight_mmflow.runs.results import Result, saved, versions
+from nnsight_mmflow.runs.sweep import run_clean
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class WordOverlapResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def word_overlap(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from nnsight_mmflow._errors import NoEffectError
-from nnsight_mmflow._later import later
 from nnsight_mmflow.inside.apart import own_mask, read_attention
 from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of, held_whole
 from nnsight_mmflow.inside.heads import QueryKeyReader, attention_weights
 from nnsight_mmflow.inside.masks import layer_mask
 from nnsight_mmflow.model.edits import HookEdit, held_by, row_length
-from nnsight_mmflow.model.pattern import check_readable, check_whole, layer_list, resolve
+from nnsight_mmflow.model.pattern import TAKES, Pattern, check_whole, layer_list
+from nnsight_mmflow.spans.edges import check_readable, resolve
 
 if TYPE_CHECKING:
     from nnsight import Envoy
-    from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow.inside.apart import Layout
     from nnsight_mmflow.model.forms import Form
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zeroed:
+class Zeroed(Pattern):
     """Sets the weights from source to target to zero after the softmax; the target's others stay as they are.
 
     What the sources gave is subtracted from the heads' results, so that the attention implementation stays as it is.
@@ -56,19 +55,12 @@ class Zeroed:
         ...     logits = graph.unembed.output.save()
     """
 
+    order: ClassVar[int] = TAKES
+    attends: ClassVar[bool] = True
+
     source: str | Span
     target: str | Span
     layers: int | Iterable[int]
-
-    def __post_init__(self) -> None:
-        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
-        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
-
-        check_fields(self)
-
-    def _repr_html_(self) -> str:
-
-        return later("pattern_html")(self)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
@@ -78,14 +70,6 @@ class Zeroed:
         targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
         for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
             check_readable(f"{self}, row {row}", source, target, graph.adapter.bidirectional(rows[row]))
-
-    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Zeroed:
-        """Itself: it needs nothing from other runs."""
-        return self
-
-    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
-        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        return later("hooks_of")(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What it does to each layer's weights on a TransformerLens bridge."""
@@ -104,9 +88,15 @@ class Zeroed:
             HookEdit(f"blocks.{layer}.attn.hook_pattern", change) for layer in layer_list(self.layers, graph.n_layers)
         ]
 
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` makes."""
-        self._told(self._zero(graph, self._edges(rows), row_length(rows)))
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """Does it inside the edit that `graph.trace` makes; returns of how many edges."""
+        edges = self._edges(rows)
+        self._told(self._zero(graph, edges, row_length(rows)))
+        return len(self.layer_list(graph)) * sum(len(target) * len(source) for target, source in edges)
+
+    def taken(self, rows: tuple[Spans, ...]) -> list[tuple[set[int], set[int]]]:
+        """For each prompt the targets and sources of its weights."""
+        return [(set(target), set(source)) for target, source in self._edges(rows)]
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds the prompt."""

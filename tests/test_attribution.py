@@ -119,7 +119,7 @@ def test_on_nano_estimates_go_with_what_is_measured():
 
 def test_cells_that_change_nothing_are_told_apart():
     """Planted in the middle of a session: a patch that writes what stands there already."""
-    from nnsight_mmflow.inside.each import next_or_none, next_under
+    from nnsight_mmflow.runs.each import next_or_none, next_under
 
     graph = tiny_graph("llama")
     prompt = graph.prompt(picture(0), "what color is the circle ?")

@@ -8,13 +8,13 @@ from pathlib import Path
 import families
 import pytest
 import torch
-from nnsight_mmflow.adapters.processor_fit import check_counts_of
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.model import checkpoints as _checkpoints
 from nnsight_mmflow.model import load as _load
+from nnsight_mmflow.model.token_counts import check_counts_of
 
 WEIGHTS = "model.safetensors"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"

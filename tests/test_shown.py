@@ -16,7 +16,7 @@ from tiny import picture
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow._figure import ShownFigure
-from nnsight_mmflow.checks import Line
+from nnsight_mmflow.checks.report import Line
 from nnsight_mmflow.runs.journal import Journal
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import Result

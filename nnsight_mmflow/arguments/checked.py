@@ -47,9 +47,11 @@ from nnsight_mmflow.arguments.things import (
     same_of,
     settings_of,
 )
+from nnsight_mmflow.prompts.encode import check_made_for
+from nnsight_mmflow.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.adapters.base import Adapter
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -124,7 +126,7 @@ def checked(run: Callable[Given, Found]) -> Callable[Given, Found]:
             graph.at(bound.arguments.get("remote")).check_weights({})  # type: ignore[union-attr]
         for name in ("prompts", "prompt", "clean", "others"):
             if graph is not None and bound.arguments.get(name) is not None:
-                made_for(graph, bound.arguments[name], run.__name__)
+                made_for(graph.adapter, bound.arguments[name], run.__name__)
         return run(*bound.args, **bound.kwargs)
 
     return wrapped
@@ -198,14 +200,11 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
     return value
 
 
-def made_for(graph: Graph, prompts: object, what: str) -> None:
+def made_for(adapter: Adapter, prompts: object, what: str) -> None:
     """Refuses prompts that another model's processor made: their ids would mean other words here."""
-    from nnsight_mmflow.prompts.encode import check_made_for
-    from nnsight_mmflow.prompts.prompt import Prompt
-
     for prompt in prompts if isinstance(prompts, list) else getattr(prompts, "prompts", [prompts]):
         if isinstance(prompt, Prompt):
-            check_made_for(graph.adapter, prompt)
+            check_made_for(adapter, prompt)
 
 
 def _as_tuple(value: object) -> tuple:

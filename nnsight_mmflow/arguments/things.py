@@ -1,4 +1,7 @@
-"""What an argument may be, where it is one of the package's own things: a graph, prompts, facts, patterns."""
+"""What an argument may be, where it is one of the package's own things: a graph, prompts, facts, patterns.
+
+The rooms above are known by the names of their classes, so that nothing of them is imported for a check.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ from collections.abc import Iterable, Mapping
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came, text
+from nnsight_mmflow.prompts.prompt import Batch, Prompt
+
+PACKAGE = "nnsight_mmflow"
+
+
+def is_a(value: object, kind: str) -> bool:
+    """Whether it is of the package's class of that name, or of one derived from it."""
+    return any(cls.__name__ == kind and cls.__module__.partition(".")[0] == PACKAGE for cls in type(value).__mro__)
 
 
 def graph_of(name: str, value: object) -> object:
     """A graph."""
-    from nnsight_mmflow.model.graph import Graph
-
-    if not isinstance(value, Graph):
+    if not is_a(value, "Graph"):
         raise MMFlowError(f"{name} is what mmf.load or mmf.adapt returns, but {came(value)} came.")
     return value
 
@@ -26,19 +35,15 @@ def bound_of(name: str, value: object) -> object:
 
 def prompts_of(name: str, value: object) -> list:
     """One prompt or several; a batch stands for its prompts."""
-    from nnsight_mmflow.prompts.prompt import Batch, Prompt
-
     if isinstance(value, Prompt):
         return [value]
     if isinstance(value, Batch):
         return list(value.prompts)
-    return _several(name, value, Prompt, "graph.prompt(...)")
+    return _several(name, value, "Prompt", "graph.prompt(...)")
 
 
 def prompt_of(name: str, value: object) -> object:
     """A prompt or a batch; which of them, the function says."""
-    from nnsight_mmflow.prompts.prompt import Batch, Prompt
-
     if not isinstance(value, Prompt | Batch):
         raise MMFlowError(
             f"this takes one prompt, but a {type(value).__name__} came as {name}: what graph.prompt(...) returns."
@@ -48,18 +53,12 @@ def prompt_of(name: str, value: object) -> object:
 
 def corruptions_of(name: str, value: object) -> object:
     """One corrupt run or several."""
-    from nnsight_mmflow.patterns.trace.corruption import Corruption
-
-    return [value] if isinstance(value, Corruption) else _several(name, value, Corruption, "mmf.corruption")
+    return [value] if is_a(value, "Corruption") else _several(name, value, "Corruption", "mmf.corruption")
 
 
 def facts_of(name: str, value: object) -> object:
     """One fact or several."""
-    from nnsight_mmflow.patterns.edit.value import Fact
-
-    return (
-        [value] if isinstance(value, Fact) else _several(name, value, Fact, "mmf.Fact(prompt=..., target=..., at=...)")
-    )
+    return [value] if is_a(value, "Fact") else _several(name, value, "Fact", "mmf.Fact(prompt=..., target=..., at=...)")
 
 
 def questions_of(name: str, value: object) -> object:
@@ -75,14 +74,12 @@ def questions_of(name: str, value: object) -> object:
 
 def methods_of(name: str, value: object) -> object:
     """Pruning patterns, or a mapping from names to them."""
-    from nnsight_mmflow.patterns.prune.prune import Prune
-
-    if isinstance(value, Prune):
+    if is_a(value, "Prune"):
         return [value]
     if isinstance(value, Mapping):
-        _several(name, list(value.values()), Prune, "such as mmf.FastV(k=2, r=0.5)")
+        _several(name, list(value.values()), "Prune", "such as mmf.FastV(k=2, r=0.5)")
         return {text(f"each name of {name}", key): one for key, one in value.items()}
-    return _several(name, value, Prune, "such as mmf.FastV(k=2, r=0.5)")
+    return _several(name, value, "Prune", "such as mmf.FastV(k=2, r=0.5)")
 
 
 def pattern_of(name: str, value: object) -> object:
@@ -94,18 +91,16 @@ def pattern_of(name: str, value: object) -> object:
 def patterns_of(value: object) -> object:
     """Patterns, as graph.trace takes them."""
     for one in value:  # type: ignore[attr-defined]
-        if isinstance(one, type) or not hasattr(one, "check") or not hasattr(one, "prepared"):
+        if not is_a(one, "Pattern"):
             raise MMFlowError(f"a pattern is expected, such as mmf.Knockout(...), but {came(one)} came.")
     return value
 
 
 def settings_of(name: str, value: object) -> object:
     """The name of edit settings, or some."""
-    from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings
-
-    if isinstance(value, EditSettings) or (isinstance(value, str) and value in SETTINGS):
+    if is_a(value, "EditSettings") or isinstance(value, str):  # which names there are, the function says
         return value
-    raise MMFlowError(f"{name} must be one of {', '.join(SETTINGS)}, or mmf.EditSettings(...), not {value!r}.")
+    raise MMFlowError(f"{name} is the name of some, or mmf.EditSettings(...), but {came(value)} came.")
 
 
 def same_of(name: str, value: object) -> object:
@@ -118,13 +113,11 @@ def same_of(name: str, value: object) -> object:
     return value
 
 
-def _several(name: str, value: object, kind: type, how: str) -> list:
+def _several(name: str, value: object, kind: str, how: str) -> list:
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise MMFlowError(f"{name}: one {kind.__name__} or a list of them is expected ({how}), but {came(value)} came.")
+        raise MMFlowError(f"{name}: one {kind} or a list of them is expected ({how}), but {came(value)} came.")
     found = list(value)
-    wrong = [number for number, one in enumerate(found) if not isinstance(one, kind)]
+    wrong = [number for number, one in enumerate(found) if not is_a(one, kind)]
     if wrong:
-        raise MMFlowError(
-            f"{name}: each is a {kind.__name__} ({how}), but number {wrong[0]} is {came(found[wrong[0]])}."
-        )
+        raise MMFlowError(f"{name}: each is a {kind} ({how}), but number {wrong[0]} is {came(found[wrong[0]])}.")
     return found

@@ -119,7 +119,7 @@ def hooked(
 
 def _form(pattern: Pattern) -> Form | None:
     """Of the generation in whose steps it acts too; on a bridge they are told by the number of queries."""
-    return PLAIN if getattr(pattern, "when", "prefill") != "prefill" else None
+    return PLAIN if pattern.when != "prefill" else None
 
 
 def _hook(

@@ -8,13 +8,13 @@ with the reason. A new one is a line in CHECKS.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.checks import bridge, forwards, knockouts, patches, places, prompts, pruning
+from nnsight_mmflow.checks.report import Line, Report
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
@@ -43,49 +43,6 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "weights set to zero give nothing": pruning.zeroed,
     "TransformerLens gives the same, plain and under a knockout": bridge.parity,
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: what was checked, "pass", "fail" or "not applicable", and the numbers or the reason."""
-
-    name: str
-    outcome: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the suite found.
-
-    Attributes:
-        model: what was checked.
-        lines: one per check.
-    """
-
-    model: str
-    lines: tuple[Line, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether no check failed."""
-        return not any(line.outcome == "fail" for line in self.lines)
-
-    def _repr_html_(self) -> str:
-        from nnsight_mmflow.show.results import report_html
-
-        return report_html(self)
-
-    def __repr__(self) -> str:
-        failed = sum(line.outcome == "fail" for line in self.lines)
-        return f"Report({self.model!r}, {len(self.lines)} checks, {failed} failed)"
-
-    def __str__(self) -> str:
-        width = max(len(line.name) for line in self.lines)
-        rows = [f"{line.name.ljust(width)}  {line.outcome.ljust(14)}  {line.detail}" for line in self.lines]
-        failed = sum(line.outcome == "fail" for line in self.lines)
-        verdict = "all that applies passed" if not failed else f"{failed} of {len(self.lines)} checks failed"
-        return "\n".join([f"{self.model}: {verdict}", "", *rows])
 
 
 @checked

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from nnsight_mmflow.runs.results import Result
 
 WHY = {
     errno.ENOSPC: "the disk is full",
@@ -43,7 +42,7 @@ WHY = {
 KEPT = "What was there before is untouched, and what a run has finished stays in its folder."
 
 
-def in_words(error: OSError) -> str:
+def experiment(error: OSError) -> str:
     """What an error of the file system means."""
     return WHY.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
 
@@ -65,7 +64,7 @@ def output_folder(folder: str | PathLike[str], *within: str) -> Path:
             with tempfile.TemporaryFile(dir=path):  # told now, and not when all is measured
                 pass
     except (OSError, ValueError, RuntimeError) as error:  # a name with a null, a link to itself
-        told = in_words(error) if isinstance(error, OSError) else str(error)
+        told = experiment(error) if isinstance(error, OSError) else str(error)
         raise OutputError(f"nothing can be written into the folder {path}: {told}. Give another folder.") from error
     if outside:
         raise OutputError(
@@ -131,7 +130,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {in_words(error)}. {KEPT} Free the way and run it again, or give another"
+            f"{path} cannot be written: {experiment(error)}. {KEPT} Free the way and run it again, or give another"
             " folder."
         ) from error
 
@@ -168,21 +167,3 @@ def write_csv(file: str | PathLike[str], table: pd.DataFrame) -> Path:
     with written(file) as beside:
         write_escaped(table, beside)
     return Path(file)
-
-
-def saved(result: Result, folder: str | PathLike[str] | None, report: Callable[[str], None]) -> bool:
-    """Saves a finished result into the run's folder, if there is one; says whether it is there.
-
-    A result that cannot be saved is not lost: the caller has it, and is told.
-    """
-    if folder is None:
-        return True
-    try:
-        result.save(folder)
-    except OutputError as error:
-        report(
-            f"The result is finished, but was not saved: {error} It is returned all the same:"
-            " result.save(FOLDER) writes it elsewhere."
-        )
-        return False
-    return True

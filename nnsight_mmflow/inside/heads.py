@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.inside.roles import Roles
 
 
 @dataclass(frozen=True)
 class QueryKeyReader:
     """Reads queries and keys of a graph's layers."""
 
-    graph: Graph
+    graph: Roles
 
     def read(
         self, layer: int, which: str, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]

@@ -7,7 +7,7 @@ once (`check_names`), so that a release with a name of its own is told then, in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import ModelError
@@ -76,12 +76,6 @@ def operation(attention: Envoy, names: tuple[str, ...]) -> SourceEnvoy:
     """
     source = attention.source
     return getattr(source, _first("an operation", names, source.names))  # type: ignore[no-any-return]
-
-
-def mentions(forward: Callable, name: str) -> bool:
-    """Whether a forward's own code names something, as an attribute or as text."""
-    code = inspect.unwrap(forward).__code__
-    return name in (*code.co_names, *code.co_consts)
 
 
 def check_names(model: PreTrainedModel, layer: nn.Module) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 
-from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.names import cached
 from nnsight_mmflow.inside.rows import (
     LayerInput,
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel
     from transformers import Cache
 
-    from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.runs.sweep import Clean
+    from nnsight_mmflow.inside.roles import Roles
 
 ORDER = ("attn", "mlp", "resid")  # in which a layer holds them
 
@@ -78,45 +76,13 @@ def chunks_of(
     return chunks
 
 
-def run_cells(
-    graph: Graph,
-    cells: list[Cell],
-    corrupt: Clean,
-    values: dict[str, list[torch.Tensor]],
-    places: dict[int, int],
-    token: torch.Tensor,
-    budget: int,
-    blocks: tuple[tuple[int, int], ...] = (),
-) -> dict[Cell, torch.Tensor]:
-    """For each cell (2,): the log-probability of the token, and the most likely one.
-
-    Args:
-        graph: the model.
-        cells: what to restore.
-        corrupt: the corrupt run from the first restored position on; its cache is cut up.
-        values: for each site the clean activations, per layer (positions, width).
-        places: for each position of the prompt its row in `values`.
-        token: the answer whose probability is followed.
-        budget: positions in one chunk.
-        blocks: as in `chunks_of`.
-    """
-    if corrupt.cache is None:
-        raise MMFlowError("this run has served already, and its cache is cut up: make another with run_clean.")
-    cache, corrupt.cache = corrupt.cache, None
-    model, layers, inputs, start = graph.model, graph.layers, corrupt.inputs, corrupt.start
-    sites, chunks = sites_of(graph), chunks_of(cells, start + inputs[0].hidden.shape[1], budget, blocks)
-    with torch.no_grad(), model.session():
-        numbers = nnsight.save(cells_of(model, layers, sites, chunks, start, inputs, cache, values, places, token))
-    return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))
-
-
 def needs_of(cells: list[Cell]) -> tuple[list[str], list[int]]:
     """(the sites, the positions) whose clean activations some cell restores."""
     positions = {position for cell in cells for position in cell.positions}
     return list(dict.fromkeys(cell.site for cell in cells)), sorted(positions)
 
 
-def sites_of(graph: Graph) -> list[dict[str, Site]]:
+def sites_of(graph: Roles) -> list[dict[str, Site]]:
     """For each layer where its sites are."""
     return [{name: SITES[name](graph, layer) for name in ORDER} for layer in range(graph.n_layers)]
 

@@ -10,7 +10,7 @@ from nnsight_mmflow.inside.rows import LayerInput, Rows, edge_effects
 if TYPE_CHECKING:
     import torch
 
-    from nnsight_mmflow.runs.plan import Plan
+    from nnsight_mmflow.inside.plan import Plan
 
 
 def check_effect(plan: Plan, number: int, clean: list[LayerInput], start: int, closed: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from nnsight import Envoy
 
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.inside.roles import Roles
 
 
 @dataclass(frozen=True)
@@ -49,28 +49,28 @@ def write_site(site: Site, value: torch.Tensor) -> None:
         site.module.output = value
 
 
-def resid(graph: Graph, layer: int) -> Site:
+def resid(graph: Roles, layer: int) -> Site:
     """The residual stream after a layer."""
     return Site(graph.layers[layer], "output")
 
 
-def attn(graph: Graph, layer: int) -> Site:
+def attn(graph: Roles, layer: int) -> Site:
     """What a layer's attention adds to the residual stream."""
     module, is_tuple = graph.joining("attn", layer)
     return Site(module, "tuple" if is_tuple else "output")
 
 
-def heads(graph: Graph, layer: int) -> Site:
+def heads(graph: Roles, layer: int) -> Site:
     """What a layer's heads give to the output projection, head after head."""
     return Site(graph.attention_out(layer), "input")
 
 
-def mlp(graph: Graph, layer: int) -> Site:
+def mlp(graph: Roles, layer: int) -> Site:
     """What a layer's MLP adds to the residual stream."""
     return Site(graph.joining("mlp", layer)[0], "output")
 
 
-def embed(graph: Graph, layer: int) -> Site:
+def embed(graph: Roles, layer: int) -> Site:
     """The merged embedding: what really enters the first layer.
 
     It is written where the language model takes it. In a prompt's forward its cache is empty there, so a block apart

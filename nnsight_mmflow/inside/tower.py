@@ -13,7 +13,7 @@ from nnsight_mmflow.spans.geometry import CLASS, Place
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.inside.roles import Roles
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TowerSeen:
         return replace(self, features=self.features[part], attention=self.attention[part], keys=self.keys[part])
 
 
-def read_tower(graph: Graph, layer: int) -> TowerSeen:
+def read_tower(graph: Roles, layer: int) -> TowerSeen:
     """Inside a trace, before anything of the language model is read: what the tower's layer made."""
     module = graph.tower.encoder.layers[layer]
     attention = module.self_attn

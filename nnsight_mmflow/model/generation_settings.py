@@ -144,5 +144,6 @@ def with_checkpoint_settings(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def short(value: object) -> str:
+    """A value as a message shows it."""
     told = repr(value)
     return told if len(told) < 60 else f"<{type(value).__name__}>"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import ModelError, PromptError
-from nnsight_mmflow._kinds import choice, whole
+from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.things import prompts_of
 from nnsight_mmflow.inside.names import check_names, unknown_operations
+from nnsight_mmflow.inside.roles import Roles
 from nnsight_mmflow.model.traced import Traced
 from nnsight_mmflow.prompts.asked import check_asked, checked_boxes, checked_options
 from nnsight_mmflow.prompts.encode import encode
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow.adapters.base import Adapter
-    from nnsight_mmflow.bridge.bound import BoundBridge
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.pictures import Pictures
 
 
-class Graph(Traced):
+class Graph(Roles, Traced):
     """One model, its modules by role, its sizes and its processor.
 
     Attributes:
@@ -83,21 +82,6 @@ class Graph(Traced):
         )
 
     @property
-    def rotated(self) -> str:
-        """The operation of an attention's forward that gives the rotated queries; "" for the rotation itself."""
-        return self._text.rotated
-
-    @property
-    def backend(self) -> str:
-        """The attention implementation of the language model now, such as "sdpa" or "eager"."""
-        return str(self.text_config._attn_implementation)
-
-    @property
-    def logit_cap(self) -> float | None:
-        """Where the family squeezes its logits into -cap to cap (Gemma 2), the cap."""
-        return getattr(self.text_config, "final_logit_softcapping", None)
-
-    @property
     def device(self) -> torch.device:
         """Where the token embeddings lie."""
         return self.adapter.model.get_input_embeddings().weight.device
@@ -105,33 +89,6 @@ class Graph(Traced):
     def __getstate__(self) -> dict[str, object]:
         """What travels to a server: the roles and the sizes, not the adapter, which holds the local weights."""
         return {name: value for name, value in vars(self).items() if name not in ("adapter", "processor", "traffic")}
-
-    def attention(self, layer: int) -> Envoy:
-        """The attention module of a layer."""
-        return getattr(self.layers[self._layer(layer)], self._text.attention)
-
-    def mlp(self, layer: int) -> Envoy:
-        """The MLP of a layer."""
-        return getattr(self.layers[self._layer(layer)], self._text.mlp)
-
-    def attention_out(self, layer: int) -> Envoy:
-        """The output projection of a layer's attention; its input holds the heads' results, one after another."""
-        return getattr(self.attention(layer), self._text.attention_out)
-
-    def mlp_out(self, layer: int) -> Envoy:
-        """The output projection of a layer's MLP, where facts are edited; its input holds the neurons."""
-        return getattr(self.mlp(layer), self._text.mlp_out)
-
-    def joining(self, site: str, layer: int) -> tuple[Envoy, bool]:
-        """The module whose output joins the residual stream at a site ("attn" or "mlp"), and whether it is a tuple.
-
-        It is the attention module or the MLP itself, or the norm that a family puts behind it (Gemma 2 and 3).
-        """
-        choice("site", site, ("attn", "mlp"))
-        norm = self._text.after_attention if site == "attn" else self._text.after_mlp
-        if norm is not None:
-            return getattr(self.layers[self._layer(layer)], norm), False
-        return (self.attention(layer), True) if site == "attn" else (self.mlp(layer), False)
 
     def prompt(
         self,
@@ -220,17 +177,12 @@ class Graph(Traced):
         """A TransformerLens bridge over the same weights; a ModelError where TransformerLens knows no such model."""
         return later("to_bridge")(self)
 
-    def bound(self, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
+    def bound(self, bridge: TransformerBridge, prompt: Prompt | Batch) -> TransformerBridge:
         """The bridge bound to a prompt: it and TransformerLens' own tools run with the image."""
         return later("bound_to")(self, bridge, prompt)
 
     def hooks(
         self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Pattern
-    ) -> AbstractContextManager[BoundBridge]:
+    ) -> AbstractContextManager[TransformerBridge]:
         """The patterns at work on a bridge: `with graph.hooks(...) as bound:`; one that changes nothing is an error."""
         return later("hooked")(self, bridge, prompt, patterns)
-
-    def _layer(self, layer: int) -> int:
-        if not -self.n_layers <= whole("layer", layer) < self.n_layers:
-            raise ModelError(f"layer {layer} was asked for, but there are {self.n_layers}, counted from 0.")
-        return layer % self.n_layers

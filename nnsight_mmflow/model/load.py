@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 # nnsight mounts `.save` on every object; what defines classes with slots must be imported before it.
 import anyio  # noqa: F401
@@ -14,7 +15,6 @@ from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._kinds import came, place_of
 from nnsight_mmflow._later import later
 from nnsight_mmflow.adapters import adapter_for, known_class
-from nnsight_mmflow.adapters.processor_fit import check_counts_of
 from nnsight_mmflow.model.checkpoints import (
     architecture,
     check_finite,
@@ -28,9 +28,11 @@ from nnsight_mmflow.model.checkpoints import (
 from nnsight_mmflow.model.graph import Graph
 from nnsight_mmflow.model.images_only import load_images_only
 from nnsight_mmflow.model.split import make_ready
+from nnsight_mmflow.model.token_counts import check_counts_of
 from nnsight_mmflow.model.weight_files import check_files, damage, weight_files
 
 TASK = "image-text-to-text"
+NANO = Path(__file__).parent.parent / "nano" / "data"  # the model in the box
 
 
 def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | str = False, **kwargs: object) -> Graph:
@@ -59,9 +61,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
     place_of("remote", remote)
     asked = name = str(name)
     if name == "nano":
-        from nnsight_mmflow.nano import FOLDER
-
-        name = str(FOLDER)
+        name = str(NANO)
     where = _revision(kwargs)
     check_settings(kwargs)
     config = read_config(name, where, kwargs)

@@ -1,14 +1,20 @@
-"""What every pattern can do. A pattern is a frozen dataclass that names spans and layers; it knows no architecture."""
+"""The base of all patterns. A pattern is a frozen dataclass that names spans and layers; it knows no architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._kinds import came, expression, layers_of
+from nnsight_mmflow._errors import MMFlowError, ModelError
+from nnsight_mmflow._kinds import came, layers_of
+from nnsight_mmflow._later import later
 
 if TYPE_CHECKING:
+    from typing import Self
+
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from nnsight_mmflow.inside.apart import Layout
     from nnsight_mmflow.model.edits import Edit
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -17,46 +23,118 @@ if TYPE_CHECKING:
     from nnsight_mmflow.spans.span import Span
 
 
-class Pattern(Protocol):
-    """An intervention that `graph.trace` and `graph.generate` take."""
+CLOSES, RANKS, TAKES, WRITES = range(4)  # patterns that meet in a layer act in this order
+
+
+class Pattern:
+    """What every intervention shares. An intervention is a frozen, keyword-only dataclass on it, and a few methods.
+
+    It must write `check` (what is refused before any forward), `run` (one forward of the whole prompt), `run_each` (a
+    generation) and `edits` (a TransformerLens bridge). What other patterns and the graph ask of it has an answer here,
+    which it changes where it differs.
+
+    Attributes:
+        order: when it acts, of those that meet in a layer: CLOSES, RANKS (by attention), TAKES (weights away), WRITES.
+        shared: whether it is right on a model that is split over processes (tensor parallel).
+        attends: whether it attends by itself in a generation whose blocks run apart from the model's process.
+        can_leave: whether it is the same pattern in fewer layers, where another leaves some out of the model.
+        when: in a generation, "prefill", "decode" or "all".
+        heads: the heads in which it acts; None for all.
+    """
+
+    order: ClassVar[int] = WRITES
+    shared: ClassVar[bool] = False
+    attends: ClassVar[bool] = False
+    can_leave: ClassVar[bool] = False
+    when: str = "prefill"
+    heads: tuple[int, ...] | range | list[int] | None = None
+    layers: int | Iterable[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
+        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
+
+        check_fields(self)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing; `form`: of a generation."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} must write check(graph, rows, form).")
 
-    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Pattern:
+    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Self:
         """The pattern with all that it needs from other runs at hand; itself if it needs none."""
-        ...
+        return self
 
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it, inside a trace that was checked: one forward of the whole prompt."""
-        ...
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """Does it inside a trace that was checked, one forward of the whole prompt; returns how much it changed.
+
+        Raises:
+            NoEffectError: nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must write run(graph, rows).")
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it, inside a generation that was checked, in each forward that holds what it acts on."""
-        ...
+        """Does it inside a generation that was checked, in each forward that holds what it acts on."""
+        raise NotImplementedError(f"{type(self).__name__} must write run_each(graph, rows).")
+
+    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
+        """Does it in a generation whose blocks run apart from the model's process, where no layer's input is read."""
+        self.run(graph, rows)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
         """What it does on a TransformerLens bridge."""
-        ...
+        raise ModelError(f"{type(self).__name__} cannot act on a TransformerLens bridge: use graph.trace.")
 
+    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
+        """Does it inside a trace that the user has opened, and returns how much it changed.
 
-def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:
-    """The span that an expression means in each row; a Span stands for itself in a single row."""
-    expression(role, what)
-    if isinstance(what, str):
-        return [spans[what] for spans in rows]
-    if len(rows) != 1:
-        raise MMFlowError(
-            f"{role} is the Span {what.name!r}, but the batch has {len(rows)} rows, each with its own positions."
-            f" Give {role} as an expression, such as {role}={what.name.split('.')[0]!r}."
-        )
-    if what.row != rows[0]["all"].row:
-        raise MMFlowError(
-            f"{role} is a span of a row at {what.row}, the prompt's row is at {rows[0]['all'].row}:"
-            " take the span from the prompt that is run."
-        )
-    return [what]
+        Layers are met in order, so two patterns on the same layers cannot be applied one after the other in one trace:
+        hand both to graph.trace, which runs them side by side.
+
+        Args:
+            graph: the graph whose model the trace runs.
+            spans: `prompt.spans`, or `batch.spans`.
+        """
+        rows = rows_of(graph, spans)
+        self.check(graph, rows, None)
+        return self.run(graph, rows)
+
+    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
+        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`.
+
+        See `graph.hooks` for more than one forward, and for families whose attention TransformerLens does not compute.
+        """
+        return later("hooks_of")(self, bridge, spans)
+
+    def layer_list(self, graph: Graph) -> list[int]:
+        """The layers that it names, as sorted numbers from 0; none if it names none."""
+        return [] if self.layers is None else layer_list(self.layers, graph.n_layers)
+
+    def inside(self, graph: Graph, rows: tuple[Spans, ...], part: str) -> list[int]:
+        """The layers in whose part ("layer", "attn" or "mlp") it changes or reads what is computed."""
+        return self.layer_list(graph) if part in ("layer", "attn") else []
+
+    def left_out(self, graph: Graph) -> tuple[str, list[int]] | None:
+        """Which part of which layers it leaves out of the model, for every position; None for none."""
+        return None
+
+    def reads(self, graph: Graph, rows: tuple[Spans, ...]) -> list[int]:
+        """The layers by whose attention it decides something."""
+        return []
+
+    def leaves_from(self, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
+        """The first layer from which on tokens are gone, or closed for all that follow; None where there is none."""
+        return None
+
+    def drops_from(self, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
+        """The first layer without some of the tokens; None where the sequence stays as it is."""
+        return None
+
+    def taken(self, rows: tuple[Spans, ...]) -> list[tuple[set[int], set[int]]]:
+        """For each prompt the (targets, sources) whose weights it takes away after the softmax; [] for none."""
+        return []
+
+    def _repr_html_(self) -> str:
+        return later("pattern_html")(self)
 
 
 def rows_of(graph: object, spans: Spans | tuple[Spans, ...]) -> tuple[Spans, ...]:
@@ -87,57 +165,6 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     if wrong:
         raise MMFlowError(f"layers {wrong} do not exist; there are {n_layers}, counted from 0.")
     return sorted({layer % n_layers for layer in asked})
-
-
-def check_readable(what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...] = ()) -> dict[int, int]:
-    """Refuses an edge that is not open anywhere; returns for each target where it stops reading.
-
-    Args:
-        what: the edge or pattern, for the message.
-        source: the positions that are read.
-        target: the positions that read.
-        blocks: (first, end) of stretches whose positions read one another backwards and forwards.
-
-    Raises:
-        NoEffectError: no source is open to any target: one is empty, or every source lies behind every target.
-    """
-    for name, span in (("source", source), ("target", target)):
-        if not len(span):
-            raise NoEffectError(f"{what} would change nothing: its {name} {span.name!r} holds no position of this row.")
-    # behind itself, or at the end of its block
-    ends = {
-        position: max([position + 1, *(end for first, end in blocks if first <= position < end)]) for position in target
-    }
-    if source.positions[0] >= max(ends.values()):
-        raise NoEffectError(
-            f"{what} would change nothing: its first source is position {source.positions[0]}, its last target"
-            f" {target.positions[-1]}. Attention flows from source to target, and a position reads only itself and"
-            " earlier ones: are source and target swapped?"
-        )
-    return ends
-
-
-def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...] = ()) -> None:
-    """Refuses to close an edge that is not open anywhere, or that a target cannot do without.
-
-    Args:
-        what: the edge or pattern, for the message.
-        source: the positions that may not be read.
-        target: the positions that may not read them.
-        blocks: as in `check_readable`.
-
-    Raises:
-        NoEffectError: no source is open to any target.
-        MMFlowError: a target would keep no key at all.
-    """
-    ends = check_readable(what, source, target, blocks)
-    barred = set(source)
-    starved = [position for position, end in ends.items() if barred.issuperset(range(source.row[0], end))]
-    if starved:
-        raise MMFlowError(
-            f"{what} leaves position(s) {starved[:5]} nothing to read, and softmax needs a key. Take the first position"
-            " out of the source, which every later position reads."
-        )
 
 
 def check_computed(what: str, span: Span, form: Form) -> None:

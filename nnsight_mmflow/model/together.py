@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow.arguments.things import patterns_of
-from nnsight_mmflow.inside.apart import layout_of
+from nnsight_mmflow.model.layout import layout_of
 from nnsight_mmflow.model.order import side_by_side
-from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.patterns.knockout import Knockout
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ def edited(
     # without a cache there is nothing that a process apart from the model's would be handed a copy of
     layout = layout_of(graph, rows, form.factor) if form is not None and graph.apart and form.cached else None
     for pattern in patterns:
-        if type(pattern) is not Knockout:
+        if not pattern.shared:
             whole_here(graph, str(pattern))
         pattern.check(graph, rows, form)
     patterns = side_by_side(graph, patterns, rows)
@@ -63,11 +61,10 @@ def edited(
         check_apart(graph, patterns, rows)
     for pattern in patterns:
         pattern = pattern.prepared(graph, rows)
-        alone = getattr(pattern, "run_apart", None) if layout is not None else None
         with model.edit() as (_, changed):
-            if alone is not None:
-                alone(graph, rows, layout)
-            elif form is None or layout is not None:
+            if layout is not None:
+                pattern.run_apart(graph, rows, layout)
+            elif form is None:
                 pattern.run(graph, rows)
             else:
                 pattern.run_each(graph, rows)
@@ -83,17 +80,16 @@ def check_apart(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, 
     """
     taken: dict[int, Pattern] = {}
     for pattern in patterns:
-        if not hasattr(pattern, "run_apart"):
+        if not pattern.attends:
             continue
-        first = _leaves_from(pattern, graph, rows)
+        first = pattern.leaves_from(graph, rows)
         if first is not None and 0 < first <= graph.enters_after:
             raise ModelError(
                 f"{pattern}: {graph.family} adds image features again behind its first {graph.enters_after} layers, so"
                 f" in a generation on NDIF tokens can leave before layer {graph.enters_after + 1} or later, not before"
                 f" {first}. A key that NDIF trusts has no such limit: graph.at(True, trusted=True)."
             )
-        named = range(graph.n_layers) if first is None else range(first, graph.n_layers)
-        layers = layer_list(getattr(pattern, "layers", named), graph.n_layers)
+        layers = pattern.layer_list(graph) if first is None else list(range(first, graph.n_layers))
         twice = [layer for layer in layers if layer in taken]
         if twice:
             raise ModelError(
@@ -129,7 +125,7 @@ def check_counted(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans
     Raises:
         MMFlowError: there are such.
     """
-    first = next((one for one in patterns if _drops_from(graph, one, rows) == 0), None)
+    first = next((one for one in patterns if one.drops_from(graph, rows) == 0), None)
     others = [one for one in patterns if one is not first]
     if first is not None and others:
         raise MMFlowError(
@@ -144,28 +140,15 @@ def check_together(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Span
     Raises:
         MMFlowError: there are such.
     """
-    starts = [_drops_from(graph, pattern, rows) for pattern in patterns]
+    starts = [pattern.drops_from(graph, rows) for pattern in patterns]
     for dropping, first in zip(patterns, starts, strict=True):
         for other, start in zip(patterns, starts, strict=True):
             if first is None or other is dropping:
                 continue
-            layers = getattr(other, "layers", None)
-            touched = [] if layers is None else layer_list(layers, graph.n_layers)
-            prunes = _leaves_from(other, graph, rows) is not None
+            touched, prunes = other.layer_list(graph), other.leaves_from(graph, rows) is not None
             if start is not None or prunes or (touched and touched[-1] >= first):
                 raise MMFlowError(
                     f"{type(dropping).__name__} drops tokens before layer {first}, so positions mean something else"
                     f" from there on, and {other} acts there too. Take mode='mask' for the first: kept tokens get the"
                     " same results, and every position stays."
                 )
-
-
-def _drops_from(graph: Graph, pattern: Pattern, rows: tuple[Spans, ...]) -> int | None:
-    """The first layer without some of the tokens; None where a pattern leaves the sequence as it is."""
-    return _leaves_from(pattern, graph, rows) if getattr(pattern, "mode", "") == "drop" else None
-
-
-def _leaves_from(pattern: Pattern, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
-    """The first layer from which on tokens are gone or closed; None where a pattern has no such layer."""
-    plan = getattr(pattern, "plan", None)
-    return None if plan is None else min((stage.layer for spans in rows for stage in plan(graph, spans)), default=None)

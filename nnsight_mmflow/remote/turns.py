@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from nnsight.intervention.tracer import InterleavingTracer
 
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.remote.place import Placed
 
 _TURNS: WeakKeyDictionary[object, AbstractContextManager] = WeakKeyDictionary()
 _MAKING = Lock()
 
 
-def turn_of(graph: Graph) -> AbstractContextManager:
+def turn_of(graph: Placed) -> AbstractContextManager:
     """To be held while the graph's model runs here; every graph of the same model has the same."""
     if graph.remote and graph.remote != "local":
         return nullcontext()
@@ -30,7 +30,7 @@ def turn_of(graph: Graph) -> AbstractContextManager:
         return _TURNS.setdefault(module, RLock())
 
 
-def in_turn(graph: Graph, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
+def in_turn(graph: Placed, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
     """The tracer, its making and its run waiting for their turn."""
     with turn_of(graph):
         tracer = make()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import wraps
 from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
-from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.remote.hidden_keys import can_be_sent, without_keys
-from nnsight_mmflow.remote.turns import turn_of
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.remote.place import Placed
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -92,7 +87,7 @@ def broken(why: str) -> str:
     return f"the connection to the server broke ({why}). Run it again: with folder= it goes on where it was."
 
 
-def told(graph: Graph, text: str) -> MMFlowError:
+def told(graph: Placed, text: str) -> MMFlowError:
     """What a server's error means here."""
     ours = OURS.search(text)
     if ours:  # a pattern's own refusal, raised on the server
@@ -124,32 +119,7 @@ def changed_nothing(error: Exception) -> bool:
     )
 
 
-def in_words(run: Callable[Given, Found]) -> Callable[Given, Found]:
-    """An experiment whose arguments are checked, and whose remote errors are told in words; what is finished stays."""
-    run = checked(run)
-
-    @wraps(run)
-    def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        from nnsight.intervention.backends.remote import RemoteError
-
-        graph = args[0] if args else kwargs.get("graph")
-        place = None if kwargs.get("measured_by") or not hasattr(graph, "at") else graph.at(kwargs.get("remote"))
-        try:
-            with nullcontext() if place is None else turn_of(place):
-                return run(*args, **kwargs)
-        except RemoteError as error:
-            found: MMFlowError = told(graph, str(error))  # type: ignore[arg-type]
-        except Exception as error:
-            if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
-                raise
-            why = str(error) or type(error).__name__
-            found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
-        raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
-
-    return wrapped
-
-
-def _other_versions(graph: Graph) -> str:
+def _other_versions(graph: Placed) -> str:
     """Packages whose version there is another than here: the first thing to look at when a job fails."""
     from nnsight.schema.config import CONFIG
 
@@ -162,7 +132,7 @@ def _other_versions(graph: Graph) -> str:
     return f" It has {', '.join(different)}." if different else ""
 
 
-def needs_gradients(graph: Graph, what: str) -> None:
+def needs_gradients(graph: Placed, what: str) -> None:
     """Refuses what is found by gradients, where blocks run apart from the model's process.
 
     Raises:
@@ -176,7 +146,7 @@ def needs_gradients(graph: Graph, what: str) -> None:
         )
 
 
-def _near(graph: Graph) -> str:
+def _near(graph: Placed) -> str:
     """The deployed models, those with a like name first."""
     from difflib import SequenceMatcher
 

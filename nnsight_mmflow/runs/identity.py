@@ -18,7 +18,6 @@ from nnsight_mmflow.runs.results import versions
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
 
 # Of a configuration: where it came from and how it was loaded; what matters of it is said by name.
@@ -141,11 +140,6 @@ def prompt_identity(prompt: Prompt) -> str:
     return fingerprint(
         [prompt.text, prompt.question, inputs, prompt.spans, prompt.answer, prompt.options, prompt.boxes]
     )
-
-
-def corruption_identity(corruption: Corruption) -> str:
-    """The fingerprint of a corrupt run: what is run, and what is done to it."""
-    return fingerprint([prompt_identity(corruption.prompt), corruption.how, _patterns(corruption.patterns)])
 
 
 def _patterns(patterns: Iterable[object]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from nnsight_mmflow._errors import DataError
+from nnsight_mmflow._errors import DataError, OutputError
 from nnsight_mmflow._kinds import folder_of
 from nnsight_mmflow._later import later
 from nnsight_mmflow.files.output import output_folder, written_together
@@ -137,3 +137,21 @@ def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> B
     percentile = np.nanpercentile if np.isnan(means).any() else np.percentile  # the former goes column by column
     low, high = percentile(means, [2.5, 97.5], axis=0)
     return np.nanmean(values, 0), low, high
+
+
+def saved(result: Result, folder: str | PathLike[str] | None, report: Callable[[str], None]) -> bool:
+    """Saves a finished result into the run's folder, if there is one; says whether it is there.
+
+    A result that cannot be saved is not lost: the caller has it, and is told.
+    """
+    if folder is None:
+        return True
+    try:
+        result.save(folder)
+    except OutputError as error:
+        report(
+            f"The result is finished, but was not saved: {error} It is returned all the same:"
+            " result.save(FOLDER) writes it elsewhere."
+        )
+        return False
+    return True

@@ -12,43 +12,16 @@ from transformers import DynamicCache
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.rows import (
-    LayerInput,
     answer_numbers,
     clean_inputs,
 )
-from nnsight_mmflow.inside.sweep import greedy, rows_of
-from nnsight_mmflow.patterns.knockout import Knockout
+from nnsight_mmflow.inside.sweep import Ask, Clean, clean_and_rows, greedy, rows_of
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
+    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.runs.plan import Plan
-
-
-@dataclass
-class Clean:
-    """The clean run of a prompt.
-
-    Attributes:
-        tokens: what the model answers, greedily, the end token left out.
-        text: the same, decoded and stripped.
-        numbers: (1, 2): log-probability of the first answer token, and its id.
-        distribution: (1, vocabulary): log-probabilities of the first answer token, in double precision.
-        inputs: what each layer was handed from `start` on.
-        start: the first position that any row needs.
-        cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
-    """
-
-    tokens: list[int]
-    text: str
-    numbers: torch.Tensor
-    distribution: torch.Tensor
-    inputs: list[LayerInput]
-    start: int
-    cache: Cache | None
 
 
 def run_clean(
@@ -86,24 +59,82 @@ def run_by_rows(graph: Graph, plan: Plan, clean: Clean) -> torch.Tensor:
     return numbers
 
 
-def run_by_forwards(graph: Graph, plan: Plan, prompt: Prompt, token: torch.Tensor) -> torch.Tensor:
-    """The same numbers for a token, one full forward from the pixels for each different window."""
-    seen: dict[tuple[int, int], torch.Tensor] = {}
-    for cell, place in zip(plan.cells, plan.row_of, strict=True):
-        if place in seen:
-            continue
-        source, _, target = cell[0].partition("->")
-        rows = plan.chunks[place[0]]
-        pattern = Knockout(source=source.strip(), target=target.strip(), layers=range(*rows.windows[place[1]]))
-        with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False, logits_to_keep=1):
-            numbers = nnsight.save(answer_numbers(graph.model.output.logits[:, -1], token))
-        seen[place] = numbers[0]
-    return torch.stack([seen[place] for place in plan.row_of])
-
-
 def end_tokens(graph: Graph) -> set[int]:
     """The ids at which generation stops."""
     ends = graph.adapter.model.generation_config.eos_token_id
     if ends is None:
         ends = graph.text_config.eos_token_id
     return set(ends) if isinstance(ends, list | tuple) else {ends}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model answers, greedily.
+
+    Attributes:
+        text: decoded and stripped.
+        base: log-probability of the first token.
+        token: its id.
+    """
+
+    text: str
+    base: float
+    token: int
+
+
+def answer_of(graph: Graph, prompt: Prompt, max_new_tokens: int) -> Answered:
+    """The model's greedy answer, in one session, wherever the graph runs."""
+    found = run_there(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
+    base, token = found["numbers"][0]
+    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    return Answered(text, base, int(token))
+
+
+def submit_there(
+    graph: Graph,
+    plan: Plan,
+    prompt: Prompt,
+    start: int,
+    max_new_tokens: int,
+    only: tuple[tuple[int, ...], ...] | None,
+) -> str:
+    """Sends what `run_there` runs, and returns the job's id at once."""
+    model, layers, backend = graph.model, graph.layers, graph.backend_there(blocking=False)
+    ask = ask_of(graph, prompt, start, max_new_tokens, only)
+    with torch.no_grad(), model.session(backend=backend):
+        found = nnsight.save(clean_and_rows(model, layers, plan, ask))  # noqa: F841, comes back under this name
+    return backend.job_id
+
+
+def fetch_there(graph: Graph, job: str) -> tuple[str, dict | None]:
+    """(where a job stands, what it found if it is done)."""
+    backend = graph.backend_there(blocking=False, job=job)
+    found = backend.poll()
+    return "RECEIVED" if backend.status is None else backend.status.value, None if found is None else found["found"]
+
+
+def run_there(
+    graph: Graph,
+    plan: Plan | None,
+    prompt: Prompt,
+    start: int,
+    max_new_tokens: int,
+    only: tuple[tuple[int, ...], ...] | None,
+) -> dict:
+    """What `clean_and_rows` found on the server, in one session."""
+    model, layers, remotely = graph.model, graph.layers, graph.remotely
+    ask = ask_of(graph, prompt, start, max_new_tokens, only)
+    with torch.no_grad(), model.session(**remotely):
+        found = nnsight.save(clean_and_rows(model, layers, plan, ask))
+    return found
+
+
+def ask_of(
+    graph: Graph, prompt: Prompt, start: int, max_new_tokens: int, only: tuple[tuple[int, ...], ...] | None
+) -> Ask:
+    """What the session needs, in plain values."""
+    from nnsight_mmflow.runs.sweep import end_tokens
+
+    ends = tuple(sorted(end_tokens(graph)))
+    inputs = graph.checked(prompt)
+    return Ask(inputs, start, graph.n_layers, graph.enters_after, graph.causal, ends, max_new_tokens, only)

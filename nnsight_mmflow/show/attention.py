@@ -18,11 +18,11 @@ from nnsight_mmflow.spans.groups import Grouping
 from nnsight_mmflow.spans.span import ranges
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.bridge.span_cache import SpanCache
     from nnsight_mmflow.patterns.attention import AttentionMaps
     from nnsight_mmflow.patterns.attention_and_effect import EffectResult
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.show.pages.page import Page
 
 # 2026-11-28, headless Chromium 900 px wide, two cores: 32 heads x 30 groups open in 2.3 s, 8 x 60 in 2.4 s, 1 x 150 in
 # 2.9 s, 32 x 40 in 5.3 s, 8 x 100 in 4.6 s. The chosen head is drawn a second time, large.

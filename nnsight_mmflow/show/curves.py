@@ -32,6 +32,7 @@ STYLES = (
 
 
 def draw_band(axes: Axes, x: Sequence[int], band: Band, label: str, style: tuple) -> None:
+    """A line with its interval."""
     color, dash, marker = style
     mean, low, high = band
     every = max(1, len(mean) // 12)
@@ -40,6 +41,7 @@ def draw_band(axes: Axes, x: Sequence[int], band: Band, label: str, style: tuple
 
 
 def label_layers(axes: Axes, x: str, n_layers: int) -> None:
+    """The axis of layers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(x)

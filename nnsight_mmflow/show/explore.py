@@ -20,8 +20,8 @@ from nnsight_mmflow.show.pages.explore_values import values_page
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.show.layer_values import Array, Words
-    from nnsight_mmflow.show.pages.page import Page
 
 MOST_BYTES = 20_000_000
 

@@ -10,8 +10,8 @@ from nnsight_mmflow.show.html import box, heading, table
 from nnsight_mmflow.spans.span import Span, ranges
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.pattern import Pattern
-    from nnsight_mmflow.runs.plan import Plan
 
 MADE_BY_RUNS = ("ready",)
 NOT_GIVEN = {"heads": "all", "at": "every position"}

@@ -5,17 +5,15 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.show.html import INK, box, figure, frame_table, heading, swatch, table
+from nnsight_mmflow.show.html import INK, box, figure, frame_table, heading, table
 from nnsight_mmflow.show.overviews import overview
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.checks import Report
     from nnsight_mmflow.patterns.flow.job import FlowJob
     from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
     from nnsight_mmflow.runs.results import Result
 
 ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "control", "scope", "mode", "metric", "seed")
-OUTCOMES = {"pass": "#00573F", "fail": "#B00020", "not applicable": "#BBBBBB"}
 
 
 def result_html(result: Result) -> str:
@@ -40,15 +38,6 @@ def told(result: Result) -> str:
     found = ((header[key], what) for key, what in of.items() if key in header)
     counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in found), "")
     return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}"
-
-
-def report_html(report: Report) -> str:
-    """A row per check; what failed is named first."""
-    failed = [line for line in report.lines if line.outcome == "fail"]
-    verdict = f"{len(failed)} of {len(report.lines)} checks failed" if failed else "all that applies passed"
-    lines = [*failed, *(line for line in report.lines if line not in failed)]
-    rows = [(line.name, swatch(OUTCOMES[line.outcome], line.outcome), line.detail) for line in lines]
-    return box(heading(f"{report.model}: {verdict}"), table(("check", "outcome", "what was found"), rows))
 
 
 def job_html(job: FlowJob) -> str:

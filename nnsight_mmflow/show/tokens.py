@@ -15,10 +15,10 @@ from nnsight_mmflow.show.token_values import values_of
 from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.flow.result import FlowResult
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.show.pages.page import Page
     from nnsight_mmflow.show.token_values import Values
 
 MOST_TOKENS = 500

@@ -13,15 +13,14 @@ from nnsight_mmflow.patterns.contributions.result import ContributionsResult
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow.files.output import saved
 from nnsight_mmflow.inside.contributions import Contributions, answer_direction, plain_values, read_contributions
 from nnsight_mmflow.inside.heads import QueryKeyReader
-from nnsight_mmflow.model.pattern import check_readable
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.remote.words import in_words
 from nnsight_mmflow.runs.answers import with_target
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.results import saved, versions
+from nnsight_mmflow.spans.edges import check_readable
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
 
 
-@in_words
+@experiment
 def contributions(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

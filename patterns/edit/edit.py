@@ -15,15 +15,16 @@ from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.remote.words import in_words, needs_gradients
+from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import answer_scores
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.results import versions
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
 
 
-@in_words
+@experiment
 def edit(
     graph: Graph,
     facts: Fact | Sequence[Fact],

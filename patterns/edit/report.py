@@ -15,13 +15,12 @@ from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.files.output import saved
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.remote.words import in_words
 from nnsight_mmflow.runs.answers import answer_scores
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.results import Result, saved, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +105,7 @@ class EditReport(Result):
         )
 
 
-@in_words
+@experiment
 def edit_report(
     graph: Graph,
     facts: Sequence[Fact],

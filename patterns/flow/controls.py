@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.runs.plan import edge_positions
+from nnsight_mmflow.spans.edges import edge_positions
 
 if TYPE_CHECKING:
     from nnsight_mmflow.spans.row_spans import Spans

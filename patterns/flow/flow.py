@@ -20,17 +20,17 @@ from nnsight_mmflow.patterns.flow.measure import (
     measure_there,
     requests_of,
 )
+from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from nnsight_mmflow.patterns.flow.result import FlowResult, collect
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow.files.output import saved
-from nnsight_mmflow.inside.sweep import answer_of
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.plan import ROW_BUDGET, Plan, make_plan, sizes_of
-from nnsight_mmflow.runs.results import versions
-from nnsight_mmflow.runs.sweep import run_by_forwards, run_by_rows, run_clean
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.results import saved, versions
+from nnsight_mmflow.runs.sweep import answer_of, run_by_rows, run_clean
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -65,7 +65,7 @@ def flow(
 ) -> FlowResult: ...
 
 
-@in_words  # type: ignore[misc]  # the short forms above leave its settings out
+@experiment  # type: ignore[misc]  # the short forms above leave its settings out
 def flow(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],

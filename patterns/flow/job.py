@@ -17,16 +17,16 @@ from nnsight_mmflow.patterns.flow.measure import accepted_ids, entry_of, first_p
 from nnsight_mmflow._errors import DataError, MMFlowError, RemoteFailure
 from nnsight_mmflow._later import later
 from nnsight_mmflow.files.output import output_folder, write_text
-from nnsight_mmflow.inside.sweep import fetch_there, submit_there
-from nnsight_mmflow.remote.words import in_words
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.sweep import fetch_there, submit_there
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.result import FlowResult
 
+    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.journal import Journal
-    from nnsight_mmflow.runs.plan import Plan
 
 Work = list[tuple["Prompt", "Plan", str]]
 FILE = "job.json"
@@ -165,7 +165,7 @@ def read_job(file: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]
     return given, jobs
 
 
-@in_words
+@experiment
 def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
     """Fetches what is done, and says how many prompts stand where."""
     found: Counter[str] = Counter()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.inside.sweep import run_there
 from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.sweep import run_there
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.journal import Journal
-    from nnsight_mmflow.runs.plan import Plan
 
 
 CHUNKS_PER_REQUEST = 64  # bounds what a broken request loses; a sweep of the paper's edges is far below it

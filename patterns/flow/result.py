@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._page import Page
+    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.runs.plan import Plan
-    from nnsight_mmflow.show.pages.page import Page
 
 
 class FlowResult(Result):

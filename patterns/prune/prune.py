@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from nnsight_mmflow.patterns.prune.checks import check_form, check_stages, rope_of
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._later import later
 from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
 from nnsight_mmflow.inside.heads import QueryKeyReader
 from nnsight_mmflow.inside.prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
@@ -17,11 +16,9 @@ from nnsight_mmflow.inside.prune_layers import Pruned, of_prompt, prune_prefill,
 from nnsight_mmflow.inside.pruning import Row, Stage, Way
 from nnsight_mmflow.inside.tower import TowerSeen, read_tower
 from nnsight_mmflow.model.edits import MaskEdit, row_length
-from nnsight_mmflow.model.pattern import check_whole, rows_of
+from nnsight_mmflow.model.pattern import RANKS, Pattern, check_whole
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
     from nnsight_mmflow.inside.apart import Layout
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -33,7 +30,7 @@ POSITIONS = ("original", "renumbered")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune:
+class Prune(Pattern):
     """Drops image tokens between layers: after each stage those with the highest ranks stay.
 
     A method of your own is one function: `Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=my_rank)])`, where `my_rank`
@@ -62,18 +59,15 @@ class Prune:
         True
     """
 
+    order: ClassVar[int] = RANKS
+    attends: ClassVar[bool] = True
+
     mode: str = "drop"
     positions: str = "original"
     own: Sequence[Stage] = field(default=(), repr=False)
 
     reads_tower: ClassVar[bool] = False  # whether its ranking looks at what the vision tower made
     measured: ClassVar[bool] = False  # whether how many tokens stay depends on what is seen
-
-    def __post_init__(self) -> None:
-        """Refuses what is no layer, share or number."""
-        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
-
-        check_fields(self)
 
     @property
     def merges(self) -> bool:
@@ -145,33 +139,32 @@ class Prune:
                     " forget by what is left, not by where it stood. Take mode='mask', positions='original'."
                 )
 
-    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Prune:
-        """Itself: it needs nothing from other runs."""
-        return self
-
-    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
-        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        return later("hooks_of")(self, bridge, spans)
-
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
         """The keys that it closes in each layer of a TransformerLens bridge, as it chooses them on the nnsight side."""
         from nnsight_mmflow.patterns.prune.kept_tokens import closed_keys
 
         return closed_keys(self, graph, rows, prompt)
 
-    def _repr_html_(self) -> str:
+    def inside(self, graph: Graph, rows: tuple[Spans, ...], part: str) -> list[int]:
+        """The layers whose attention it reads."""
+        return self.reads(graph, rows) if part in ("layer", "attn") else []
 
-        return later("pattern_html")(self)
+    def reads(self, graph: Graph, rows: tuple[Spans, ...]) -> list[int]:
+        """The layers by whose attention it ranks."""
+        stages = [stage for spans in rows for stage in self.plan(graph, spans)]
+        return sorted({stage.layer - (stage.reads == "previous") for stage in stages if stage.reads})
 
-    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
-        """Does it inside a trace that the user has opened (one forward); returns how many image tokens were dropped."""
-        rows = rows_of(graph, spans)
-        self.check(graph, rows, None)
+    def leaves_from(self, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
+        """The layer of its first stage."""
+        return min((stage.layer for spans in rows for stage in self.plan(graph, spans)), default=None)
+
+    def drops_from(self, graph: Graph, rows: tuple[Spans, ...]) -> int | None:
+        """The same, where tokens leave the sequence."""
+        return self.leaves_from(graph, rows) if self.mode == "drop" else None
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """Does it inside the edit that `graph.trace` makes; returns how many image tokens were dropped."""
         return dropped_tokens(self, self.prefill(graph, rows), rows)
-
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` makes."""
-        dropped_tokens(self, self.prefill(graph, rows), rows)
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.generate` makes: chosen once, left out in each forward after it."""

@@ -14,15 +14,14 @@ from nnsight_mmflow.patterns.prune.run import answer_with, measure_speed
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow.files.output import saved
 from nnsight_mmflow.inside.names import CACHE
 from nnsight_mmflow.model.forms import form_of
 from nnsight_mmflow.model.generation_settings import plain_settings, settings_used
-from nnsight_mmflow.remote.words import in_words
 from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops
+from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.results import Result, saved, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +97,7 @@ class PruneReport(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def prune_report(
     graph: Graph,
     prompts: Sequence[Prompt],

@@ -11,17 +11,18 @@ import nnsight
 import torch
 from nnsight_mmflow.patterns.patch import Patch
 from nnsight_mmflow.patterns.trace.causal_trace import trace_spans
+from nnsight_mmflow.patterns.trace.corruption import corruption_identity
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.files.output import saved
-from nnsight_mmflow.inside.each import next_or_none
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.remote.words import in_words, needs_gradients
-from nnsight_mmflow.runs.identity import corruption_identity, drawn_by, journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.remote.words import needs_gradients
+from nnsight_mmflow.runs.each import next_or_none
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import drawn_by, journal_of, prompt_identity
+from nnsight_mmflow.runs.results import Result, saved, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ class AttributionResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def attribution(
     graph: Graph,
     clean: Prompt | Sequence[Prompt],

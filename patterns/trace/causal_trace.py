@@ -8,19 +8,18 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.trace.corruption import Corruption, first_difference
+from nnsight_mmflow.patterns.trace.corruption import Corruption, corruption_identity, first_difference
 from nnsight_mmflow.patterns.trace.result import SAME, TraceResult, collect_trace
 from nnsight_mmflow.patterns.trace.run import cost, measure
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.bridge.site_names import site_named
-from nnsight_mmflow.files.output import saved
+from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.restore import ORDER, Cell
-from nnsight_mmflow.remote.words import in_words
-from nnsight_mmflow.runs.identity import corruption_identity, drawn_by, journal_of, prompt_identity
-from nnsight_mmflow.runs.plan import ROW_BUDGET
-from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import drawn_by, journal_of, prompt_identity
+from nnsight_mmflow.runs.results import saved, versions
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ ENGINES = ("rows", "forward")
 Spans = Mapping[str, Sequence[int]]
 
 
-@in_words
+@experiment
 def causal_trace(
     graph: Graph,
     clean: Prompt | Sequence[Prompt],

@@ -18,8 +18,10 @@ from nnsight_mmflow.patterns.values import noise
 
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.model.remade import made_again
 from nnsight_mmflow.prompts.asked import checked_boxes
-from nnsight_mmflow.prompts.remade import made_again
+from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.identity import _patterns, prompt_identity
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -183,3 +185,8 @@ def first_difference(clean: Prompt, corruption: Corruption) -> tuple[int, list[i
     image = clean.spans["image"].positions
     starts = [*ids[:1], *(image[:1] if pixels or corruption.patterns else ())]
     return min(starts, default=len(clean)), ids
+
+
+def corruption_identity(corruption: Corruption) -> str:
+    """The fingerprint of a corrupt run: what is run, and what is done to it."""
+    return fingerprint([prompt_identity(corruption.prompt), corruption.how, _patterns(corruption.patterns)])

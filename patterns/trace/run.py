@@ -8,13 +8,12 @@ import nnsight
 import torch
 from nnsight_mmflow.patterns.patch import Patch
 
-from nnsight_mmflow.inside.restore import Cell, chunks_of, needs_of, read_clean, run_cells, sites_of
-from nnsight_mmflow.inside.restored import cells_there
+from nnsight_mmflow.inside.restore import Cell, chunks_of, needs_of, read_clean, sites_of
 from nnsight_mmflow.inside.rows import answer_numbers, tail_start
-from nnsight_mmflow.inside.sweep import answer_of
 from nnsight_mmflow.remote.words import changed_nothing
 from nnsight_mmflow.runs.plan import sizes_of
-from nnsight_mmflow.runs.sweep import run_clean
+from nnsight_mmflow.runs.restored import cells_there, run_cells
+from nnsight_mmflow.runs.sweep import answer_of, run_clean
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.trace.corruption import Corruption
@@ -83,7 +82,9 @@ def measure(
     if p_corrupt > max_corrupt * p_clean:
         return {**entry, "left_out": f"P_corrupt above {max_corrupt} of P_clean"}
     if engine == "rows" and broken is None:
-        numbers = cells_there(graph, prompt, corruption, cells, start, answer, budget, blocks)
+        numbers = cells_there(
+            graph, prompt, corruption.prompt, corruption.patterns, cells, start, answer, budget, blocks
+        )
     else:
         names, positions = needs_of(cells)
         values = clean_values(graph, prompt, names, positions)

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.show.pages.page import Page
+from nnsight_mmflow._page import Page
 
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._page import Page, pack
 from nnsight_mmflow.show.pages.explore_parts import LEGEND, check_picture, names_of, palette, pictures_of, script, shown
-from nnsight_mmflow.show.pages.page import Page, pack
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._page import Page
 from nnsight_mmflow.show.pages.explore_parts import LEGEND, check_picture, names_of, palette, pictures_of, script
-from nnsight_mmflow.show.pages.page import Page
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from nnsight_mmflow._page import Page
 from nnsight_mmflow.patterns.flow.arrows import SMALLEST, Thresholds, arrows, thresholds
 from nnsight_mmflow.show.colors import INCREASE
 from nnsight_mmflow.show.diagram import caption, every_layer, label, side_head, title
-from nnsight_mmflow.show.pages.page import Page
 from nnsight_mmflow.show.scene import BAR, LEFT, WIDTH, Mark, Scene, scale_of, scene_of
 
 if TYPE_CHECKING:
