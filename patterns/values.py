@@ -11,7 +11,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.inside.sites import SITES, read_site
+from nnsight_mmflow.inside.sites import SITES, read_all
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -108,11 +108,6 @@ def read_run(
             [[whole[row, at].clone() for row, at in enumerate(positions)] for whole in read_all(modules)]
         )
     return read
-
-
-def read_all(modules: list) -> list[torch.Tensor]:
-    """Inside a trace: what stands at each of the modules, in order."""
-    return [read_site(module) for module in modules]
 
 
 def resolve_value(

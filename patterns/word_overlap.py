@@ -16,13 +16,12 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.inside.names import cached
 from nnsight_mmflow.inside.rows import (
-    LayerInput,
     Rows,
     crop_cache,
-    enter_layer,
     prepared,
     tail_start,
 )
+from nnsight_mmflow.inside.silence import run_silenced
 from nnsight_mmflow.inside.sweep import Clean
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.each import words_under
@@ -33,8 +32,6 @@ from nnsight_mmflow.runs.sweep import run_clean
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
-    from nnsight import Envoy
-
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
 
@@ -160,39 +157,6 @@ def _measure(graph: Graph, prompt: Prompt, at: str, windows: Sequence[tuple[int,
         shared = [len(a & b) / len(a | b) for a, b in zip(before, after, strict=True)]
         rows.append({"site": site, "layer": layer, "jaccard": sum(shared) / len(shared)})
     return rows
-
-
-def silence(module: Envoy, positions: list[int], is_tuple: bool) -> float:
-    """Inside a trace: sets a module's output to zero at the positions, and returns the largest value there was."""
-    output = module.output
-    values = (output[0] if is_tuple else output).clone()
-    largest = float(values[:, positions].abs().max())
-    values[:, positions] = 0
-    module.output = (values, *output[1:]) if is_tuple else values
-    return largest
-
-
-def run_silenced(
-    layers: Envoy,
-    rows: Rows,
-    clean: list[LayerInput],
-    opened: list[torch.Tensor],
-    closed: torch.Tensor,
-    silenced: dict[int, tuple[Envoy, bool]],
-    positions: list[int],
-) -> float:
-    """Inside a trace of one row: hands each layer what it had in the clean run, and silences a module in some.
-
-    Returns:
-        The largest value that was set to zero.
-    """
-    present, largest = 0, 0.0
-    for layer in range(len(clean)):
-        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
-        if layer in silenced:
-            module, is_tuple = silenced[layer]
-            largest = max(largest, silence(module, positions, is_tuple))
-    return largest
 
 
 def _here(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     import torch
     from nnsight import Envoy
@@ -80,3 +82,8 @@ def embed(graph: Roles, layer: int) -> Site:
 
 
 SITES = {"resid": resid, "attn": attn, "heads": heads, "mlp": mlp, "embed": embed}
+
+
+def read_all(modules: list) -> list[torch.Tensor]:
+    """Inside a trace: what stands at each of the modules, in order."""
+    return [read_site(module) for module in modules]

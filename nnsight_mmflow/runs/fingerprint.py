@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnsight_mmflow.runs.class_names import full_name
 from nnsight_mmflow.runs.own_code import class_parts, used_globals
 
 PLAIN = (type(None), bool, int, float, str, bytes)
@@ -42,7 +43,7 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield "itself"
         return
     within = (*within, id(value))
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    kind = full_name(type(value))
     if isinstance(value, torch.Tensor):
         yield f"tensor {tensor_digest(value)}"
     elif isinstance(value, np.ndarray | np.generic):

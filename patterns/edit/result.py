@@ -231,7 +231,9 @@ def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
 
 def weight_digests(graph: Graph, layers: Sequence[int]) -> dict[str, str]:
     """By where the matrix lies in the model, a short fingerprint of it, made where the weights are."""
-    from nnsight_mmflow.patterns.edit.there import digests_of, digests_there
+    from nnsight_mmflow.patterns.edit.there import digests_there
+
+    from nnsight_mmflow.inside.updates import digests_of
 
     found = (
         digests_there(graph, layers) if graph.remote else digests_of({layer: graph.mlp_out(layer) for layer in layers})

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 
+from nnsight_mmflow.inside.updates import add_updates, digests_of
+
 if TYPE_CHECKING:
-    from nnsight import Envoy
     from nnsight_mmflow.patterns.edit.update import Update
 
     from nnsight_mmflow.model.graph import Graph
@@ -33,26 +34,6 @@ def edited_there(graph: Graph, updates: dict[int, Update], name: str) -> Graph:
     return graph.but(model=changed, name=name)
 
 
-def add_updates(outs: list[Envoy], parts: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Inside an edit: adds to each projection's output what its update gives for its input, in every step.
-
-    Args:
-        outs: the projections, in the order in which they run.
-        parts: their updates, as (out, facts) and (facts, in).
-    """
-    from nnsight.intervention.interleaver import OutOfOrderError
-    from nnsight.intervention.iterator import Iterations
-
-    try:
-        for _ in Iterations()[0:]:
-            for out, (left, right) in zip(outs, parts, strict=True):
-                keys, given = out.input, out.output
-                added = keys.to(right.dtype) @ right.to(keys.device).T @ left.to(keys.device).T
-                out.output = given + added.to(given)
-    except OutOfOrderError:  # a trace has one step, and a generation ends
-        pass
-
-
 def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
     """A short fingerprint of each layer's matrix, made where the weights are."""
     outs, model, remotely = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.remotely
@@ -60,15 +41,3 @@ def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
     with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **remotely):
         found = nnsight.save(digests_of(outs))
     return found
-
-
-def digests_of(outs: dict[int, Envoy]) -> dict[int, str]:
-    """Inside a trace: by layer, the fingerprint of a projection's matrix."""
-    return {layer: digest_of(out._module.weight) for layer, out in outs.items()}
-
-
-def digest_of(weight: torch.Tensor) -> str:
-    """A short fingerprint of a matrix."""
-    from hashlib import sha256
-
-    return sha256(weight.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

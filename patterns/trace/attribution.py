@@ -17,6 +17,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.gradients import heads_and_gradients
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.each import next_or_none
@@ -26,7 +27,6 @@ from nnsight_mmflow.runs.results import Result, saved, versions
 
 if TYPE_CHECKING:
     import pandas as pd
-    from nnsight import Envoy
     from nnsight_mmflow.patterns.trace.corruption import Corruption
 
     from nnsight_mmflow._figure import ShownFigure
@@ -225,16 +225,3 @@ def _cells(
     for i, measured in zip(chosen, next_or_none(graph, corruption.prompt, patches, token), strict=True):
         rows[i]["exact"] = 0.0 if measured is None else measured.log - low  # None: the head gives there what it gave
     return rows
-
-
-def heads_and_gradients(
-    first: Envoy, outs: list[Envoy], model: Envoy, token: int
-) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:
-    """Inside a trace: the token's log-probability, the heads' results of every layer, and its gradients by them."""
-    arguments, named = first.inputs
-    entering = arguments[0].detach().requires_grad_(True)  # so that there is a gradient where the weights take none
-    first.inputs = ((entering, *arguments[1:]), named)
-    heads = [out.inputs[0][0] for out in outs]
-    log = model.output.logits[0, -1].float().log_softmax(-1)[token]
-    gradients = torch.autograd.grad(log, heads)
-    return float(log.detach()), [one[0].detach() for one in heads], [one[0] for one in gradients]
