@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
     from nnsight_mmflow.bridge.bound import BoundBridge as BoundBridge
+    from nnsight_mmflow.bridge.by_span import cache_by_span as cache_by_span
     from nnsight_mmflow.bridge.patching import attribution_by_span as attribution_by_span
     from nnsight_mmflow.bridge.patching import patch_by_span as patch_by_span
     from nnsight_mmflow.bridge.span_cache import SpanCache as SpanCache
-    from nnsight_mmflow.bridge.span_cache import cache_by_span as cache_by_span
     from nnsight_mmflow.checks import check as check
     from nnsight_mmflow.checks.report import Report as Report
     from nnsight_mmflow.data.benchmarks import Benchmark as Benchmark
@@ -174,7 +174,7 @@ _WHERE = {
     "kept_tokens": "patterns.prune.kept_tokens",
     "BoundBridge": "bridge.bound",
     "SpanCache": "bridge.span_cache",
-    "cache_by_span": "bridge.span_cache",
+    "cache_by_span": "bridge.by_span",
     "patch_by_span": "bridge.patching",
     "attribution_by_span": "bridge.patching",
     "KeptTokens": "patterns.prune.kept_tokens",

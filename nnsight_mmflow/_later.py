@@ -9,7 +9,11 @@ from collections.abc import Callable
 from importlib import import_module
 
 ROOMS = {
-    "bridge.bridge": ("bound_to", "graph_for", "to_bridge"),
+    "model.together": ("edited",),
+    "patterns.flow.flow": ("flow",),
+    "patterns.prune.kept_tokens": ("closed_keys",),
+    "bridge.bound": ("bound_to",),
+    "bridge.bridge": ("graph_for", "to_bridge"),
     "bridge.hooks": ("hooked", "hooks_of"),
     "show.contributions": ("contribution_panels", "contributions_figure", "correctness_figure"),
     "show.curves": ("flow_figure", "lens_figure", "overlap_figure", "skip_figure"),

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import words as _remote
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
@@ -77,7 +77,7 @@ def client(server, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
-    monkeypatch.setattr(_remote, "_READY", {})
+    monkeypatch.setattr(_remote, "READY", {})
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny import picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.bridge.bridge import graph_of, twin
+from nnsight_mmflow.bridge.bridge import twin
+from nnsight_mmflow.bridge.known import graph_of
 
 QUESTION, LONGER = "what color is the circle ?", "is the circle red or blue or green ?"
 

@@ -136,7 +136,7 @@ def test_figures_summary_and_files(facts, tmp_path):
 
 def test_shuffled_image_tokens_are_really_shuffled():
     """Reference: the merged embedding permuted by a hook, and contributions of the shuffled run read afresh."""
-    from nnsight_mmflow.patterns.contributions.contributions import read_prompt
+    from nnsight_mmflow.patterns.contributions.run import read_prompt
 
     graph = tiny_graph("llama", n_layers=3)
     prompts = [graph.prompt(picture(seed), QUESTION) for seed in (0, 1)]

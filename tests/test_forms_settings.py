@@ -16,7 +16,7 @@ import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError, NoEffectError
 from nnsight_mmflow.inside import forwards as _forwards
 from nnsight_mmflow.model import forms as _forms
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
 
 KNOCKOUT = mmf.Knockout(source="image", target="last", layers=(1, 2), when="all")
 QUIET = {"progress": False, "report": lambda text: None}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError, PromptError
-from nnsight_mmflow.bridge.bridge import graph_of
+from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError, PromptError
+from nnsight_mmflow._kinds import came
 from nnsight_mmflow.bridge.checks import check_names, guarded
+from nnsight_mmflow.bridge.known import graph_of
 from nnsight_mmflow.inside.names import CACHE
 from nnsight_mmflow.model.forms import form_of
 from nnsight_mmflow.model.older_generation import check_pictures
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow.bridge.span_cache import SpanCache
+    from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
 
 # Arguments of transformers' generate that are no fields of its configuration, and those of hf_generate that it renames.
@@ -140,7 +142,7 @@ class BoundBridge:
         """
         from nnsight_mmflow.bridge.span_cache import run_reduced
 
-        return run_reduced(self, names_filter, spans)
+        return run_reduced(self.bridge, self.prompt.rows(), self.tokens, self._given(None, {}), names_filter, spans)
 
     def generate(self, input: object = None, **kwargs: object) -> object:
         """Tokens written after the prompt, with the image, by TransformerLens' own loop: one row per prompt.
@@ -232,3 +234,21 @@ class BoundBridge:
         )  # what has entered already has its image
         named = {name: part for name, part in self.image.items() if not residual or name == "attention_mask"}
         return {**named, **kwargs}
+
+
+def bound_to(graph: Graph, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
+    """The bridge bound to a prompt.
+
+    Raises:
+        ModelError: the bridge is of another graph, whose spans and weights may differ.
+    """
+    from nnsight_mmflow.bridge.bound import BoundBridge
+
+    if not hasattr(bridge, "hook_dict"):
+        raise ModelError(f"a bridge is what graph.to_transformer_lens() returns, but {came(bridge)} came.")
+    if graph_of(bridge) is not graph:
+        raise ModelError(
+            f"this bridge belongs to another graph ({graph_of(bridge)}): take the graph that made it, or that"
+            " mmf.adapt(bridge) returned last."
+        )
+    return BoundBridge(bridge, prompt)

@@ -10,24 +10,20 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._kinds import came
+from nnsight_mmflow.bridge.known import _GRAPHS
 from nnsight_mmflow.inside.names import CACHE, cache_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from nnsight_mmflow.bridge.bound import BoundBridge
     from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.prompts.prompt import Batch, Prompt
 
 WRAPPED = "._original_component"  # in the names of parameters behind a bridge
-_GRAPHS: WeakKeyDictionary[TransformerBridge, Graph] = WeakKeyDictionary()
 
 
 def to_bridge(graph: Graph) -> TransformerBridge:
@@ -58,39 +54,6 @@ def to_bridge(graph: Graph) -> TransformerBridge:
     _hand_on_cache(bridge)
     _GRAPHS[bridge] = graph
     return bridge
-
-
-def graph_of(bridge: TransformerBridge) -> Graph:
-    """The graph that a bridge was made from, or that was made for it.
-
-    Raises:
-        ModelError: there is none.
-    """
-    graph = _GRAPHS.get(bridge)
-    if graph is None:
-        raise ModelError(
-            "this bridge has no graph, so its image tokens are not known: make it by graph.to_transformer_lens(), or"
-            " call mmf.adapt(bridge) first."
-        )
-    return graph
-
-
-def bound_to(graph: Graph, bridge: TransformerBridge, prompt: Prompt | Batch) -> BoundBridge:
-    """The bridge bound to a prompt.
-
-    Raises:
-        ModelError: the bridge is of another graph, whose spans and weights may differ.
-    """
-    from nnsight_mmflow.bridge.bound import BoundBridge
-
-    if not hasattr(bridge, "hook_dict"):
-        raise ModelError(f"a bridge is what graph.to_transformer_lens() returns, but {came(bridge)} came.")
-    if graph_of(bridge) is not graph:
-        raise ModelError(
-            f"this bridge belongs to another graph ({graph_of(bridge)}): take the graph that made it, or that"
-            " mmf.adapt(bridge) returned last."
-        )
-    return BoundBridge(bridge, prompt)
 
 
 def graph_for(bridge: TransformerBridge, processor: ProcessorMixin) -> Graph:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow.bridge.bridge import graph_of
+from nnsight_mmflow.bridge.known import graph_of
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint

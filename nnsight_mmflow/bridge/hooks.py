@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import ModelError, NoEffectError
-from nnsight_mmflow.bridge.bridge import bound_to, graph_of
+from nnsight_mmflow.bridge.bound import bound_to
 from nnsight_mmflow.bridge.checks import computes_attention, why_inert
+from nnsight_mmflow.bridge.known import graph_of
 from nnsight_mmflow.inside.masks import kept_keys, layer_mask
 from nnsight_mmflow.inside.names import cache_in
 from nnsight_mmflow.model.edits import HookEdit, MaskEdit

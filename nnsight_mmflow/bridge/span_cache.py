@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._kinds import came
-from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow._errors import NoEffectError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from transformer_lens import ActivationCache
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow.bridge.bound import BoundBridge
-    from nnsight_mmflow.prompts.prompt import Batch, Prompt
     from nnsight_mmflow.spans.row_spans import Spans
 
 PARTS = ("prefix", "image", "question", "suffix", "last")
@@ -58,35 +53,6 @@ class SpanCache(Mapping[str, torch.Tensor]):
         return len(self.held)
 
 
-@checked
-def cache_by_span(
-    cache: ActivationCache | Mapping[str, torch.Tensor], prompt: Prompt | Batch, spans: Sequence[str] = ()
-) -> SpanCache:
-    """A TransformerLens cache with spans instead of positions, as a `SpanCache`.
-
-    What has no positions of the prompt (the vision tower, rotary tables) and raw scores are left out.
-
-    Args:
-        cache: what run_with_cache returned, with its batch axis.
-        prompt: the prompt or batch that was run.
-        spans: names or expressions; the prompt's parts unless given.
-
-    Raises:
-        NoEffectError: a span that holds no position.
-        MMFlowError: the cache is of another prompt.
-    """
-    if not hasattr(cache, "items") or not all(isinstance(one, torch.Tensor) for _, one in cache.items()):
-        raise MMFlowError(f"cache is what run_with_cache returned, tensors by name, but {came(cache)} came.")
-    names, masks = span_masks(prompt.rows(), spans)
-    held = {name: reduced(name, tensor, masks) for name, tensor in cache.items() if has_positions(name, tensor, masks)}
-    if not held:
-        raise MMFlowError(
-            f"no activation of this cache has {len(prompt.rows())} rows of {masks.shape[-1]} positions: is it of"
-            " another prompt, or without its batch axis?"
-        )
-    return SpanCache(names, held)
-
-
 def span_masks(
     rows: tuple[Spans, ...], spans: Sequence[str]
 ) -> tuple[tuple[str, ...], Float[torch.Tensor, "batch span positions"]]:
@@ -124,20 +90,25 @@ def reduced(
 
 
 def run_reduced(
-    bound: BoundBridge, names_filter: Callable[[str], bool] | Sequence[str] | str | None, spans: Sequence[str]
+    bridge: TransformerBridge,
+    rows: tuple[Spans, ...],
+    tokens: torch.Tensor,
+    given: dict[str, object],
+    names_filter: Callable[[str], bool] | Sequence[str] | str | None,
+    spans: Sequence[str],
 ) -> tuple[torch.Tensor, SpanCache]:
-    """(logits, SpanCache) of one run, each activation reduced when its hook fires."""
-    names, masks = span_masks(bound.prompt.rows(), spans)
+    """(logits, SpanCache) of one run, each activation reduced when its hook fires; `given` is what goes with tokens."""
+    names, masks = span_masks(rows, spans)
     if names_filter is None or callable(names_filter):
         wanted = names_filter or _of_the_language_model
-        chosen = [name for name in bound.bridge.hook_dict if wanted(name) and _is_on(bound.bridge, name)]
+        chosen = [name for name in bridge.hook_dict if wanted(name) and _is_on(bridge, name)]
     else:
         from nnsight_mmflow.bridge.checks import check_names
 
         chosen = [names_filter] if isinstance(names_filter, str) else list(names_filter)
-        check_names(bound.bridge, chosen)
+        check_names(bridge, chosen)
     held: dict[str, torch.Tensor] = {}
-    given, names_at = bound._given(None, {}), _by_point(bound.bridge, chosen)
+    names_at = _by_point(bridge, chosen)
 
     def keep(own: list[str]) -> Callable[..., None]:
         def run(tensor: torch.Tensor, hook: object) -> None:
@@ -146,9 +117,7 @@ def run_reduced(
 
         return run
 
-    logits = bound.bridge.run_with_hooks(
-        bound.tokens, fwd_hooks=[(point, keep(own)) for point, own in names_at.items()], **given
-    )
+    logits = bridge.run_with_hooks(tokens, fwd_hooks=[(point, keep(own)) for point, own in names_at.items()], **given)
     held = {name: held[name] for name in chosen if name in held}
     if not held:
         raise NoEffectError(f"none of the {len(chosen)} chosen hook points has positions to reduce: {chosen[:3]}.")

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from nnsight_mmflow.command_line.shared import load_graph
-from nnsight_mmflow.remote.words import has_key
+from nnsight_mmflow.remote.ready import has_key
 
 
 def run(given: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ def _spans(given: argparse.Namespace) -> None:
 
 def _methods(given: argparse.Namespace) -> None:
     if getattr(given, "methods", None):
-        from nnsight_mmflow.command_line.prune import METHODS
+        from nnsight_mmflow.command_line.options import METHODS
 
         unknown = [name for name in given.methods if name not in METHODS]
         if unknown:
@@ -78,7 +78,7 @@ def _depth(given: argparse.Namespace) -> int | None:
         return None
     name = given.model
     if name == "nano":
-        from nnsight_mmflow.nano import FOLDER
+        from nnsight_mmflow.nano.questions import FOLDER
 
         name = str(FOLDER)
     config = read_config(name, {}, {})

@@ -94,3 +94,9 @@ def _there(given: argparse.Namespace, name: str) -> bool:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+METHODS = ("fastv", "himap", "pyramiddrop", "sparsevlm", "visionzip", "fastervlm")
+
+
+BEFORE = METHODS[4:]  # before the language model, by the tower's class token

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
+from nnsight_mmflow.command_line.options import BEFORE, METHODS
 from nnsight_mmflow.command_line.shared import load_graph, make_prompts
 from nnsight_mmflow.files.escaping import markdown
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
@@ -87,8 +88,6 @@ def _methods(graph: Graph, name: str, given: argparse.Namespace, patches: int) -
     return made
 
 
-METHODS = ("fastv", "himap", "pyramiddrop", "sparsevlm", "visionzip", "fastervlm")
-BEFORE = METHODS[4:]  # before the language model, by the tower's class token
 CONTEXTUAL = 10 / 64  # of VisionZip's tokens are merged ones
 
 

@@ -18,7 +18,7 @@ from nnsight_mmflow.model.generation_settings import merged_settings, short
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.loaded import Loaded
 
 # What runs the model in ways of its own: other prompts beside ours, other prompts than ours, or other code.
 UNKNOWN_FORWARDS = {
@@ -68,7 +68,7 @@ class Form:
 PLAIN = Form()
 
 
-def form_of(graph: Graph, settings: Mapping[str, object], shape: Sequence[int]) -> Form:
+def form_of(graph: Loaded, settings: Mapping[str, object], shape: Sequence[int]) -> Form:
     """The form of a generation with these keyword arguments.
 
     Args:
@@ -156,7 +156,7 @@ def _is_static(cache: object) -> bool:
     return any(type(layer).__name__ == "StaticLayer" for layer in getattr(cache, "layers", ()))
 
 
-def _check(graph: Graph, form: Form, prompts: int, length: int, rest: Mapping[str, object]) -> None:
+def _check(graph: Loaded, form: Form, prompts: int, length: int, rest: Mapping[str, object]) -> None:
     """Refuses what does not go together."""
     if form.chunk and not form.cached:
         raise MMFlowError(
@@ -216,7 +216,7 @@ def _shares(assistant: object, model: PreTrainedModel) -> bool:
     return any(id(module) in ours for module in assistant.modules())  # type: ignore[attr-defined]
 
 
-def _fixed(graph: Graph, merged: GenerationConfig, settings: Mapping[str, object]) -> dict[str, object]:
+def _fixed(graph: Loaded, merged: GenerationConfig, settings: Mapping[str, object]) -> dict[str, object]:
     """What is said in the call although a default stands for it: a server's, or nnsight's, may be another."""
     names = ["num_beams"] if "generation_config" in settings and (merged.num_beams or 1) > 1 else []
     if graph.remote:
@@ -225,7 +225,7 @@ def _fixed(graph: Graph, merged: GenerationConfig, settings: Mapping[str, object
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _where(graph: Graph, settings: Mapping[str, object], name: object) -> str:
+def _where(graph: Loaded, settings: Mapping[str, object], name: object) -> str:
     """How to be rid of a setting that the call does not name."""
     if name in settings or "generation_config" in settings:
         return ""

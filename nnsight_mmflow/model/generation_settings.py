@@ -11,7 +11,7 @@ from nnsight_mmflow.inside.names import with_its_cache
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.loaded import Loaded
 
 COUNTS = (
     "num_beams",
@@ -41,7 +41,7 @@ ALWAYS = ("do_sample", "num_beams", "num_return_sequences", "use_cache", "max_ne
 PLAINLY: Mapping[str, object] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 
 
-def merged_settings(graph: Graph, settings: Mapping[str, object]) -> tuple[GenerationConfig, dict]:
+def merged_settings(graph: Loaded, settings: Mapping[str, object]) -> tuple[GenerationConfig, dict]:
     """(the settings that transformers will use, the keyword arguments that are none).
 
     Raises:
@@ -93,7 +93,7 @@ def _check_types(given: Mapping[str, object]) -> None:
         raise MMFlowError(f"{wrong[0]}={short(given[wrong[0]])}: expected {kind}.")
 
 
-def settings_used(graph: Graph, settings: Mapping[str, object]) -> dict[str, object]:
+def settings_used(graph: Loaded, settings: Mapping[str, object]) -> dict[str, object]:
     """What a generation with these keyword arguments uses, wherever it comes from: all that is not left at None."""
     merged, _ = merged_settings(graph, settings)
     told = {**merged.to_dict(), **{name: getattr(merged, name) for name in ALWAYS}}
@@ -104,7 +104,7 @@ def settings_used(graph: Graph, settings: Mapping[str, object]) -> dict[str, obj
     }
 
 
-def plain_settings(graph: Graph, **chosen: object) -> dict[str, object]:
+def plain_settings(graph: Loaded, **chosen: object) -> dict[str, object]:
     """Keyword arguments for a greedy generation, one row a prompt, that takes nothing from the checkpoint.
 
     What the checkpoint's generation config sets is set back to transformers' defaults by name, but for the special

@@ -9,27 +9,21 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.things import prompts_of
-from nnsight_mmflow.inside.names import check_names, unknown_operations
-from nnsight_mmflow.inside.roles import Roles
 from nnsight_mmflow.model.traced import Traced
 from nnsight_mmflow.prompts.asked import check_asked, checked_boxes, checked_options
 from nnsight_mmflow.prompts.encode import encode
 from nnsight_mmflow.prompts.pictures import LONGEST, open_pictures
 from nnsight_mmflow.prompts.prompt import Batch, Making, Prompt, join
 from nnsight_mmflow.prompts.templates import render
-from nnsight_mmflow.remote.place import Traffic
 
 if TYPE_CHECKING:
-    import torch
-    from nnsight import Envoy, TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow.adapters.base import Adapter
-    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.model.intervention import Intervention
     from nnsight_mmflow.prompts.pictures import Pictures
 
 
-class Graph(Roles, Traced):
+class Graph(Traced):
     """One model, its modules by role, its sizes and its processor.
 
     Attributes:
@@ -43,52 +37,6 @@ class Graph(Roles, Traced):
         image_token_id: the id that stands once per image token.
         unknown_operations: what transformers' attention lacks under the names known here, in words; "" for nothing.
     """
-
-    def __init__(self, model: TransformersModel, adapter: Adapter, name: str = "") -> None:
-        self.model = model
-        self.name = name or adapter.config._name_or_path or type(adapter.model).__name__
-        self.adapter = adapter
-        self.processor = adapter.processor
-        self.family = adapter.family
-        self.image_token_id = adapter.image_token_id
-        first = adapter.roles()["layers"][0]
-        check_names(adapter.model, first)
-        self.unknown_operations = unknown_operations(getattr(first, adapter.text.attention), adapter.text.rotated)
-        paths = {id(module): name for name, module in adapter.model.named_modules()}
-        found = {role: model.get(paths[id(module)]) for role, module in adapter.roles().items()}
-        self.layers: Envoy = found["layers"]
-        self.embed: Envoy = found["embed"]
-        self.tower: Envoy = found["tower"]
-        self.projector: Envoy = found["projector"]
-        self.norm: Envoy = found["norm"]
-        self.unembed: Envoy = found["unembed"]
-        self.decoder: Envoy = model.get(paths[id(adapter.model.get_decoder())])
-        self.text_config = adapter.text_config
-        self._text = adapter.text
-        self.traffic = Traffic()
-        self.enters_after, self.causal = adapter.enters_after, adapter.causal
-        self.tower_layer = adapter.tower_layer()
-        self.n_layers = int(adapter.text_config.num_hidden_layers)
-        self.n_heads = int(adapter.text_config.num_attention_heads)
-        self.d_model = int(adapter.text_config.hidden_size)
-        out = getattr(getattr(first, self._text.attention), self._text.attention_out)
-        # Quantised weights are packed, so their shape says nothing; older GPT-2 layers have no in_features.
-        self.head_width = int(getattr(out, "in_features", None) or out.weight.shape[1]) // self.n_heads
-
-    def __repr__(self) -> str:
-        return (
-            f"Graph({self.name!r}, family={self.family!r}, n_layers={self.n_layers}, n_heads={self.n_heads},"
-            f" d_model={self.d_model}, attention={self.backend!r})"
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the token embeddings lie."""
-        return self.adapter.model.get_input_embeddings().weight.device
-
-    def __getstate__(self) -> dict[str, object]:
-        """What travels to a server: the roles and the sizes, not the adapter, which holds the local weights."""
-        return {name: value for name, value in vars(self).items() if name not in ("adapter", "processor", "traffic")}
 
     def prompt(
         self,
@@ -182,7 +130,7 @@ class Graph(Roles, Traced):
         return later("bound_to")(self, bridge, prompt)
 
     def hooks(
-        self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Pattern
+        self, bridge: TransformerBridge, prompt: Prompt | Batch, *patterns: Intervention
     ) -> AbstractContextManager[TransformerBridge]:
         """The patterns at work on a bridge: `with graph.hooks(...) as bound:`; one that changes nothing is an error."""
         return later("hooked")(self, bridge, prompt, patterns)

@@ -8,11 +8,11 @@ from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow.inside.apart import Layout
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.loaded import Loaded
     from nnsight_mmflow.spans.row_spans import Spans
 
 
-def layout_of(graph: Graph, rows: tuple[Spans, ...], factor: int = 1) -> Layout:
+def layout_of(graph: Loaded, rows: tuple[Spans, ...], factor: int = 1) -> Layout:
     """The layout of a batch, from what its spans and the model's configuration say.
 
     Args:

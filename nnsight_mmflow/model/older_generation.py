@@ -17,10 +17,10 @@ from nnsight_mmflow.model.generation_settings import merged_settings
 if TYPE_CHECKING:
     import torch
 
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.loaded import Loaded
 
 
-def check_pictures(graph: Graph, settings: Mapping[str, object], inputs: Mapping[str, torch.Tensor]) -> None:
+def check_pictures(graph: Loaded, settings: Mapping[str, object], inputs: Mapping[str, torch.Tensor]) -> None:
     """Refuses a generation whose pictures the transformers installed would mix up.
 
     Args:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from nnsight_mmflow._errors import MMFlowError, ModelError
 from nnsight_mmflow._kinds import came, layers_of
 from nnsight_mmflow._later import later
+from nnsight_mmflow.model.intervention import Intervention
 
 if TYPE_CHECKING:
     from typing import Self
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 CLOSES, RANKS, TAKES, WRITES = range(4)  # patterns that meet in a layer act in this order
 
 
-class Pattern:
+class Pattern(Intervention):
     """What every intervention shares. An intervention is a frozen, keyword-only dataclass on it, and a few methods.
 
     It must write `check` (what is refused before any forward), `run` (one forward of the whole prompt), `run_each` (a

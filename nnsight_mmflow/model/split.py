@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import ModelError
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.loaded import Loaded
 
 
 def make_ready(given: Mapping[str, object]) -> None:
@@ -31,12 +31,12 @@ def make_ready(given: Mapping[str, object]) -> None:
         setattr(tensor_parallel, name, getattr(parallel_utils, name))
 
 
-def is_split(graph: Graph) -> bool:
+def is_split(graph: Loaded) -> bool:
     """Whether each process holds a part of the weights."""
     return (getattr(graph.adapter.model, "tp_size", None) or 1) > 1
 
 
-def whole_here(graph: Graph, what: str) -> None:
+def whole_here(graph: Loaded, what: str) -> None:
     """Refuses what has not been measured, or is wrong, on a split model.
 
     Raises:

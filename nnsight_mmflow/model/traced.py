@@ -5,34 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._later import later
 from nnsight_mmflow.inside.forwards import check_given
 from nnsight_mmflow.inside.names import with_its_cache
+from nnsight_mmflow.model.intervention import Intervention
+from nnsight_mmflow.model.loaded import Loaded
 from nnsight_mmflow.prompts.encode import checked_inputs
-from nnsight_mmflow.remote.place import Placed
 
 if TYPE_CHECKING:
     import torch
     from nnsight import TransformersModel
     from nnsight.intervention.tracer import InterleavingTracer
 
-    from nnsight_mmflow.adapters.base import Adapter
     from nnsight_mmflow.model.forms import Form
-    from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
 
 
-class Traced(Placed):
+class Traced(Loaded):
     """What runs prompts. A Graph is one."""
 
-    adapter: Adapter
-
-    @property
-    def _graph(self) -> Graph:
-        return self  # type: ignore[return-value]
-
     def trace(
-        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
+        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Intervention, **kwargs: object
     ) -> InterleavingTracer:
         """An nnsight trace of the prompt with the patterns applied: `with graph.trace(prompt, Knockout(...)): ...`.
 
@@ -52,11 +45,11 @@ class Traced(Placed):
         return here.in_turn(lambda: here.edited(prompt, patterns).trace(**inputs, **here.placed(kwargs)))
 
     def generate(
-        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Pattern, **kwargs: object
+        self, prompt: Prompt | Batch | Mapping[str, torch.Tensor], *patterns: Intervention, **kwargs: object
     ) -> InterleavingTracer:
         """An nnsight generation of the prompt with the patterns applied; read `tracer.result` for the ids.
 
-        Patterns act wherever the prompt's positions are computed; those with `when="decode"` or "all" on each new
+        Interventions act wherever the prompt's positions are computed; those with `when="decode"` or "all" on each new
         token. Keyword arguments go to the model's `generate`; what they leave open, the checkpoint's own generation
         config says, as in transformers (`graph.generation_settings(...)` tells). With patterns these forms are exact:
         greedy, sampling, beams, several returned sequences, each with a cache (dynamic or static) or without, a cache
@@ -77,8 +70,8 @@ class Traced(Placed):
             kwargs = with_its_cache(self.adapter.model, kwargs)
         inputs = here.checked(prompt)
         check_given(inputs, kwargs, patterns, steps=True)
-        check_pictures(here._graph, kwargs, inputs)
-        form = form_of(here._graph, kwargs, inputs["input_ids"].shape) if patterns else None
+        check_pictures(here, kwargs, inputs)
+        form = form_of(here, kwargs, inputs["input_ids"].shape) if patterns else None
         fixed = {} if form is None else form.fixed
 
         def made() -> InterleavingTracer:
@@ -100,12 +93,12 @@ class Traced(Placed):
         """
         from nnsight_mmflow.model.generation_settings import settings_used
 
-        return settings_used(self._graph, settings)
+        return settings_used(self, settings)
 
     def edited(
         self,
         prompt: Prompt | Batch | Mapping[str, torch.Tensor],
-        patterns: tuple[Pattern, ...],
+        patterns: tuple[Intervention, ...],
         form: Form | None = None,
     ) -> TransformersModel:
         """A copy of the nnsight model that replays the patterns; the original stays as it is.
@@ -113,9 +106,7 @@ class Traced(Placed):
         Each pattern is an edit of its own, so that two may touch the same layer. Without `form` the copy is for traces:
         it acts in the first forward alone. For generations use `graph.generate`, which finds the form.
         """
-        from nnsight_mmflow.model.together import edited
-
-        return edited(self._graph, prompt, patterns, form)
+        return later("edited")(self, prompt, patterns, form)
 
     def checked(self, prompt: Prompt | Batch | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of a prompt on the model's device, checked before any forward.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnsight_mmflow.data.questions import Question
 from nnsight_mmflow.files.output import output_folder, write_figure, write_text, written
-from nnsight_mmflow.nano import KINDS, samples
+from nnsight_mmflow.nano.questions import KINDS, samples
 
 
 def write_samples(folder: Path, per_kind: int = 5) -> Path:

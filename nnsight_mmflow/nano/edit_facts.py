@@ -8,7 +8,8 @@ import numpy as np
 
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow.data.questions import prompts_of
-from nnsight_mmflow.nano import facts, samples
+from nnsight_mmflow.nano import facts
+from nnsight_mmflow.nano.questions import samples
 from nnsight_mmflow.patterns.edit.value import Fact
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow.model.generation_settings import plain_settings
-from nnsight_mmflow.nano import KINDS, samples
+from nnsight_mmflow.nano.questions import KINDS, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -39,7 +39,7 @@ def evaluate(graph: Graph, limit: int = 10_000, batch_size: int = 50) -> dict[st
 
 
 def _held(kind: str) -> int:
-    from nnsight_mmflow.nano import HELD_OUT
+    from nnsight_mmflow.nano.questions import HELD_OUT
 
     return sum(f'"kind": "{kind}"' in line for line in HELD_OUT.read_text().splitlines())
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow.data.constraints import Constraint, ConstraintQuestion
-from nnsight_mmflow.nano import facts, samples
+from nnsight_mmflow.nano import facts
+from nnsight_mmflow.nano.questions import samples
 from nnsight_mmflow.patterns.trace.corruption import Corruption, other_image, replace_phrase
 
 if TYPE_CHECKING:

@@ -90,9 +90,9 @@ class Placed:
 
     def in_turn(self, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
         """The tracer that is made, its making and its run waiting for their turn among threads."""
-        from nnsight_mmflow.remote.turns import in_turn  # here: what holds locks does not travel
+        from nnsight_mmflow.remote.turns import in_turn, turn_of  # here: what holds locks does not travel
 
-        return in_turn(self, make)  # type: ignore[arg-type]
+        return in_turn(turn_of(self.model, self.remote), make)
 
     @property
     def apart(self) -> bool:
@@ -105,7 +105,7 @@ class Placed:
         if not self.remote:
             return {}
         if self.remote == "local":
-            from nnsight_mmflow.remote.words import make_ready
+            from nnsight_mmflow.remote.ready import make_ready
 
             make_ready(self.remote)
             return {"remote": self.remote}
@@ -116,7 +116,7 @@ class Placed:
         if not self.remote or self.remote == "local":
             return {**given, **self.remotely}
         if "backend" in given:  # of the caller's own, such as nnsight's AsyncRemoteBackend
-            from nnsight_mmflow.remote.words import make_ready
+            from nnsight_mmflow.remote.ready import make_ready
 
             make_ready(self.remote)
             return given
@@ -132,7 +132,7 @@ class Placed:
             job: the id of one that was sent before, to fetch it.
         """
         from nnsight_mmflow.remote.hidden_keys import hiding, without_keys
-        from nnsight_mmflow.remote.words import make_ready
+        from nnsight_mmflow.remote.ready import make_ready
 
         make_ready(self.remote)
         backend, traffic = self.model._remote_backend(self.remote, blocking, job, False), self.traffic

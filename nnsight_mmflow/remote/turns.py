@@ -13,29 +13,28 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from nnsight import TransformersModel
     from nnsight.intervention.tracer import InterleavingTracer
-
-    from nnsight_mmflow.remote.place import Placed
 
 _TURNS: WeakKeyDictionary[object, AbstractContextManager] = WeakKeyDictionary()
 _MAKING = Lock()
 
 
-def turn_of(graph: Placed) -> AbstractContextManager:
-    """To be held while the graph's model runs here; every graph of the same model has the same."""
-    if graph.remote and graph.remote != "local":
+def turn_of(model: TransformersModel, remote: bool | str = False) -> AbstractContextManager:
+    """To be held while the model runs here; every graph of the same model has the same."""
+    if remote and remote != "local":
         return nullcontext()
-    module = graph.model._module
+    module = model._module
     with _MAKING:
         return _TURNS.setdefault(module, RLock())
 
 
-def in_turn(graph: Placed, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
+def in_turn(turn: AbstractContextManager, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:
     """The tracer, its making and its run waiting for their turn."""
-    with turn_of(graph):
+    with turn:
         tracer = make()
-    if not graph.remote or graph.remote == "local":
-        tracer.backend = waiting(turn_of(graph), tracer.backend)
+    if not isinstance(turn, nullcontext):
+        tracer.backend = waiting(turn, tracer.backend)
     return tracer
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
 from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
-from nnsight_mmflow.remote.hidden_keys import can_be_sent, without_keys
+from nnsight_mmflow.remote.ready import READY
 
 if TYPE_CHECKING:
     from nnsight_mmflow.remote.place import Placed
@@ -17,69 +17,11 @@ Given = ParamSpec("Given")
 Found = TypeVar("Found")
 OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DOTALL)
 TIME = re.compile(r"time ?out|timed out|time limit|too long", re.IGNORECASE)
-PACKAGE = "nnsight_mmflow"
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
 REFUSED = "the server refuses the API key: `nnsight login`, or set NDIF_API_KEY."
 UNKNOWN = re.compile(r"\b401\b|Unauthorized|API key")
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
 BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
-_READY: dict[str, dict[str, str]] = {}  # by host, the versions of its packages
-
-
-def make_ready(remote: bool | str) -> None:
-    """Before a remote run: registers the package, so that it travels by value, unless the server has it at our version.
-
-    Args:
-        remote: True (NDIF, or the host in NDIF_HOST), a host, or "local" (nnsight's own imitation).
-
-    Raises:
-        RemoteFailure: no server there, no API key, or a server whose nnsight is another version.
-    """
-    import httpx
-    import nnsight
-    from nnsight.schema.config import CONFIG
-
-    host = remote if isinstance(remote, str) and remote != "local" else CONFIG.API.HOST
-    if remote == "local":
-        nnsight.register(PACKAGE)
-        return
-    if host in _READY:
-        return
-    if not CONFIG.API.APIKEY:
-        raise RemoteFailure(
-            "there is no API key for a remote run: get one at https://login.ndif.us, then `nnsight login`, or set"
-            " NDIF_API_KEY in the environment."
-        )
-    if not can_be_sent():
-        raise RemoteFailure(
-            "the API key is malformed: it holds a space, a line end, or a letter outside ASCII, and was not sent."
-            " Copy it again: `nnsight login`, or NDIF_API_KEY."
-        )
-    failed = ""
-    try:
-        answer = httpx.get(f"{host}/env", timeout=httpx.Timeout(10, read=60))
-        answer.raise_for_status()
-        packages = answer.json().get("packages", {})
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
-        failed = without_keys(f"no NDIF server answers at {host} ({error})")
-    if failed:
-        raise RemoteFailure(f"{failed}. Is the address right (NDIF_HOST), and is there a connection?")
-    there, here = packages.get("nnsight"), version("nnsight")
-    if there is not None and there.split(".")[:2] != here.split(".")[:2]:
-        raise RemoteFailure(
-            f"the server at {host} runs nnsight {there}, here is {here}: what is sent would not be understood."
-            f" pip install 'nnsight=={there}'."
-        )
-    if packages.get("nnsight-mmflow", packages.get(PACKAGE)) != version("nnsight-mmflow"):
-        nnsight.register(PACKAGE)
-    _READY[host] = packages
-
-
-def has_key() -> bool:
-    """Whether there is an API key for NDIF."""
-    from nnsight.schema.config import CONFIG
-
-    return bool(CONFIG.API.APIKEY)
 
 
 def broken(why: str) -> str:
@@ -123,7 +65,7 @@ def _other_versions(graph: Placed) -> str:
     """Packages whose version there is another than here: the first thing to look at when a job fails."""
     from nnsight.schema.config import CONFIG
 
-    there = _READY.get(graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST, {})
+    there = READY.get(graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST, {})
     different = [
         f"{name} {there[name]} (here {version(name)})"
         for name in ("nnsight", "transformers", "torch")

@@ -24,7 +24,7 @@ def experiment(run: Callable[Given, Found]) -> Callable[Given, Found]:
         graph = args[0] if args else kwargs.get("graph")
         place = None if kwargs.get("measured_by") or not hasattr(graph, "at") else graph.at(kwargs.get("remote"))
         try:
-            with nullcontext() if place is None else turn_of(place):
+            with nullcontext() if place is None else turn_of(place.model, place.remote):
                 return run(*args, **kwargs)
         except RemoteError as error:
             found: MMFlowError = told(graph, str(error))  # type: ignore[arg-type]

@@ -149,3 +149,8 @@ def _patterns(patterns: Iterable[object]) -> list[str]:
 def drawn_by(seed: int, *given: object) -> int:
     """The seed of a draw that belongs to what is drawn for: the same wherever it stands in a list."""
     return int(fingerprint([seed, *given])[:15], 16)
+
+
+def identities(prompts: list[Prompt]) -> list[str]:
+    """What the journal calls each prompt: its key, for people, and its identity."""
+    return [f"{prompt.key}:{prompt_identity(prompt)}" for prompt in prompts]

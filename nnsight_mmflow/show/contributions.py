@@ -13,7 +13,7 @@ from nnsight_mmflow.show.token_values import of_result
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.show.image_values import Panels
+    from nnsight_mmflow.show.panels import Panels
 
 
 def contributions_figure(result: ContributionsResult) -> ShownFigure:
@@ -46,7 +46,7 @@ def contribution_panels(
     """The norm of what is taken from each image token, a panel for each layer; None: summed over layers."""
     import numpy as np
 
-    from nnsight_mmflow.show.image_values import Panels, by_position
+    from nnsight_mmflow.show.panels import Panels, by_position
 
     numbers = np.stack([by_position(prompt, image, of_result(prompt, result, layer, "norm")[0]) for layer in layers])
     titles = tuple("all layers" if layer is None else f"layer {layer}" for layer in layers)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.boxes import DrawnBoxes
-    from nnsight_mmflow.show.image_values import Panels
+    from nnsight_mmflow.show.panels import Panels
 
 WIDTH = 9.5  # inches: what a notebook shows at 100 dots per inch without shrinking it
 WIDE = 6.2  # inches of a panel with words

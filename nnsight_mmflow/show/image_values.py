@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from nnsight_mmflow._errors import MMFlowError, SpanError
@@ -11,6 +10,7 @@ from nnsight_mmflow._kinds import came
 from nnsight_mmflow.patterns.attention import AttentionMaps
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.show.boxes import image_tokens
+from nnsight_mmflow.show.panels import Panels, by_position
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
     Drawable: TypeAlias = ImageValues | AttentionMaps | Result
 
 MOST_PANELS = 40
-
-
-@dataclass(frozen=True)
-class Panels:
-    """What is drawn on copies of one picture.
-
-    Attributes:
-        numbers: (panels, tokens of the image); NaN where a token has none.
-        titles: one for each panel.
-        label: what the numbers are, with their unit.
-        ticks: (number, word) each for the colour bar; as numbers come unless given.
-    """
-
-    numbers: np.ndarray = field(repr=False)
-    titles: tuple[str, ...]
-    label: str
-    ticks: tuple[tuple[float, str], ...] = ()
 
 
 def panels_of(
@@ -81,13 +64,6 @@ def panels_of(
             f" {found.numbers.size} are none: there is no colour for them."
         )
     return Panels(found.numbers, found.titles if titles is None else tuple(titles), label or found.label)
-
-
-def by_position(prompt: Prompt, image: int, numbers: Mapping[int, float]) -> np.ndarray:
-    """(tokens of the image,): the number at each token's position, NaN where there is none."""
-    import numpy as np
-
-    return np.array([numbers.get(position, np.nan) for position in image_tokens(prompt, image).positions], float)
 
 
 def _of_mapping(prompt: Prompt, image: int, values: Mapping[int, float]) -> np.ndarray:

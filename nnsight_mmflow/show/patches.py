@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.show.boxes import drawn_boxes, mosaic
 from nnsight_mmflow.show.heat import WIDE, drawn_words, heat_figure
-from nnsight_mmflow.show.image_values import Panels, by_position
+from nnsight_mmflow.show.panels import Panels, by_position
 from nnsight_mmflow.show.token_values import of_layer, of_prompt
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from nnsight_mmflow.show.curves import STYLES
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
     from nnsight_mmflow.patterns.prune.report import PruneReport
-    from nnsight_mmflow.show.image_values import Panels
+    from nnsight_mmflow.show.panels import Panels
 
 TICKS = ((0.0, "dropped"), (1.0, "seen"))
 
@@ -62,7 +62,7 @@ def kept_panels(found: KeptTokens, image: int, by_layer: bool) -> Panels:
     """How many layers see each image token; or, by layer, 1 for those seen and 0 for those that were dropped."""
     import numpy as np
 
-    from nnsight_mmflow.show.image_values import Panels, by_position
+    from nnsight_mmflow.show.panels import Panels, by_position
 
     positions = list(found.prompt.spans["image"])
     seen = np.zeros((len(found.layers), len(positions)))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.disruption import DisruptionResult
     from nnsight_mmflow.patterns.saliency import SaliencyResult
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.show.image_values import Panels
+    from nnsight_mmflow.show.panels import Panels
 
 LABELS = {
     "S_sys": "system",
@@ -50,7 +50,7 @@ def saliency_panels(result: SaliencyResult, prompt: Prompt, image: int, layers: 
     """What flows from each image token, a panel for each layer; None: summed over layers."""
     import numpy as np
 
-    from nnsight_mmflow.show.image_values import Panels, by_position
+    from nnsight_mmflow.show.panels import Panels, by_position
 
     tokens, positions, numbers = of_prompt(result.tokens(), prompt), list(prompt.spans["image"]), []
     for layer in layers:

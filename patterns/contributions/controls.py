@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import nnsight
 import numpy as np
 import torch
-from nnsight_mmflow.patterns.contributions.contributions import read_prompt
+from nnsight_mmflow.patterns.contributions.run import read_prompt
 from nnsight_mmflow.patterns.patch import Patch
 
 from nnsight_mmflow._errors import MMFlowError, ModelError
@@ -16,13 +16,13 @@ from nnsight_mmflow.inside.sites import embed, read_site
 
 if TYPE_CHECKING:
     import pandas as pd
-    from nnsight_mmflow.patterns.contributions.result import ContributionsResult
 
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.results import Result
 
 
-def shuffled(result: ContributionsResult, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
+def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
     """For each prompt the rows of `ContributionsResult.position_control`."""
     source, target = result.header["source"], result.header["target"]
     if graph.enters_after:
@@ -57,7 +57,7 @@ def shuffled(result: ContributionsResult, graph: Graph, prompts: Sequence[Prompt
         yield rows
 
 
-def per_prompt(result: ContributionsResult) -> pd.DataFrame:
+def per_prompt(result: Result) -> pd.DataFrame:
     """A row per prompt and layer: the norm summed over source tokens, correct, answer_probability."""
     table = result.table[result.table["head"] == -1]
     if table["correct"].isna().any():
@@ -70,7 +70,7 @@ def per_prompt(result: ContributionsResult) -> pd.DataFrame:
     return summed.reset_index()
 
 
-def correctness(result: ContributionsResult, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
+def correctness(result: Result, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
     """The table of `ContributionsResult.correctness`."""
     import pandas as pd
 

@@ -12,7 +12,8 @@ from nnsight_mmflow.runs.results import bootstrap_band
 
 if TYPE_CHECKING:
     import pandas as pd
-    from nnsight_mmflow.patterns.flow.result import FlowResult
+
+    from nnsight_mmflow.runs.results import Result
 
 SMALLEST = 0.5  # percent: thinner arrows cannot be seen, and float noise lies far below
 QUANTILE = 0.95
@@ -33,7 +34,7 @@ class Thresholds:
     told: str
 
 
-def chosen_window(result: FlowResult, window: int | None) -> int:
+def chosen_window(result: Result, window: int | None) -> int:
     """The window asked for, or the first of the result.
 
     Raises:
@@ -45,7 +46,7 @@ def chosen_window(result: FlowResult, window: int | None) -> int:
     return there[0] if window is None else window
 
 
-def control_means(result: FlowResult, window: int) -> dict[str, pd.DataFrame]:
+def control_means(result: Result, window: int) -> dict[str, pd.DataFrame]:
     """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
     table = result.table[result.table["window"] == window]
     found: dict[str, list[pd.Series]] = {}
@@ -58,7 +59,7 @@ def control_means(result: FlowResult, window: int) -> dict[str, pd.DataFrame]:
     return {edge: pd.DataFrame(means) for edge, means in found.items()}
 
 
-def thresholds(result: FlowResult, window: int, asked: int | float | None = None) -> Thresholds:
+def thresholds(result: Result, window: int, asked: int | float | None = None) -> Thresholds:
     """From which effect on an arrow is drawn, and why; `asked` in percent overrides the run's controls."""
     import numpy as np
 
@@ -93,7 +94,7 @@ def thresholds(result: FlowResult, window: int, asked: int | float | None = None
     return Thresholds("control", by_edge, told)
 
 
-def arrows(result: FlowResult, window: int, asked: int | float | None = None) -> pd.DataFrame:
+def arrows(result: Result, window: int, asked: int | float | None = None) -> pd.DataFrame:
     """A row per edge and layer, as `FlowResult.arrows` tells; control is NaN for an edge that has none of its own."""
     import pandas as pd
 

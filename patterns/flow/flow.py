@@ -27,7 +27,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.identity import journal_of, prompt_identity
+from nnsight_mmflow.runs.identity import identities, journal_of
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import saved, versions
 from nnsight_mmflow.runs.sweep import answer_of, run_by_rows, run_clean
@@ -223,11 +223,6 @@ def _kept(number: int, missing: dict[str, str], asked: tuple[str, ...], *, defau
         elif not default:
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
     return tuple(kept)
-
-
-def identities(prompts: list[Prompt]) -> list[str]:
-    """What the journal calls each prompt: its key, for people, and its identity."""
-    return [f"{prompt.key}:{prompt_identity(prompt)}" for prompt in prompts]
 
 
 def _cost(plans: list[Plan], done: list[bool], engine: str) -> str:

@@ -83,15 +83,13 @@ class FlowJob:
         Raises:
             RemoteFailure: a job failed, or the time is over; what is fetched stays in the folder.
         """
-        from nnsight_mmflow.patterns.flow.flow import flow
-
         ends = None if timeout is None else time.monotonic() + timeout
         while set(now := self.status) != {"FETCHED"}:
             if ends is not None and time.monotonic() > ends:
                 raise RemoteFailure(f"after {timeout} seconds the jobs stand at {now}: call result() again later.")
             time.sleep(every)
         prompts = [prompt for prompt, _, _ in self.work]
-        return flow(self.graph, prompts, folder=self.folder, progress=False, report=str, **self.given)
+        return later("flow")(self.graph, prompts, folder=self.folder, progress=False, report=str, **self.given)
 
     async def wait(self, every: float = 1.0, timeout: float | None = None) -> FlowResult:
         """The same as `result`, awaited: other work goes on meanwhile. `await job` waits as long as it takes."""
@@ -126,9 +124,8 @@ class FlowJob:
         Raises:
             DataError: the file is none of a job, or the prompts are others.
         """
-        from nnsight_mmflow.patterns.flow.flow import flow, identities
-
         from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
+        from nnsight_mmflow.runs.identity import identities
 
         prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
         given, jobs = read_job(file)
@@ -140,7 +137,7 @@ class FlowJob:
         folder = output_folder(folder if folder is not None else Path(file).parent)
         if not (folder / FILE).exists():
             write_text(folder / FILE, json.dumps({"given": given, "jobs": jobs}, indent=2) + "\n")
-        return flow(graph, prompts, folder=folder, blocking=False, report=str, **given)
+        return later("flow")(graph, prompts, folder=folder, blocking=False, report=str, **given)
 
 
 def read_job(file: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,18 +8,16 @@ from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow.inside.pruning import Stage, check_stage
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.prune.prune import Prune
-
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
 
 
-def check_form(pattern: Prune, form: Form) -> None:
-    """Refuses generations whose cache cannot lose tokens."""
+def check_form(pattern: str, moves: bool, form: Form) -> None:
+    """Refuses generations whose cache cannot lose tokens, to a pattern by which tokens leave or move."""
     why = "a static cache has room for every position in every layer" if form.static else ""
     if form.several:
         why = f"{form.several} takes back tokens from every layer of the cache alike"
-    if why and (pattern.mode == "drop" or pattern.positions == "renumbered"):
+    if why and moves:
         raise MMFlowError(
             f"{pattern} leaves each layer another number of positions, but {why}. Take mode='mask',"
             " positions='original' (kept tokens get the same results), or leave that setting out."
@@ -31,7 +29,7 @@ def rope_of(graph: Graph) -> dict | None:
     return getattr(graph.text_config, "rope_parameters", None) or getattr(graph.text_config, "rope_scaling", None)
 
 
-def check_stages(pattern: Prune, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
+def check_stages(pattern: str, graph: Graph, stages: list[Stage], image_tokens: int) -> None:
     """Refuses stages before layers that do not exist or that cannot lose tokens, and those that keep all."""
     for stage in stages:
         check_stage(stage)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from nnsight_mmflow.patterns.prune.checks import check_form, check_stages, rope_of
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._later import later
 from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
 from nnsight_mmflow.inside.heads import QueryKeyReader
 from nnsight_mmflow.inside.prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
@@ -124,10 +125,10 @@ class Prune(Pattern):
                 raise MMFlowError(
                     f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
                 )
-            check_stages(self, graph, stages, len(spans["image"]))
+            check_stages(str(self), graph, stages, len(spans["image"]))
         if form is not None:
             check_whole(str(self), rows, form)
-            check_form(self, form)
+            check_form(str(self), self.mode == "drop" or self.positions == "renumbered", form)
         forgets = form is not None and form.cached
         if (self.mode == "drop" and forgets) or (self.positions == "renumbered" and (form is None or forgets)):
             window = getattr(graph.text_config, "sliding_window", None)
@@ -141,9 +142,7 @@ class Prune(Pattern):
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
         """The keys that it closes in each layer of a TransformerLens bridge, as it chooses them on the nnsight side."""
-        from nnsight_mmflow.patterns.prune.kept_tokens import closed_keys
-
-        return closed_keys(self, graph, rows, prompt)
+        return later("closed_keys")(self, graph, rows, prompt)
 
     def inside(self, graph: Graph, rows: tuple[Spans, ...], part: str) -> list[int]:
         """The layers whose attention it reads."""

@@ -10,7 +10,7 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.command_line import main
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import hidden_keys as _hidden_keys
 from nnsight_mmflow.remote import words as _remote
 from nnsight_mmflow.remote.hidden_keys import HIDDEN, without_keys
@@ -64,7 +64,7 @@ def there(host, monkeypatch):
     monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), str(FOLDER))
     monkeypatch.setattr(CONFIG.API, "HOST", host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    monkeypatch.setattr(_remote, "_READY", {})
+    monkeypatch.setattr(_remote, "READY", {})
     return mmf.load(str(FOLDER), remote=True)
 
 
@@ -189,7 +189,7 @@ def test_a_host_that_holds_the_key_is_not_shown(monkeypatch):
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.API, "HOST", f"http://user:{KEY}@127.0.0.1:9")
-    monkeypatch.setattr(_remote, "_READY", {})
+    monkeypatch.setattr(_remote, "READY", {})
     graph = mmf.load(str(FOLDER), remote=True)
     with pytest.raises(mmf.RemoteFailure, match="no NDIF server answers") as caught:
         graph.trace(mmf.nano.prompts(graph, 1)[0])

@@ -11,7 +11,7 @@ import torch
 from remote_server import EXPERIMENTS, KEY, PATTERNS, QUIET, Server, breaks, keep_all
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import words as _remote
 
 # Ordinary keys: what is read is a copy, and is written back.

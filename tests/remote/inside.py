@@ -10,7 +10,7 @@ import torch
 from remote_server import EXPERIMENTS, PATTERNS, QUIET, no_weights
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
 
 
 def test_the_server_does_not_have_the_package(server):
