@@ -6,7 +6,8 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import command_line
-from nnsight_mmflow.command_line import _shared, main
+from nnsight_mmflow.command_line import main
+from nnsight_mmflow.command_line import shared as _shared
 from nnsight_mmflow.spans.grammar import NAMES, check_expression
 from nnsight_mmflow.spans.row_spans import Spans
 

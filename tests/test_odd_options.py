@@ -6,7 +6,8 @@ import re
 from PIL import Image
 from tiny import picture
 
-from nnsight_mmflow.command_line import _options, build_parser, main
+from nnsight_mmflow.command_line import build_parser, main
+from nnsight_mmflow.command_line import options as _options
 
 IMAGE, QUESTION = ("--image", "x.png"), ("--question", "what ?")
 ONE, DATA = (*IMAGE, *QUESTION), ("--data", "q.csv", "--images", ".")

@@ -42,7 +42,7 @@ WHY = {
 KEPT = "What was there before is untouched, and what a run has finished stays in its folder."
 
 
-def experiment(error: OSError) -> str:
+def in_words(error: OSError) -> str:
     """What an error of the file system means."""
     return WHY.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
 
@@ -64,7 +64,7 @@ def output_folder(folder: str | PathLike[str], *within: str) -> Path:
             with tempfile.TemporaryFile(dir=path):  # told now, and not when all is measured
                 pass
     except (OSError, ValueError, RuntimeError) as error:  # a name with a null, a link to itself
-        told = experiment(error) if isinstance(error, OSError) else str(error)
+        told = in_words(error) if isinstance(error, OSError) else str(error)
         raise OutputError(f"nothing can be written into the folder {path}: {told}. Give another folder.") from error
     if outside:
         raise OutputError(
@@ -130,7 +130,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {experiment(error)}. {KEPT} Free the way and run it again, or give another"
+            f"{path} cannot be written: {in_words(error)}. {KEPT} Free the way and run it again, or give another"
             " folder."
         ) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import nnsight
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel
 
 
+@runtime_checkable
 class Search(Protocol):
     """How a change is found: the part of EditSettings that travels."""
 

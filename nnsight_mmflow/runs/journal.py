@@ -17,7 +17,7 @@ from types import TracebackType
 from nnsight_mmflow._errors import DataError, OutputError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.files.folder_lock import FolderLock
-from nnsight_mmflow.files.output import experiment, output_folder, write_text, writing
+from nnsight_mmflow.files.output import in_words, output_folder, write_text, writing
 
 FORM = 2  # of the journal: 1 had no checksums, and named prompts by their place
 LINES, SETTINGS = "prompts.jsonl", "settings.json"
@@ -129,7 +129,7 @@ class Journal:
         except OutputError as error:
             if not told:
                 self.report(
-                    f"{self.path} cannot be written: {experiment(error.__cause__)}."  # type: ignore[arg-type]
+                    f"{self.path} cannot be written: {in_words(error.__cause__)}."  # type: ignore[arg-type]
                     f" {len(self.done) - len(self.unwritten)} finished entries were written to it before; the run goes"
                     " on, and keeps what it finishes in memory until it can be written."
                 )
