@@ -13,13 +13,13 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow.adapters.processor_fit import check_image_token, check_processor
 
-from nnsight_mmflow._errors import ModelError
-
 if TYPE_CHECKING:
-    from nnsight_mmflow.adapters.base import Adapter
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from nnsight_mmflow.adapters.base import Adapter
 
 GROUP = "nnsight_mmflow.adapters"
 TABLE = {

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.adapters.text import IGNORED, TEXT_MODELS
-
 from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow.adapters.text import IGNORED, TEXT_MODELS
 from nnsight_mmflow.spans.geometry import ImageGeometry
 
 if TYPE_CHECKING:

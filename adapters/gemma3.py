@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from nnsight_mmflow.adapters.base import Adapter
 from nnsight_mmflow.adapters.processing import image_defaults, resized_view, settings
-
 from nnsight_mmflow.spans.geometry import Cell, ImageGeometry, whole
 from nnsight_mmflow.spans.views import Step, View
 

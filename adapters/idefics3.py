@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from nnsight_mmflow.adapters.base import Adapter
-from nnsight_mmflow.adapters.processing import settings, squared_first
 
 from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.processing import settings, squared_first
 from nnsight_mmflow.spans.geometry import ImageGeometry, tiled, whole
 from nnsight_mmflow.spans.views import Step, View, tile_stretches
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow.adapters.base import Adapter
 from nnsight_mmflow.adapters.processing import resized_view, settings, steps_of
-
 from nnsight_mmflow.spans.geometry import CLASS, Cell, ImageGeometry, whole
 from nnsight_mmflow.spans.views import View
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from nnsight_mmflow.adapters.base import Adapter
-from nnsight_mmflow.adapters.llava import Llava
-from nnsight_mmflow.adapters.processing import resized_view, settings, squared_first
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 
 from nnsight_mmflow._errors import ModelError
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.llava import Llava
+from nnsight_mmflow.adapters.processing import resized_view, settings, squared_first
 from nnsight_mmflow.spans.geometry import NEWLINE, Cell, ImageGeometry
 from nnsight_mmflow.spans.views import Step, View, tile_stretches
 

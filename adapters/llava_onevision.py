@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow.adapters.llava_next import LlavaNext
 from nnsight_mmflow.adapters.processing import resized_view, settings
-
 from nnsight_mmflow.spans.geometry import NEWLINE, Cell, ImageGeometry, whole
 from nnsight_mmflow.spans.views import View, tile_stretches
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import ModelError
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.adapters.base import Adapter
     from transformers import PreTrainedModel
+
+    from nnsight_mmflow.adapters.base import Adapter
 
 
 def check_processor(model: PreTrainedModel, processor: object) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow.adapters.base import Adapter
 from nnsight_mmflow.adapters.processing import resized_view, settings
-
 from nnsight_mmflow.spans.geometry import ImageGeometry, whole
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ import time
 import numpy as np
 import psutil
 import torch
-from nnsight_mmflow.patterns.flow.edges import PAPER
-from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from shapes import SHAPES, build, question
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.flow.edges import PAPER
+from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.sweep import run_by_rows, run_clean

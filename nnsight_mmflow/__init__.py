@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._errors import PromptError as PromptError
     from nnsight_mmflow._errors import RemoteFailure as RemoteFailure
     from nnsight_mmflow._errors import SpanError as SpanError
+    from nnsight_mmflow._formerly import flow_on_workers as flow_on_workers
     from nnsight_mmflow.bridge.bound import BoundBridge as BoundBridge
     from nnsight_mmflow.bridge.by_span import cache_by_span as cache_by_span
     from nnsight_mmflow.bridge.patching import attribution_by_span as attribution_by_span
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph as Graph
     from nnsight_mmflow.model.load import adapt as adapt
     from nnsight_mmflow.model.load import load as load
+    from nnsight_mmflow.model.pattern import Pattern as Pattern
     from nnsight_mmflow.patterns.attention import AttentionMaps as AttentionMaps
     from nnsight_mmflow.patterns.attention import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention import attention as attention
@@ -57,10 +59,10 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.flow import flow as flow
     from nnsight_mmflow.patterns.flow.job import FlowJob as FlowJob
     from nnsight_mmflow.patterns.flow.result import FlowResult as FlowResult
-    from nnsight_mmflow.patterns.flow.workers import flow_on_workers as flow_on_workers
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch as KnockoutByPatch
     from nnsight_mmflow.patterns.knockout_by_patch import knockout_by_patch as knockout_by_patch
+    from nnsight_mmflow.patterns.knockout_by_token import knockout_by_token as knockout_by_token
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens import lens as lens
     from nnsight_mmflow.patterns.lens_by_patch import LensByPatch as LensByPatch
@@ -101,10 +103,11 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.zeroed import Zeroed as Zeroed
     from nnsight_mmflow.prompts.prompt import Batch as Batch
     from nnsight_mmflow.prompts.prompt import Prompt as Prompt
+    from nnsight_mmflow.runs.job import Job as Job
+    from nnsight_mmflow.runs.workers import Workers as Workers
     from nnsight_mmflow.show.attention import show_attention as show_attention
     from nnsight_mmflow.show.explore import explore as explore
     from nnsight_mmflow.show.on_image import on_image as on_image
-    from nnsight_mmflow.show.tokens import knockout_by_token as knockout_by_token
     from nnsight_mmflow.show.tokens import show_tokens as show_tokens
     from nnsight_mmflow.spans.row_spans import Spans as Spans
     from nnsight_mmflow.spans.span import Span as Span
@@ -132,7 +135,8 @@ _WHERE = {
     "explore": "show.explore",
     "show_attention": "show.attention",
     "show_tokens": "show.tokens",
-    "knockout_by_token": "show.tokens",
+    "knockout_by_token": "patterns.knockout_by_token",
+    "Pattern": "model.pattern",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
     "from_run": "patterns.values",
@@ -140,9 +144,11 @@ _WHERE = {
     "zeros": "patterns.values",
     "noise": "patterns.values",
     "flow": "patterns.flow.flow",
-    "flow_on_workers": "patterns.flow.workers",
+    "flow_on_workers": "_formerly",
     "FlowResult": "patterns.flow.result",
     "FlowJob": "patterns.flow.job",
+    "Job": "runs.job",
+    "Workers": "runs.workers",
     "causal_trace": "patterns.trace.causal_trace",
     "TraceResult": "patterns.trace.result",
     "attribution": "patterns.trace.attribution",

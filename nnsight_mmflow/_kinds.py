@@ -181,3 +181,8 @@ def came(value: object) -> str:
         return "None"
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
+
+
+def workers_of(name: str, value: object) -> object:
+    """How many processes, or Workers; which, the runner says."""
+    return value if type(value).__name__ == "Workers" else whole(name, value, 0)

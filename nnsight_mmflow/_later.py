@@ -29,6 +29,7 @@ ROOMS = {
     "show.pruning": ("kept_panels", "prune_figure"),
     "show.results": ("job_html", "kept_html", "result_html", "told"),
     "show.saliency": ("disruption_figure", "saliency_figure", "saliency_panels"),
+    "workers.run": ("crew_of",),
     "show.traces": ("attribution_figure", "trace_figure"),
 }
 WHERE = {name: room for room, names in ROOMS.items() for name in names}

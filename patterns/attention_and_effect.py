@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.attention import attention
-
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.attention import attention
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
 from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
+from nnsight_mmflow.runs.sweep import run_sweep
 from nnsight_mmflow.spans.edges import check_readable, resolve
 from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
+    from nnsight_mmflow.spans.row_spans import Spans
 
 SOURCE, TARGET, CONTROL = "source_of_edge", "target_of_edge", "control_"
 
@@ -117,8 +128,12 @@ def attention_and_effect(
     layers: int | Iterable[int] | None = None,
     controls: int = 5,
     seed: int = 0,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> EffectResult:
     """An EffectResult: how much a target looks at a source in each layer, and what happens when it may not.
 
@@ -134,8 +149,12 @@ def attention_and_effect(
         layers: which; all unless given.
         controls: how many random spans; 0 for none.
         seed: of the draws.
+        folder: where the numbers are written as they are done, and the result.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: an edge that is not open anywhere.
@@ -153,52 +172,81 @@ def attention_and_effect(
         16
     """
     graph = graph.at(remote)
-    import pandas as pd
-    from nnsight_mmflow.patterns.flow.flow import flow
-
     if not isinstance(prompt, Prompt):
         raise MMFlowError(f"attention_and_effect takes one prompt, but a {type(prompt).__name__} came.")
     chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
     (read,), (reads,) = (resolve(what, prompt.rows(), role) for what, role in ((source, "source"), (target, "target")))
-    check_readable(f"{read.name}->{reads.name}", read, reads, graph.adapter.bidirectional(prompt.spans))
+    blocks = graph.adapter.bidirectional(prompt.spans)
+    check_readable(f"{read.name}->{reads.name}", read, reads, blocks)
     drawn = random_spans(prompt, read, controls, seed)
     named = {SOURCE: read, **{f"{CONTROL}{number}": span for number, span in enumerate(drawn)}}
-    one = replace(prompt, spans=prompt.spans.having(**named, **{TARGET: reads}))
-    edges = [f"{name}->{TARGET}" for name in named]
-    swept = flow(graph, one, edges, 1, only_correct=False, progress=progress, report=lambda text: None)
-    effects = swept.table.set_index(["edge", "layer"])["change_percent"]
-    maps = attention(graph, prompt, layers=chosen, targets=reads)
-    mean = maps.weights.mean((1, 2))
-    rows = []
-    for index, layer in enumerate(chosen):
+    spans = prompt.spans.having(**named, **{TARGET: reads})
+    edges = tuple(f"{name}->{TARGET}" for name in named)
+    plan = make_plan(sizes_of(graph, prompt), spans, edges, (1,), ROW_BUDGET, blocks)
+
+    def collect(entries: list[dict]) -> EffectResult:
+        import pandas as pd
+
+        (kept,) = entries
+        changes = {
+            (edge, layer): math.expm1(log - kept["base"]) * 100
+            for (edge, _, layer), (log, _) in zip(plan.cells, kept["cells"], strict=True)
+        }
+        rows = [
+            {
+                "layer": layer,
+                "span": "source" if name == SOURCE else name.replace("_", " "),
+                "tokens": len(span),
+                "mass": kept["mass"][index][number],
+                "change_percent": changes[edge, layer],
+                "sink_mass": kept["sink_mass"][index][number],
+            }
+            for index, layer in enumerate(chosen)
+            for number, ((name, span), edge) in enumerate(zip(named.items(), edges, strict=True))
+        ]
+        header = {
+            "model": graph.name,
+            "source": read.name,
+            "target": reads.name,
+            "tokens": len(read),
+            "n_layers": graph.n_layers,
+            "controls": controls,
+            "seed": seed,
+            "question": prompt.question,
+            "prediction": kept["prediction"],
+            "base_probability": math.exp(kept["base"]),
+            "metric": "attention mass, mean over heads and targets; change of the answer's probability in percent, one"
+            " layer knocked out",
+            "versions": versions(),
+        }
+        return EffectResult(pd.DataFrame(rows), header)
+
+    study = Study(
+        name="attention and effect",
+        settings={"spans": {name: list(span) for name, span in named.items()}, "target": list(reads), "layers": chosen},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), spans, plan, list(named), reads, chosen)],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{len(named)} spans in {len(chosen)} layers; {plan!r}",
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(
+    graph: Graph, prompt: Prompt, spans: Spans, plan: Plan, names: list[str], target: Span, layers: list[int]
+) -> dict:
+    """What the journal keeps of the prompt: the sweep's numbers, and by layer and span the attention mass."""
+    start = min(chunk.start for chunk in plan.chunks)
+    found = run_sweep(graph, plan, prompt, start, 16, None)
+    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    maps = attention(graph, prompt, layers=layers, targets=target)
+    mean, masses, sunk = maps.weights.mean((1, 2)), [], []
+    for index, layer in enumerate(layers):
         sinks = set(maps.sinks(layer))
-        for (name, span), edge in zip(named.items(), edges, strict=True):
-            rows.append(
-                {
-                    "layer": layer,
-                    "span": "source" if name == SOURCE else name.replace("_", " "),
-                    "tokens": len(span),
-                    "mass": float(mean[index, list(span)].sum()),
-                    "change_percent": float(effects[edge, layer]),
-                    "sink_mass": float(mean[index, sorted(sinks & set(span))].sum()),
-                }
-            )
-    header = {
-        "model": graph.name,
-        "source": read.name,
-        "target": reads.name,
-        "tokens": len(read),
-        "n_layers": graph.n_layers,
-        "controls": controls,
-        "seed": seed,
-        "question": prompt.question,
-        "prediction": str(swept.table["prediction"].iloc[0]),
-        "base_probability": float(swept.table["base_probability"].iloc[0]),
-        "metric": "attention mass, mean over heads and targets; change of the answer's probability in percent, one"
-        " layer knocked out",
-        "versions": versions(),
-    }
-    return EffectResult(pd.DataFrame(rows), header)
+        masses.append([float(mean[index, list(spans[name])].sum()) for name in names])
+        sunk.append([float(mean[index, sorted(sinks & set(spans[name]))].sum()) for name in names])
+    base, _ = found["numbers"][0]
+    return {"prediction": text, "base": base, "cells": found["cells"], "mass": masses, "sink_mass": sunk}
 
 
 def random_spans(prompt: Prompt, source: Span, count: int, seed: int) -> list[Span]:

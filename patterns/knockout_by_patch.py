@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
@@ -15,17 +15,23 @@ from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import Result, versions
-from nnsight_mmflow.runs.sweep import run_by_rows, run_clean, run_there
+from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
+from nnsight_mmflow.runs.sweep import run_sweep
 from nnsight_mmflow.spans.regions import random_partners, regions_of
 from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
     from nnsight_mmflow.spans.regions import Region
 
 TARGET, WHOLE = "knockout_target", "knockout_whole"  # names beside the prompt's own spans
@@ -131,8 +137,12 @@ def knockout_by_patch(
     control: bool = True,
     seed: int = 0,
     row_budget: int = ROW_BUDGET,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
+    report: Callable[[str], None] = say,
 ) -> KnockoutByPatch:
     """A KnockoutByPatch: the change of the answer's probability when the target may not read a patch, for each patch.
 
@@ -151,8 +161,12 @@ def knockout_by_patch(
             tokens is the control: `summary` and `spread` tell it.
         seed: of the random patches.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
+        folder: where the numbers are written as they are done, and the result.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        progress: tell the cost before the run.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: no image token, or one that the target cannot read in these layers.
@@ -182,30 +196,52 @@ def knockout_by_patch(
     edges = tuple(f"{name}->{TARGET}" for name in spans if name != TARGET)
     blocks = graph.adapter.bidirectional(prompt.spans)
     plan = make_plan(sizes_of(graph, prompt), named, edges, (size_of_window,), row_budget, blocks, centres)
-    if progress:
-        say(f"knockout_by_patch: {len(regions)} regions, {len(centres)} window(s) of layers; {plan!r}")
-    token, base, changes = _measure(graph, plan, replace(prompt, spans=named))
-    header = {
-        "model": graph.name,
-        "source": source,
-        "target": target if isinstance(target, str) else target.name,
-        "layers": chosen,
-        "window": window,
-        "size": size,
-        "seed": seed,
-        "n_layers": graph.n_layers,
-        "n_regions": len(regions),
-        "answer": graph.processor.tokenizer.decode([token]).strip(),
-        "base_probability": math.exp(base),
-        "whole_change_percent": [
-            math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres
-        ],
-        "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
-        "plan": repr(plan),
-        "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
-        "versions": versions(),
-    }
-    return KnockoutByPatch(_table(prompt, regions, plan, token, base, changes), header, prompt)
+
+    def collect(entries: list[dict]) -> KnockoutByPatch:
+        (kept,) = entries
+        token, base = kept["token"], kept["base"]
+        found = zip(plan.cells, kept["cells"], strict=True)
+        changes = {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in found}
+        whole = [math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres]
+        header = {
+            "model": graph.name,
+            "source": source,
+            "target": target if isinstance(target, str) else target.name,
+            "layers": chosen,
+            "window": window,
+            "size": size,
+            "seed": seed,
+            "n_layers": graph.n_layers,
+            "n_regions": len(regions),
+            "answer": graph.processor.tokenizer.decode([token]).strip(),
+            "base_probability": math.exp(base),
+            "whole_change_percent": whole,
+            "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
+            "plan": repr(plan),
+            "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
+            "versions": versions(),
+        }
+        return KnockoutByPatch(_table(prompt, regions, plan, token, base, changes), header, prompt)
+
+    settings = {"source": source, "target": list(spans[TARGET]), "layers": chosen, "window": window, "size": size}
+    study = Study(
+        name="knockout by patch",
+        settings={**settings, "control": control, "seed": seed},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), plan)],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{len(regions)} regions, {len(centres)} window(s) of layers; {plan!r}",
+        cells=lambda task, kept: ([(n,) for n in range(len(kept["cells"]))], [(n,) for n in range(len(plan.cells))]),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(graph: Graph, prompt: Prompt, plan: Plan) -> dict:
+    """What the journal keeps of the prompt: the answer's token, its log-probability, and each cell's numbers."""
+    start = min(chunk.start for chunk in plan.chunks)
+    found = run_sweep(graph, plan, prompt, start, 1, None)
+    base, token = found["numbers"][0]
+    return {"token": int(token), "base": base, "cells": found["cells"]}
 
 
 def _windows(chosen: list[int], window: int | None) -> tuple[int, tuple[int, ...]]:
@@ -220,21 +256,6 @@ def _windows(chosen: list[int], window: int | None) -> tuple[int, tuple[int, ...
     if window < 1:
         raise MMFlowError(f"a window holds at least 1 layer, but window={window} came.")
     return window, tuple(chosen)
-
-
-def _measure(graph: Graph, plan: Plan, prompt: Prompt) -> tuple[int, float, dict[tuple[str, int], tuple[float, int]]]:
-    """(the answer's token, its log-probability, by edge and centre its log-probability and the top token)."""
-    start = min(chunk.start for chunk in plan.chunks)
-    if graph.remote:
-        found = run_there(graph, plan, prompt, start, 1, None)
-        base, token = found["numbers"][0]
-        numbers = found["cells"]
-    else:
-        clean = run_clean(graph, prompt, start, 1)
-        base, token = clean.numbers[0].tolist()
-        numbers = run_by_rows(graph, plan, clean).tolist()
-    cells = zip(plan.cells, numbers, strict=True)
-    return int(token), base, {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in cells}
 
 
 def _table(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow.bridge.site_names import site_named
@@ -15,13 +14,13 @@ from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list
+from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.values import Value
-
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.values import Value
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
     from nnsight_mmflow.spans.row_spans import Spans
     from nnsight_mmflow.spans.span import Span

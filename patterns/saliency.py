@@ -10,7 +10,7 @@ import nnsight
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._later import later
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.heads import QueryKeyReader
 from nnsight_mmflow.inside.saliency import Flows, read_flows
@@ -18,8 +18,9 @@ from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import with_target
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, saved, versions
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 MODES = ("paper", "released")
 SPANS = {"system": "prefix", "image": "image", "instruction": "question | suffix"}
@@ -106,6 +108,8 @@ def saliency(
     heads_at_once: int = 4,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> SaliencyResult:
@@ -124,8 +128,10 @@ def saliency(
         heads_at_once: heads whose weights are held at a time.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
-        report: where trouble with the folder is told.
+        report: where the cost is told before the run.
 
     Raises:
         MMFlowError: a prompt without an answer, or an unknown mode.
@@ -143,52 +149,47 @@ def saliency(
     graph = graph.at(remote)
     needs_gradients(graph, "saliency")
     whole_here(graph, "saliency")
-    import pandas as pd
-
-    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
-
-    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    given = listed(prompts, "saliency")
     if mode not in MODES:
         raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
-    if not prompts:
-        raise MMFlowError("saliency needs at least one prompt, but got none.")
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(given):
         if prompt.answer is None:
             raise MMFlowError(f"prompt {number} has no answer: graph.prompt(..., answer=...): the loss needs one.")
         if not len(prompt.spans["image"]):
             raise NoEffectError(f"prompt {number} has no image: nothing flows from it.")
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    with journal_of(graph, folder, "saliency", report, mode=mode) as journal:
-        for identity in set(ids) & set(journal.done):
-            found = [(row["layer"],) for row in journal.done[identity]["rows"]]
-            journal.check(identity, found, [(layer,) for layer in range(graph.n_layers)])
-        for number in progress_bar(journal.left(ids), "saliency", shown=progress):
-            journal.add({"id": ids[number], "rows": _measure(graph, prompts[number], mode, heads_at_once)})
-        rows = [
-            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
+
+    def collect(entries: list[dict]) -> SaliencyResult:
+        import pandas as pd
+
         header = {
             "model": graph.name,
             "mode": mode,
-            "n_prompts": len(prompts),
+            **counted([""] * len(entries)),
             "n_layers": graph.n_layers,
             "groups": SPANS,
             "versions": versions(),
         }
-        result = SaliencyResult(pd.DataFrame(rows), header)
-        saved(result, folder, report)
-    return result
+        return SaliencyResult(pd.DataFrame(rows_of(given, entries)), header)
+
+    study = Study(
+        name="saliency",
+        settings={"mode": mode},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), mode, heads_at_once) for prompt in given],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: "a forward and a backward each.",
+        cells=row_cells("layer", planned=lambda task, entry: [(layer,) for layer in range(graph.n_layers)]),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> list[dict]:
-    """One prompt's rows."""
+def measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> dict:
+    """What the journal keeps of one prompt."""
     released = mode == "released"
     loss, found = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
     sizes = [len(prompt.spans[span]) for span in SPANS.values()]
     image = list(prompt.spans["image"])
-    return [
+    rows = [
         {
             "layer": layer,
             **grouped(one, sizes, released),
@@ -197,6 +198,7 @@ def _measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> lis
         }
         for layer, one in enumerate(found)
     ]
+    return {"rows": rows}
 
 
 def flows_of(graph: Graph, prompt: Prompt, token: int, released: bool, heads_at_once: int) -> tuple[float, list[Flows]]:

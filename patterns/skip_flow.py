@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.skip import PARTS, Skip
-
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.skip import PARTS, Skip
 from nnsight_mmflow.runs.each import next_under
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, saved, versions
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, versions
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 from nnsight_mmflow.runs.sweep import answer_of
 from nnsight_mmflow.spans.windows import window_layers
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 SCOPES = ("window", "from_layer")
 ALL = "all"
@@ -86,6 +87,8 @@ def skip_flow(
     only_correct: bool = True,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> SkipResult:
@@ -101,6 +104,8 @@ def skip_flow(
         only_correct: leave out prompts that the model answers otherwise (with `answer` set).
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -117,66 +122,47 @@ def skip_flow(
         True
     """
     graph = graph.at(remote)
-    import pandas as pd
-
-    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
-
-    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
-    if not prompts:
-        raise MMFlowError("skip_flow needs at least one prompt, but got none.")
+    given = listed(prompts, "skip_flow")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
     ]
-    settings = {
-        "model": graph.name,
-        "spans": list(spans),
-        "window": window,
-        "scope": scope,
-        "part": part,
-        "only_correct": only_correct,
-        "attention": graph.backend,
-        "n_layers": depth,
-        "n_prompts": len(prompts),
-        "versions": versions(),
-    }
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {name: settings[name] for name in ("spans", "window", "scope", "part", "only_correct")}
-    with journal_of(graph, folder, "skip flow", report, **told) as journal:
-        planned = [(span, layer) for span in spans for layer in range(depth)]
-        for identity in set(ids) & set(journal.done):
-            rows = journal.done[identity]["rows"]
-            journal.check(identity, [(row["span"], row["layer"]) for row in rows], planned if rows else ())
-        done = sum(identity in journal.done for identity in ids)
-        report(
-            f"skip flow: {len(prompts) - done} prompt(s) to run{f', {done} done already' if done else ''};"
-            f" {len(spans) * depth + 1} forwards each."
-        )
-        for number in progress_bar(journal.left(ids), "skip flow", shown=progress):
-            found = _measure(graph, prompts[number], spans, windows, part, only_correct)
-            journal.add({"id": ids[number], **found})
-        rows = [
-            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
+    asked = {"spans": list(spans), "window": window, "scope": scope, "part": part, "only_correct": only_correct}
+
+    def collect(entries: list[dict]) -> SkipResult:
+        import pandas as pd
+
+        rows = rows_of(given, entries)
         if not rows:
-            raise MMFlowError(f"none of {len(prompts)} prompts was answered correctly: pass only_correct=False.")
-        counted = sum(bool(journal.done[identity]["rows"]) for identity in ids)
-        result = SkipResult(pd.DataFrame(rows), {**settings, "n_counted": counted})
-        saved(result, folder, report)
-    return result
+            raise MMFlowError(f"none of {len(given)} prompts was answered correctly: pass only_correct=False.")
+        header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
+        header |= counted(["" if entry["rows"] else "answered otherwise" for entry in entries])
+        return SkipResult(pd.DataFrame(rows), {**header, "versions": versions()})
+
+    planned = [(span, layer) for span in spans for layer in range(depth)]
+    study = Study(
+        name="skip flow",
+        settings=asked,
+        tasks=[
+            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct) for prompt in given
+        ],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{len(spans) * depth + 1} forwards each.",
+        cells=row_cells("span", "layer", planned=lambda task, entry: planned if entry["rows"] else ()),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _measure(
+def measure(
     graph: Graph, prompt: Prompt, spans: Sequence[str], windows: Sequence[range], part: str, only_correct: bool
 ) -> dict:
     """One prompt's rows; none if it does not count."""
     plain = answer_of(graph, prompt, 16)
     base, token = plain.base, plain.token
-    correct = prompt.answer is None or plain.text.lower() == prompt.answer.strip().lower()
+    correct = prompt.answer is None or prompt.accepts(plain.text)
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():
         skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]

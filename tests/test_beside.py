@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.attention_and_effect import random_spans
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.attention_and_effect import random_spans
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from browsing import opened
 from made_flow import bump, like_the_paper, made_flow
-from nnsight_mmflow.patterns.flow.arrows import SMALLEST, thresholds
-from nnsight_mmflow.patterns.flow.controls import control_name, controlled, with_controls
-from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 from tiny import picture
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.flow.arrows import SMALLEST, thresholds
+from nnsight_mmflow.patterns.flow.controls import control_name, controlled, with_controls
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 from nnsight_mmflow.show.diagram import caption
 from nnsight_mmflow.show.scene import BAR, scale_of, scene_of
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from families import EAGER_ONLY, FAMILIES, family
-from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
-from nnsight_mmflow.patterns.edit.update import solve
-from nnsight_mmflow.patterns.edit.value import PAPER, RELEASED, find_changes, read_keys
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.update import solve
+from nnsight_mmflow.patterns.edit.value import PAPER, RELEASED, find_changes, read_keys
 from nnsight_mmflow.runs.answers import answer_scores, with_target
 
 QUESTION = "what color is the circle ?"

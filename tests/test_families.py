@@ -10,7 +10,6 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from nnsight_mmflow.patterns import knockout, patch
 from tiny import picture
 
 import nnsight_mmflow as mmf
@@ -18,6 +17,7 @@ from nnsight_mmflow import adapters
 from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
 from nnsight_mmflow.inside.rows import check_prefix
+from nnsight_mmflow.patterns import knockout, patch
 from nnsight_mmflow.runs.sweep import run_clean
 from nnsight_mmflow.spans.geometry import ImageGeometry
 

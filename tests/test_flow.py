@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 
 QUIET = {"progress": False, "report": lambda text: None}
 QUESTION = "is the circle red or blue ?"

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.edit.there import edited_there
-from nnsight_mmflow.patterns.edit.update import Update
 from PIL import Image
 from torch.nn import Parameter
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.model.twin import copy_module, twin_graph
+from nnsight_mmflow.patterns.edit.there import edited_there
+from nnsight_mmflow.patterns.edit.update import Update
 from nnsight_mmflow.runs import identity as _identity
 from nnsight_mmflow.runs.fingerprint import fingerprint, tensor_digest, weights_digest
 from nnsight_mmflow.runs.identity import model_identity

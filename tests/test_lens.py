@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.lens import first_token
 from tiny import TEXTS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.lens import first_token
 
 QUESTION = "is the circle red or blue ?"
 

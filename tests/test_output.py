@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pytest
-from nnsight_mmflow.patterns.flow.job import read_job
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.command_line import main
 from nnsight_mmflow.files import output as _output
 from nnsight_mmflow.files.folder_lock import FolderLock
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
+from nnsight_mmflow.patterns.flow.job import read_job
 from nnsight_mmflow.runs.journal import Journal
 
 EDGES = ["image->last"]

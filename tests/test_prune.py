@@ -265,12 +265,11 @@ def test_layers_before_the_first_stage_are_untouched_and_the_next_sees_fewer():
 
 
 def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
-    from nnsight_mmflow.patterns.prune.prune import row_of
-    from nnsight_mmflow.patterns.prune.rankings import from_last
-
     from nnsight_mmflow.inside.heads import QueryKeyReader
     from nnsight_mmflow.inside.prune_layers import prune_prefill
     from nnsight_mmflow.inside.pruning import Stage, Way
+    from nnsight_mmflow.patterns.prune.prune import row_of
+    from nnsight_mmflow.patterns.prune.rankings import from_last
 
     graph = tiny_graph("llama")
     prompt = asked(graph)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from nnsight_mmflow.patterns.prune.report import equal_budget
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.prune.report import equal_budget
 from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
 
 QUIET = {"progress": False, "report": str}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from families import EAGER_ONLY, FAMILIES, family
-from nnsight_mmflow.patterns.saliency import flows_of, grouped
 from tiny import picture, tiny_graph
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.saliency import flows_of, grouped
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}

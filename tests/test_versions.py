@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from families import QUESTION, family
-from nnsight_mmflow.adapters.processing import image_defaults
 from packaging.version import Version
 from tiny import picture
 from transformers import DynamicCache
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError, ModelError
+from nnsight_mmflow.adapters.processing import image_defaults
 from nnsight_mmflow.inside import names as _names
 from nnsight_mmflow.model import older_generation as _older_generation
 

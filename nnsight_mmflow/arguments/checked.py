@@ -32,6 +32,7 @@ from nnsight_mmflow._kinds import (
     texts,
     whole,
     windows_of,
+    workers_of,
 )
 from nnsight_mmflow.arguments.things import (
     bound_of,
@@ -93,7 +94,7 @@ BY_NAME: dict[str, Check] = {
     "folder": folder_of,
     "report": called,
     "judge": called,
-    "measured_by": called,
+    "workers": workers_of,
     "remote": place_of,
     "settings": settings_of,
     "max_value": scale_of,
@@ -122,7 +123,7 @@ def checked(run: Callable[Given, Found]) -> Callable[Given, Found]:
             elif name == "patterns":
                 bound.arguments[name] = patterns_of(value)
         graph = bound.arguments.get("graph")
-        if "remote" in signature.parameters and not bound.arguments.get("measured_by"):
+        if "remote" in signature.parameters and not bound.arguments.get("workers"):
             graph.at(bound.arguments.get("remote")).check_weights({})  # type: ignore[union-attr]
         for name in ("prompts", "prompt", "clean", "others"):
             if graph is not None and bound.arguments.get(name) is not None:

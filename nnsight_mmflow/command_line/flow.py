@@ -11,6 +11,7 @@ from nnsight_mmflow.command_line.shared import load_graph, make_prompts
 from nnsight_mmflow.files.escaping import markdown
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow.patterns.flow.arrows import thresholds
+from nnsight_mmflow.runs.workers import Workers
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.result import FlowResult
@@ -25,7 +26,7 @@ def run(given: argparse.Namespace) -> None:
     graph = load_graph(given)
     prompts = make_prompts(graph, given)
     judged = all(prompt.answer is not None for prompt in prompts)
-    result = (mmf.flow_on_workers if on else mmf.flow)(
+    result = mmf.flow(
         graph,
         prompts,
         edges=given.edges,
@@ -61,7 +62,7 @@ def _where(given: argparse.Namespace) -> dict[str, Any]:
             "--workers and --remote exclude each other: workers load the model themselves, and NDIF has it already."
             " Leave one of them out."
         )
-    return {"workers": given.workers, "address": given.ray_address}
+    return {"workers": Workers(given.workers, given.ray_address)}
 
 
 def report_text(result: FlowResult) -> str:

@@ -39,12 +39,15 @@ def restored_there(
         ask: the prompts' tensors, and the settings.
         token: the answer whose probability is followed.
     """
-    n_layers = len(sites)
+    n_layers, inputs = len(sites), []
     with torch.no_grad():  # the caller's does not travel
         # as in clean_and_rows, inputs are read without a cache, and the cache where it comes out
-        with corrupted.trace(**ask["corrupt"], use_cache=False, logits_to_keep=1):
-            inputs = nnsight.save(clean_inputs(layers, n_layers, ask["start"], ask["enters_after"], ask["causal"]))
+        if ask["apart"]:
+            with corrupted.trace(**ask["corrupt"], use_cache=False, logits_to_keep=1):
+                inputs = nnsight.save(clean_inputs(layers, n_layers, ask["start"], ask["enters_after"], ask["causal"]))
         with filled.trace(**ask["corrupt"], **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
+            if not ask["apart"]:
+                inputs = nnsight.save(clean_inputs(layers, n_layers, ask["start"], ask["enters_after"], ask["causal"]))
             cache = nnsight.save(cache_of(model.output))
         with model.trace(**ask["clean"], use_cache=False, logits_to_keep=1):
             values = nnsight.save(read_clean(n_layers, sites, ask["names"], ask["positions"]))

@@ -40,6 +40,7 @@ class Ask:
         inputs: the prompt's tensors.
         start: the first position that any row needs.
         n_layers, enters_after, causal: of the model.
+        apart: whether blocks run in a process apart from the model's.
         ends: ids at which the answer ends.
         max_new_tokens: how long it may get.
         accepted: the rows run only if the answer is one of these ids; None: in any case.
@@ -50,6 +51,7 @@ class Ask:
     n_layers: int
     enters_after: int
     causal: bool
+    apart: bool
     ends: tuple[int, ...]
     max_new_tokens: int
     accepted: tuple[tuple[int, ...], ...] | None
@@ -68,10 +70,12 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         # NDIF runs ordinary keys' blocks in a process of their own: a layer whose inputs are read there is handed a
         # copy of its cache. So inputs are read in a forward without one, and the cache where it comes out.
         inputs = []
-        if plan is not None:
+        if plan is not None and ask.apart:
             with model.trace(**ask.inputs, use_cache=False, logits_to_keep=1):
                 inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
         with model.trace(**ask.inputs, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
+            if plan is not None and not ask.apart:
+                inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
             logits = nnsight.save(model.output.logits[:, -1])
             cache = nnsight.save(cache_of(model.output))
         token = logits.argmax(-1)[0]

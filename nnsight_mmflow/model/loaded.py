@@ -57,6 +57,11 @@ class Loaded(Roles, Placed):
         )
 
     @property
+    def vocabulary(self) -> int:
+        """How many ids the unembedding gives a logit; a few more than the tokenizer has words, in some models."""
+        return int(self.unembed._module.weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
         """Where the token embeddings lie."""
         return self.adapter.model.get_input_embeddings().weight.device

@@ -84,6 +84,10 @@ class Prompt:
         told = "".join(f", {name}={value!r}" for name, value in known.items() if value)
         return f"Prompt({self.question!r}{told}; {len(self)} positions, {len(self.spans['image'])} of them image)"
 
+    def accepts(self, text: str) -> bool:
+        """Whether a text is the right answer, whatever its case and the space around it; False without an answer."""
+        return self.answer is not None and text.strip().lower() == self.answer.strip().lower()
+
     def rows(self) -> tuple[Spans, ...]:
         """The spans of each row (here one), as Batch has them."""
         return (self.spans,)

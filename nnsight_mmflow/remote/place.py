@@ -85,7 +85,7 @@ class Placed:
         if not self.remote and "backend" not in given and self.device.type == "meta":
             raise ModelError(
                 f"{self.name} was loaded without weights (dispatch=False), so nothing can run here: leave dispatch out,"
-                " or run it elsewhere: remote=True, or mmf.flow_on_workers."
+                " or run it elsewhere: remote=True, or mmf.flow(..., workers=N)."
             )
 
     def in_turn(self, make: Callable[[], InterleavingTracer]) -> InterleavingTracer:

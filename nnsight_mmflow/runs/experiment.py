@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError, RemoteFailure
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.remote.hidden_keys import without_keys
 from nnsight_mmflow.remote.turns import turn_of
-from nnsight_mmflow.remote.words import NETWORK, REFUSED, UNKNOWN, Found, Given, broken, told
+from nnsight_mmflow.remote.words import NETWORK, REFUSED, UNKNOWN, broken, told
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.remote.place import Placed
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
 def experiment(run: Callable[Given, Found]) -> Callable[Given, Found]:
@@ -19,20 +25,30 @@ def experiment(run: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(run)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        from nnsight.intervention.backends.remote import RemoteError
-
         graph = args[0] if args else kwargs.get("graph")
-        place = None if kwargs.get("measured_by") or not hasattr(graph, "at") else graph.at(kwargs.get("remote"))
-        try:
-            with nullcontext() if place is None else turn_of(place.model, place.remote):
-                return run(*args, **kwargs)
-        except RemoteError as error:
-            found: MMFlowError = told(graph, str(error))  # type: ignore[arg-type]
-        except Exception as error:
-            if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
-                raise
-            why = str(error) or type(error).__name__
-            found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
-        raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
+        if kwargs.get("workers") or not hasattr(graph, "at"):  # nothing runs here; or the check says what is wrong
+            return run(*args, **kwargs)
+        return in_turn_and_words(graph.at(kwargs.get("remote")), lambda: run(*args, **kwargs))
 
     return wrapped
+
+
+def in_turn_and_words(graph: Placed, run: Callable[[], Found]) -> Found:
+    """What a run returns, once its turn among threads has come; a server's error is told in words.
+
+    Raises:
+        MMFlowError: what went wrong there; without any API key.
+    """
+    from nnsight.intervention.backends.remote import RemoteError
+
+    try:
+        with turn_of(graph.model, graph.remote):
+            return run()
+    except RemoteError as error:
+        found: MMFlowError = told(graph, str(error))
+    except Exception as error:
+        if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
+            raise
+        why = str(error) or type(error).__name__
+        found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
+    raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key

@@ -89,7 +89,7 @@ def _weights(graph: Graph) -> str:
     if all(one.is_meta for one in model.parameters()):
         raise ModelError(
             f"{graph.name} was loaded without its weights (dispatch=False), so a folder cannot tell whose numbers it"
-            " holds: load it with them, run it on NDIF (remote=True), or on workers (mmf.flow_on_workers)."
+            " holds: load it with them, run it on NDIF (remote=True), or on workers (mmf.flow(..., workers=N))."
         )
     return weights_digest(model)
 

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 
-from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.inside.restore import Cell, cells_of, chunks_of, needs_of, sites_of
+from nnsight_mmflow.inside.restore import Cell, chunks_of, needs_of, sites_of
 from nnsight_mmflow.inside.restored import restored_there
 from nnsight_mmflow.model.forms import PLAIN
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.inside.sweep import Clean
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
 
 
-def cells_there(
+def run_cells(
     graph: Graph,
     prompt: Prompt,
     corrupt: Prompt,
@@ -30,7 +28,7 @@ def cells_there(
     budget: int,
     blocks: tuple[tuple[int, int], ...],
 ) -> dict[Cell, torch.Tensor]:
-    """For each cell (2,): the log-probability of the token, and the most likely one; nothing large travels.
+    """For each cell (2,): the log-probability of the token, and the most likely one; from a server nothing large comes.
 
     Args:
         graph: the model.
@@ -54,41 +52,10 @@ def cells_there(
         "start": start,
         "enters_after": graph.enters_after,
         "causal": graph.causal,
+        "apart": graph.apart,
         "names": names,
         "positions": positions,
     }
     with torch.no_grad(), model.session(**remotely):
         numbers = nnsight.save(restored_there(model, corrupted, filled, layers, sites, chunks, ask, token))
-    return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))
-
-
-def run_cells(
-    graph: Graph,
-    cells: list[Cell],
-    corrupt: Clean,
-    values: dict[str, list[torch.Tensor]],
-    places: dict[int, int],
-    token: torch.Tensor,
-    budget: int,
-    blocks: tuple[tuple[int, int], ...] = (),
-) -> dict[Cell, torch.Tensor]:
-    """For each cell (2,): the log-probability of the token, and the most likely one.
-
-    Args:
-        graph: the model.
-        cells: what to restore.
-        corrupt: the corrupt run from the first restored position on; its cache is cut up.
-        values: for each site the clean activations, per layer (positions, width).
-        places: for each position of the prompt its row in `values`.
-        token: the answer whose probability is followed.
-        budget: positions in one chunk.
-        blocks: as in `chunks_of`.
-    """
-    if corrupt.cache is None:
-        raise MMFlowError("this run has served already, and its cache is cut up: make another with run_clean.")
-    cache, corrupt.cache = corrupt.cache, None
-    model, layers, inputs, start = graph.model, graph.layers, corrupt.inputs, corrupt.start
-    sites, chunks = sites_of(graph), chunks_of(cells, start + inputs[0].hidden.shape[1], budget, blocks)
-    with torch.no_grad(), model.session():
-        numbers = nnsight.save(cells_of(model, layers, sites, chunks, start, inputs, cache, values, places, token))
     return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))

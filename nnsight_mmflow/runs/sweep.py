@@ -84,7 +84,7 @@ class Answered:
 
 def answer_of(graph: Graph, prompt: Prompt, max_new_tokens: int) -> Answered:
     """The model's greedy answer, in one session, wherever the graph runs."""
-    found = run_there(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
+    found = run_sweep(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
     base, token = found["numbers"][0]
     text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
     return Answered(text, base, int(token))
@@ -98,7 +98,7 @@ def submit_there(
     max_new_tokens: int,
     only: tuple[tuple[int, ...], ...] | None,
 ) -> str:
-    """Sends what `run_there` runs, and returns the job's id at once."""
+    """Sends what `run_sweep` runs, and returns the job's id at once."""
     model, layers, backend = graph.model, graph.layers, graph.backend_there(blocking=False)
     ask = ask_of(graph, prompt, start, max_new_tokens, only)
     with torch.no_grad(), model.session(backend=backend):
@@ -113,7 +113,7 @@ def fetch_there(graph: Graph, job: str) -> tuple[str, dict | None]:
     return "RECEIVED" if backend.status is None else backend.status.value, None if found is None else found["found"]
 
 
-def run_there(
+def run_sweep(
     graph: Graph,
     plan: Plan | None,
     prompt: Prompt,
@@ -137,4 +137,4 @@ def ask_of(
 
     ends = tuple(sorted(end_tokens(graph)))
     inputs = graph.checked(prompt)
-    return Ask(inputs, start, graph.n_layers, graph.enters_after, graph.causal, ends, max_new_tokens, only)
+    return Ask(inputs, start, graph.n_layers, graph.enters_after, graph.causal, graph.apart, ends, max_new_tokens, only)

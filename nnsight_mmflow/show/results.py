@@ -43,8 +43,8 @@ def told(result: Result) -> str:
 def job_html(job: FlowJob) -> str:
     """Which prompts are fetched. Nothing is asked of the server, and no job's id is shown: it is a secret."""
     rows = [
-        (prompt.key or number, prompt.question, "sent" if identity in job.jobs else "fetched")
-        for number, (prompt, _, identity) in enumerate(job.work)
+        (task.given[0].key or number, task.given[0].question, "sent" if task.identity in job.jobs else "fetched")
+        for number, task in enumerate(job.work)
     ]
     fetched = sum(row[2] == "fetched" for row in rows)
     note = f"kept in {job.folder}; .status asks the server, .result() waits"

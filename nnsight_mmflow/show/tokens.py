@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
     from nnsight_mmflow._page import Page
-    from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.patterns.flow.result import FlowResult
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.token_values import Values
 
@@ -95,57 +92,6 @@ def show_tokens(
     )
     text = "\n".join([title, *(f"{number:12.4g}  {token!r} ({position})" for position, token, number in rows)])
     return circuits_page(drawn, title, f"<h1>{escape(title)}</h1>", below, text)
-
-
-@checked
-def knockout_by_token(
-    graph: Graph,
-    prompt: Prompt,
-    source: str = "question",
-    target: str = "last",
-    *,
-    window: int = 1,
-    remote: bool | str | None = None,
-    progress: bool = True,
-) -> FlowResult:
-    """A FlowResult whose edges are token_N->target, one for each token N of the source: for `show_tokens`.
-
-    It is `mmf.flow` with a span for each token: a few forwards in all. A token that is the target itself is left out.
-
-    Args:
-        graph: the model.
-        prompt: one prompt; whatever the model answers counts.
-        source: the span whose tokens are knocked out, one at a time.
-        target: the span that may not read them.
-        window: how many consecutive layers are blocked at once.
-        remote: run on NDIF (True, or a host); None: where the graph runs.
-        progress: show a progress bar.
-
-    Raises:
-        NoEffectError: no token of the source can be read by the target.
-
-    Example:
-        >>> import nnsight_mmflow as mmf
-        >>> graph = mmf.load("nano")
-        >>> prompt = mmf.nano.prompts(graph, 1)[0]
-        >>> effects = mmf.knockout_by_token(graph, prompt, progress=False)
-        >>> page = mmf.show_tokens(prompt, effects, layer=6)
-    """
-    from nnsight_mmflow.patterns.flow.flow import flow
-
-    span, reached = prompt.spans[source], max(prompt.spans[target], default=-1)
-    tokens = [position for position in span if position < reached]
-    if not tokens:
-        raise NoEffectError(
-            f"{source}->{target}: no token of the source stands before the last target ({reached}), so none is read."
-            " Are source and target swapped?"
-        )
-    named = {f"token_{position}": Span(f"token_{position}", (position,), span.row) for position in tokens}
-    one = replace(prompt, spans=prompt.spans.having(**named))
-    edges = [f"{name}->{target}" for name in named]
-    return flow(
-        graph, one, edges, window, only_correct=False, remote=remote, progress=progress, report=lambda text: None
-    )
 
 
 def _readable(token: str) -> str:

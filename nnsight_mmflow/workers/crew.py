@@ -160,6 +160,13 @@ class Crew:
             left -= 1
             yield value
 
+    def known(self, graph: Graph) -> Graph:
+        """The graph, which knows whose numbers a folder holds: without weights here, a worker tells."""
+        if "weights" in self.expected:
+            return graph
+        known = self.model()
+        return graph.but(known_as={name: value for name, value in known.items() if name != "n_layers"})
+
     def model(self) -> dict:
         """The facts of the first worker's model, loaded for this; all others must have the same from then on."""
         if self.ray is None:

@@ -6,21 +6,22 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.patterns.contributions.result import ContributionsResult
-from nnsight_mmflow.patterns.contributions.run import Answer, read_prompt
-
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.inside.contributions import Contributions
 from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.patterns.contributions.result import ContributionsResult
+from nnsight_mmflow.patterns.contributions.run import Answer, read_prompt
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import saved, versions
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.runner import Cells, Study, Task, counted, listed, prompt_task, run_study
 from nnsight_mmflow.spans.edges import check_readable
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 
 @experiment
@@ -33,6 +34,8 @@ def contributions(
     heads: bool = False,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> ContributionsResult:
@@ -54,8 +57,10 @@ def contributions(
         heads: also a row for each head (column `head`; -1 is the sum over heads).
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
-        report: where trouble with the folder is told.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: a source that no target can read.
@@ -73,41 +78,22 @@ def contributions(
     """
     graph = graph.at(remote)
     whole_here(graph, "contributions")
-    import pandas as pd
-
-    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
-
-    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
-    if not prompts:
-        raise MMFlowError("contributions needs at least one prompt, but got none.")
-    for number, prompt in enumerate(prompts):
+    given = listed(prompts, "contributions")
+    for number, prompt in enumerate(given):
         check_readable(
             f"{source}->{target} of prompt {number}",
             prompt.spans[source],
             prompt.spans[target],
             graph.adapter.bidirectional(prompt.spans),
         )
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {"source": source, "target": target, "heads": heads}
-    with journal_of(graph, folder, "contributions", report, **told) as journal:
-        for prompt, identity in zip(prompts, ids, strict=True):
-            if identity in journal.done:
-                columns = journal.done[identity]["columns"]
-                found = zip(columns["layer"], columns["index"], columns["head"], strict=True)
-                journal.check(identity, found, _planned(graph, len(prompt.spans[source]), heads))
-        for number in progress_bar(journal.left(ids), "contributions", shown=progress):
-            prompt = prompts[number]
-            answer, read = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
-            errors = [layer.error / max(layer.scale, 1e-6) for layer in read]
-            columns = _table(prompt, source, answer, read, heads).to_dict("list")
-            journal.add({"id": ids[number], "error": float(max(errors)), "columns": columns})
-        entries = [journal.done[identity] for identity in ids]
-        tables = []
-        for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True)):
-            table = pd.DataFrame(entry["columns"])
+
+    def collect(entries: list[dict]) -> ContributionsResult:
+        import pandas as pd
+
+        tables = [pd.DataFrame(entry["columns"]) for entry in entries]
+        for number, (prompt, table) in enumerate(zip(given, tables, strict=True)):
             table.insert(0, "prompt", prompt.key or str(number))
             table.insert(1, "kind", prompt.kind)
-            tables.append(table)
         table = pd.concat(tables, ignore_index=True)
         if not float(table["norm"].max()):
             raise NoEffectError(f"{source}->{target}: every contribution is zero.")
@@ -116,14 +102,35 @@ def contributions(
             "source": source,
             "target": target,
             "n_layers": graph.n_layers,
-            "n_prompts": len(prompts),
+            **counted([""] * len(entries)),
             "largest_error": max(entry["error"] for entry in entries),
             "metric": "norm of attention weight times value through the output projection, summed over heads",
             "versions": versions(),
         }
-        result = ContributionsResult(table, header)
-        saved(result, folder, report)
-    return result
+        return ContributionsResult(table, header)
+
+    def cells(task: Task, entry: dict) -> tuple[Cells, Cells]:
+        columns = entry["columns"]
+        found = zip(columns["layer"], columns["index"], columns["head"], strict=True)
+        return found, _planned(graph, len(task.given[0].spans[source]), heads)
+
+    study = Study(
+        name="contributions",
+        settings={"source": source, "target": target, "heads": heads},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), source, target, heads) for prompt in given],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: "a forward and an answer each.",
+        cells=cells,
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(graph: Graph, prompt: Prompt, source: str, target: str, heads: bool) -> dict:
+    """What the journal keeps of one prompt."""
+    answer, read = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
+    errors = [layer.error / max(layer.scale, 1e-6) for layer in read]
+    return {"error": float(max(errors)), "columns": _table(prompt, source, answer, read, heads).to_dict("list")}
 
 
 def _planned(graph: Graph, sources: int, heads: bool) -> list[tuple[int, int, int]]:

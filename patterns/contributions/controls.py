@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import nnsight
 import numpy as np
 import torch
-from nnsight_mmflow.patterns.contributions.run import read_prompt
-from nnsight_mmflow.patterns.patch import Patch
 
 from nnsight_mmflow._errors import MMFlowError, ModelError
 from nnsight_mmflow.inside.sites import embed, read_site
+from nnsight_mmflow.patterns.contributions.run import read_prompt
+from nnsight_mmflow.patterns.patch import Patch
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -94,6 +94,7 @@ class ContributionsResult(Result):
         import numpy as np
         import pandas as pd
         import torch
+
         from nnsight_mmflow.patterns.knockout import Knockout
 
         names = self._same(prompts)
@@ -131,6 +132,7 @@ class ContributionsResult(Result):
         Source: the control that arXiv 2406.04236 lacks; spec section 3.2.
         """
         import pandas as pd
+
         from nnsight_mmflow.patterns.contributions.controls import shuffled
 
         self._same(prompts)

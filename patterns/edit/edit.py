@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.edit.result import Edit, edited_view, weight_digests
-from nnsight_mmflow.patterns.edit.update import Update, solve
-from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact, Found, find_changes, read_keys
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.patterns.edit.result import Edit, edited_view, weight_digests
+from nnsight_mmflow.patterns.edit.update import Update, solve
+from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact, Found, find_changes, read_keys
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import answer_scores
 from nnsight_mmflow.runs.experiment import experiment

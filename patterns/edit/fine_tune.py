@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.edit.result import weight_path
-from nnsight_mmflow.patterns.edit.value import MOST_LEARNED, Fact
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.model.twin import twin_graph
+from nnsight_mmflow.patterns.edit.result import weight_path
+from nnsight_mmflow.patterns.edit.value import MOST_LEARNED, Fact
 from nnsight_mmflow.runs.answers import with_target
 
 if TYPE_CHECKING:

@@ -6,21 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakKeyDictionary
 
-from nnsight_mmflow.patterns.edit.edit import edit
-from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
-from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
+import torch
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._later import later
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.edit.edit import edit
+from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.runs.answers import answer_scores
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
-from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, saved, versions
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Cells, Study, Task, row_cells, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +31,13 @@ if TYPE_CHECKING:
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 MEASURES = ("efficacy", "generalisation", "specificity")
+
+
+Method = tuple[str, "list[int] | float | None"]  # ("edit", layers), or ("fine-tuning", how far a number may move)
+BEFORE: WeakKeyDictionary[torch.nn.Module, dict[str, list[tuple[float, bool]]]] = WeakKeyDictionary()
 
 
 class EditReport(Result):
@@ -119,6 +127,8 @@ def edit_report(
     settings: str | EditSettings = "paper",
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> EditReport:
@@ -138,6 +148,8 @@ def edit_report(
         folder: where finished edits are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host), with a key that NDIF trusts and without fine-tuning; None: where the
             graph runs.
+        workers: how many processes edit, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -172,7 +184,7 @@ def edit_report(
     where = layer_list(layers, graph.n_layers)
     controls = layer_list(controls, graph.n_layers) if len(controls) else ()
     known = SETTINGS[settings] if isinstance(settings, str) else settings
-    methods = _methods(graph, where, controls, fine_tuning, bound, known)
+    methods = _methods(where, controls, fine_tuning, bound)
     groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]
     header = {
         "model": graph.name,
@@ -183,43 +195,76 @@ def edit_report(
         "settings": asdict(known),
         "versions": versions(),
     }
-    work = [(method, number) for method in methods for number in range(len(groups))]
     asked = sum(1 + sum(map(len, fact.same.values())) for group in groups for fact in group) + len(groups) * len(others)
     names = [fingerprint([_fact_identity(fact) for fact in group]) for group in groups]
-    ids = [f"{method}: {names[number]}" for method, number in work]
-    # Keys and kinds matter here: they say which others an edit leaves out, and what the rows are called.
-    told = {"layers": where, "settings": asdict(known), "others": _named(others), "bound": bound}
-    with journal_of(graph, folder, "edit report", report, **told) as journal:
-        for (_, number), identity in zip(work, ids, strict=True):
-            if identity in journal.done:
-                found = [(row["measure"], row["way"], row["answer"]) for row in journal.done[identity]["rows"]]
-                planned = [(measure, way, answer) for measure, way, _, answer in _questions(groups[number], others)[0]]
-                journal.check(identity, found, planned)
-        left = journal.left(ids)
-        report(
-            f"edit report: {len(left)} edits ({', '.join(methods)})"
-            + (f", {len(work) - len(left)} done already" if len(left) < len(work) else "")
-            + f", each up to {known.steps} steps per fact; {asked * len(methods)} prompts are asked afterwards."
+    work = [(method, number) for method in methods for number in range(len(groups))]
+    tasks = [
+        Task(
+            f"{method}: {names[number]}",
+            (methods[method], groups[number], list(others), where, known),
+            f"{method}, edit {number}",
         )
-        before = answer_scores(graph, others, [str(prompt.answer) for prompt in others]) if left else []
-        for place in progress_bar(left, "edit report", shown=progress, unit="edit"):
-            method, number = work[place]
-            group = groups[number]
-            try:
-                edited = methods[method](group)
-            except NoEffectError:  # an answer given already, or that this layer cannot change: counted as it is
-                edited = graph
-            journal.add({"id": ids[place], "rows": _asked(graph, edited, group, others, before)})
+        for method, number in work
+    ]
+
+    def collect(entries: list[dict]) -> EditReport:
         import pandas as pd
 
         rows = [
             {"method": method, "edit": number, **row}
-            for (method, number), identity in zip(work, ids, strict=True)
-            for row in journal.done[identity]["rows"]
+            for (method, number), entry in zip(work, entries, strict=True)
+            for row in entry["rows"]
         ]
-        result = EditReport(pd.DataFrame(rows), header)
-        saved(result, folder, report)
-    return result
+        return EditReport(pd.DataFrame(rows), header)
+
+    def planned(task: Task, entry: dict) -> Cells:
+        return [(measure, way, answer) for measure, way, _, answer in _questions(task.given[1], others)[0]]
+
+    # Keys and kinds matter here: they say which others an edit leaves out, and what the rows are called.
+    study = Study(
+        name="edit report",
+        settings={"layers": where, "settings": asdict(known), "others": _named(others), "bound": bound},
+        tasks=tasks,
+        measure=measure,
+        collect=collect,
+        cost=lambda left: (
+            f"{len(left)} edits ({', '.join(methods)}), each up to {known.steps} steps per fact;"
+            f" {asked * len(methods)} prompts are asked afterwards."
+        ),
+        cells=row_cells("measure", "way", "answer", planned=planned),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(
+    graph: Graph, method: Method, group: list[Fact], others: list[Prompt], layers: list[int], settings: EditSettings
+) -> dict:
+    """What the journal keeps of one edit: what the edited model answers, and what it answered before."""
+    before = _before(graph, others)
+    try:
+        edited = _edited(graph, method, group, layers, settings)
+    except NoEffectError:  # an answer given already, or that this layer cannot change: counted as it is
+        edited = graph
+    return {"rows": _asked(graph, edited, group, others, before)}
+
+
+def _before(graph: Graph, others: list[Prompt]) -> list[tuple[float, bool]]:
+    """What the unedited model answers to the others: asked once for all edits."""
+    key = _named(others)
+    known = BEFORE.setdefault(graph.model._module, {})
+    if key not in known:
+        known.clear()
+        known[key] = answer_scores(graph, others, [str(prompt.answer) for prompt in others])
+    return known[key]
+
+
+def _edited(graph: Graph, method: Method, group: list[Fact], layers: list[int], settings: EditSettings) -> Graph:
+    how, value = method
+    if how == "edit":
+        where: list[int] = value  # type: ignore[assignment]
+        return edit(graph, group, where, settings=settings, progress=False, report=lambda text: None).graph
+    limit: float | None = value  # type: ignore[assignment]
+    return fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
 
 
 def _fact_identity(fact: Fact) -> str:
@@ -233,30 +278,15 @@ def _named(prompts: Sequence[Prompt]) -> str:
     return fingerprint([(prompt_identity(prompt), prompt.key, prompt.kind) for prompt in prompts])
 
 
-def _methods(
-    graph: Graph,
-    layers: list[int],
-    controls: Sequence[int],
-    fine_tuning: bool,
-    bound: float | None,
-    settings: EditSettings,
-) -> dict[str, Callable[[list[Fact]], Graph]]:
-    """By name, what makes an edited model of facts."""
-
-    def edits(where: list[int]) -> Callable[[list[Fact]], Graph]:
-        quiet = {"progress": False, "report": lambda text: None}
-        return lambda group: edit(graph, group, where, settings=settings, **quiet).graph  # type: ignore[arg-type]
-
-    def tunes(limit: float | None) -> Callable[[list[Fact]], Graph]:
-        return lambda group: fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
-
+def _methods(layers: list[int], controls: Sequence[int], fine_tuning: bool, bound: float | None) -> dict[str, Method]:
+    """By name, how an edited model is made of facts."""
     told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-    made = {f"edit, {told}": edits(layers)}
-    made |= {f"edit, layer {layer}": edits([layer]) for layer in controls if [layer] != layers}
+    made: dict[str, Method] = {f"edit, {told}": ("edit", layers)}
+    made |= {f"edit, layer {layer}": ("edit", [layer]) for layer in controls if [layer] != layers}
     if fine_tuning:
-        made[f"fine-tuning, {told}"] = tunes(None)
+        made[f"fine-tuning, {told}"] = ("fine-tuning", None)
     if bound is not None:
-        made[f"fine-tuning within {bound:g}, {told}"] = tunes(bound)
+        made[f"fine-tuning within {bound:g}, {told}"] = ("fine-tuning", bound)
     return made
 
 

@@ -8,12 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.edit.update import Update
-
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._kinds import folder_of
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.edit.update import Update
 from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
@@ -204,9 +203,9 @@ class Edit(Result):
 def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
     """The model with the updates: matrices of its own here, added products where the weights are on a server."""
     import torch
-    from nnsight_mmflow.patterns.edit.there import edited_there
 
     from nnsight_mmflow.model.twin import twin_graph
+    from nnsight_mmflow.patterns.edit.there import edited_there
 
     for layer, update in updates.items():
         if not bool(torch.isfinite(update.left).all() & torch.isfinite(update.right).all()):
@@ -231,9 +230,8 @@ def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
 
 def weight_digests(graph: Graph, layers: Sequence[int]) -> dict[str, str]:
     """By where the matrix lies in the model, a short fingerprint of it, made where the weights are."""
-    from nnsight_mmflow.patterns.edit.there import digests_there
-
     from nnsight_mmflow.inside.updates import digests_of
+    from nnsight_mmflow.patterns.edit.there import digests_there
 
     found = (
         digests_there(graph, layers) if graph.remote else digests_of({layer: graph.mlp_out(layer) for layer in layers})

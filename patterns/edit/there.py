@@ -14,9 +14,8 @@ import torch
 from nnsight_mmflow.inside.updates import add_updates, digests_of
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.edit.update import Update
-
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.edit.update import Update
 
 
 def edited_there(graph: Graph, updates: dict[int, Update], name: str) -> Graph:

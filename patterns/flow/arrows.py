@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.patterns.flow.controls import controlled
-
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.patterns.flow.controls import controlled
 from nnsight_mmflow.runs.results import bootstrap_band
 
 if TYPE_CHECKING:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnsight_mmflow.patterns.flow.measure import accepted_ids, entry_of, first_position
-
 from nnsight_mmflow._errors import DataError, MMFlowError, RemoteFailure
 from nnsight_mmflow._later import later
 from nnsight_mmflow.files.output import output_folder, write_text
+from nnsight_mmflow.patterns.flow.measure import accepted_ids, entry_of, first_position
 from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.job import Job
+from nnsight_mmflow.runs.runner import Task
 from nnsight_mmflow.runs.sweep import fetch_there, submit_there
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.flow.result import FlowResult
-
-    from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.flow.result import FlowResult
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.journal import Journal
 
-Work = list[tuple["Prompt", "Plan", str]]
 FILE = "job.json"
 JOB = re.compile(r"[\w-]+")  # a server's id goes into an address
 # What a file may say of a sweep, and of which type.
@@ -42,7 +39,7 @@ GIVEN: dict[str, tuple[type, ...]] = {
 }
 
 
-class FlowJob:
+class FlowJob(Job["FlowResult"]):
     """What `mmf.flow(..., remote=True, blocking=False, folder=...)` returns.
 
     Attributes:
@@ -55,13 +52,13 @@ class FlowJob:
     """
 
     def __init__(
-        self, graph: Graph, work: Work, given: dict, journal: Journal, folder: Path, jobs: dict[str, str]
+        self, graph: Graph, work: list[Task], given: dict, journal: Journal, folder: Path, jobs: dict[str, str]
     ) -> None:
         self.graph, self.folder, self.jobs = graph, folder, jobs
         self.work, self.given, self.journal = work, given, journal
 
     def __repr__(self) -> str:
-        fetched = sum(identity not in self.jobs for _, _, identity in self.work)
+        fetched = sum(task.identity not in self.jobs for task in self.work)
         return f"FlowJob({fetched} of {len(self.work)} prompts fetched, folder={self.folder})"
 
     def _repr_html_(self) -> str:
@@ -88,15 +85,8 @@ class FlowJob:
             if ends is not None and time.monotonic() > ends:
                 raise RemoteFailure(f"after {timeout} seconds the jobs stand at {now}: call result() again later.")
             time.sleep(every)
-        prompts = [prompt for prompt, _, _ in self.work]
+        prompts = [task.given[0] for task in self.work]
         return later("flow")(self.graph, prompts, folder=self.folder, progress=False, report=str, **self.given)
-
-    async def wait(self, every: float = 1.0, timeout: float | None = None) -> FlowResult:
-        """The same as `result`, awaited: other work goes on meanwhile. `await job` waits as long as it takes."""
-        return await asyncio.to_thread(self.result, every, timeout)
-
-    def __await__(self) -> Generator[Any, Any, FlowResult]:
-        return self.wait().__await__()
 
     def save(self, file: str | PathLike[str]) -> None:
         """Writes what another process needs to pick the job up (`FlowJob.load`); no key, no prompt, no place."""
@@ -167,7 +157,8 @@ def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
     """Fetches what is done, and says how many prompts stand where."""
     found: Counter[str] = Counter()
     with job.journal as journal:
-        for prompt, plan, identity in job.work:
+        for task in job.work:
+            identity, (prompt, _, plan, *_) = task.identity, task.given
             if identity in journal.done:  # by another process, it may be
                 job.jobs.pop(identity, None)
             if identity not in job.jobs:
@@ -178,7 +169,7 @@ def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
                 found[status] += 1
                 continue
             only_correct, longest = job.given["only_correct"], job.given["max_new_tokens"]
-            journal.add(entry_of(graph, prompt, plan, identity, only_correct, longest, numbers))
+            journal.add({"id": identity, **entry_of(graph, prompt, plan, only_correct, longest, numbers)})
             del job.jobs[identity]
             found["FETCHED"] += 1
         job.save(job.folder / FILE)
@@ -187,7 +178,7 @@ def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
 
 def submit(
     graph: Graph,
-    work: Work,
+    work: list[Task],
     given: dict,
     folder: str | PathLike[str] | None,
     journal: Journal,
@@ -206,17 +197,14 @@ def submit(
     Raises:
         MMFlowError: the graph runs here, there is no folder, or another engine was asked for.
     """
-    if not graph.remote or graph.remote == "local":
-        raise MMFlowError(
-            "blocking=False is for runs on a server: mmf.flow(..., remote=True, blocking=False, folder=DIR)."
-        )
     if folder is None or engine != "rows":
         raise MMFlowError("blocking=False needs folder=, where finished prompts are kept, and engine='rows'.")
     file = Path(folder) / FILE
     sent = read_job(file)[1] if file.exists() else {}
     jobs = {identity: job for identity, job in sent.items() if identity not in journal.done}
     made = FlowJob(graph, work, given, journal, Path(folder), jobs)
-    for prompt, plan, identity in work:
+    for task in work:
+        identity, (prompt, _, plan, *_) = task.identity, task.given
         if identity not in journal.done and identity not in jobs:
             accepted = accepted_ids(graph, prompt, given["only_correct"])
             start = first_position(plan, prompt)

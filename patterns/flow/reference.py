@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import nnsight
 import torch
-from nnsight_mmflow.patterns.knockout import Knockout
 
 from nnsight_mmflow.inside.rows import answer_numbers
+from nnsight_mmflow.patterns.knockout import Knockout
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.plan import Plan

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.flow.controls import controlled
-
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.flow.controls import controlled
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
 
 if TYPE_CHECKING:

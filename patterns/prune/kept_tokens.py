@@ -15,10 +15,10 @@ from nnsight_mmflow.runs.costs import tokens_per_layer
 
 if TYPE_CHECKING:
     import torch
-    from nnsight_mmflow.patterns.prune.prune import Prune
 
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.prune.prune import Prune
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.spans.row_spans import Spans
 
@@ -85,6 +85,7 @@ def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
     """
     import nnsight
     import torch
+
     from nnsight_mmflow.patterns.prune.prune import dropped_tokens
 
     rows = prompt.rows()

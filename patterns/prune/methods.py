@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.patterns.prune.prune import Prune
-from nnsight_mmflow.patterns.prune.rankings import from_all, from_image, from_instruction, from_last, share_of, to_image
-
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.pruning import Stage
+from nnsight_mmflow.patterns.prune.prune import Prune
+from nnsight_mmflow.patterns.prune.rankings import from_all, from_image, from_instruction, from_last, share_of, to_image
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.prune.checks import check_form, check_stages, rope_of
-
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
@@ -18,6 +16,7 @@ from nnsight_mmflow.inside.pruning import Row, Stage, Way
 from nnsight_mmflow.inside.tower import TowerSeen, read_tower
 from nnsight_mmflow.model.edits import MaskEdit, row_length
 from nnsight_mmflow.model.pattern import RANKS, Pattern, check_whole
+from nnsight_mmflow.patterns.prune.checks import check_form, check_stages, rope_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.apart import Layout

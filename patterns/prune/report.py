@@ -6,22 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.prune.controls import Grid, Random
-from nnsight_mmflow.patterns.prune.kept_tokens import image_tokens_per_layer
-from nnsight_mmflow.patterns.prune.prune import Prune
-from nnsight_mmflow.patterns.prune.run import answer_with, measure_speed
-
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.inside.names import CACHE
 from nnsight_mmflow.model.forms import form_of
 from nnsight_mmflow.model.generation_settings import plain_settings, settings_used
+from nnsight_mmflow.patterns.prune.controls import Grid, Random
+from nnsight_mmflow.patterns.prune.kept_tokens import image_tokens_per_layer
+from nnsight_mmflow.patterns.prune.prune import Prune
+from nnsight_mmflow.patterns.prune.run import answer_together, measure_speed
 from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
-from nnsight_mmflow.runs.identity import journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, saved, versions
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, Task, listed, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.runs.journal import Journal
+    from nnsight_mmflow.runs.workers import Workers
 
 UNPRUNED = "unpruned"
 NOT_HERE = ("max_new_tokens", "return_dict_in_generate", "generation_config", *CACHE)
@@ -100,7 +100,7 @@ class PruneReport(Result):
 @experiment
 def prune_report(
     graph: Graph,
-    prompts: Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt],
     methods: Sequence[Prune] | Mapping[str, Prune],
     *,
     controls: bool = True,
@@ -111,6 +111,8 @@ def prune_report(
     judge: Callable[[Prompt, str], float] | None = None,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> PruneReport:
@@ -134,6 +136,8 @@ def prune_report(
         timed: how often times are measured (the median is told); 0: not at all.
         folder: where finished batches are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`, with timed=0; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -153,15 +157,16 @@ def prune_report(
         4
     """
     graph = graph.at(remote)
-    import pandas as pd
-
-    silent = [prompt.key or prompt.question for prompt in prompts if prompt.answer is None]
-    if not prompts or silent:
-        raise MMFlowError(f"every prompt needs an answer; {len(silent)} of {len(prompts)} have none: {silent[:3]}.")
+    given = listed(prompts, "prune_report")
+    silent = [prompt.key or prompt.question for prompt in given if prompt.answer is None]
+    if silent:
+        raise MMFlowError(f"every prompt needs an answer; {len(silent)} of {len(given)} have none: {silent[:3]}.")
+    if timed and workers:
+        raise MMFlowError("times are measured alone, not beside other workers: give timed=0, or leave workers out.")
     named = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
     if not named:
         raise MMFlowError("prune_report needs at least one method, but got none.")
-    typical = max(prompts, key=lambda prompt: len(prompt.spans["image"]))
+    typical = max(given, key=lambda prompt: len(prompt.spans["image"]))
     used = plain_settings(graph, **_checked(generation or {}), max_new_tokens=max_new_tokens)
     form = form_of(graph, used, (1, len(typical)))
     for method in named.values():
@@ -175,65 +180,68 @@ def prune_report(
         "model": graph.name,
         "methods": list(every),
         "patterns": {name: repr(pattern) for name, pattern in every.items()},
-        "n_prompts": len(prompts),
+        "n_prompts": len(given),
         "max_new_tokens": max_new_tokens,
         "generation": settings_used(graph, used),
         "batch_size": batch_size,
         "attention": graph.backend,
         "versions": versions(),
     }
-    size = DecoderSize.of(graph)
-    prompt_ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {
-        "generation": settings["generation"],
-        "max_new_tokens": max_new_tokens,
-        "timed_on": graph.device.type if timed else None,
-    }
-    with journal_of(graph, folder, "prune report", report, **told) as journal:
-        ids = {name: [f"{fingerprint(pattern)}: {one}" for one in prompt_ids] for name, pattern in every.items()}
-        left = {name: journal.left(ids[name]) for name in every}
-        report(
-            f"prune report: {len(every)} methods, {len(prompts)} prompts, up to {max_new_tokens} tokens each:"
-            f" {len(every) * len(prompts)} generations"
-            + (f"; {sum(not one for one in left.values())} methods done already." if journal.done else ".")
+    names = [prompt_identity(prompt) for prompt in given]
+    tasks = [
+        Task(f"{fingerprint(pattern)}: {one}", (prompt, pattern, used), f"{name}: {prompt.key}", name)
+        for name, pattern in every.items()
+        for prompt, one in zip(given, names, strict=True)
+    ]
+    tasks += [
+        Task(
+            f"{fingerprint(pattern)}: speed of {names[0]}, {timed} times",
+            (given[0], pattern, timed),
+            f"speed of {name}",
         )
-        speed: dict[str, dict] = {}
-        for name, pattern in progress_bar(list(every.items()), "prune report", shown=progress, unit="method"):
-            for start in range(0, len(left[name]), batch_size):
-                part = left[name][start : start + batch_size]
-                written = answer_with(graph, [prompts[n] for n in part], pattern, used, batch_size)
-                journal.add(*({"id": ids[name][n], "written": text} for n, text in zip(part, written, strict=True)))
-            speed[name] = _speed(graph, journal, pattern, prompts[0], prompt_ids, timed) if timed else {}
-        rows: list[dict] = []
-        for name, pattern in every.items():
-            for number, (prompt, identity) in enumerate(zip(prompts, ids[name], strict=True)):
-                text, plain = (journal.done[one]["written"] for one in (identity, ids[UNPRUNED][number]))
-                rows.append(
-                    {
-                        "method": name,
-                        "prompt": f"{number}:{prompt.key}",
-                        "kind": prompt.kind,
-                        "answer": prompt.answer,
-                        "written": text,
-                        "right": float(judge(prompt, text) if judge else _same(prompt, text)),
-                        "agrees": text == plain,
-                        **_shares(graph, prompt, pattern, size),
-                    }
-                )
-        result = PruneReport(pd.DataFrame(rows), {**settings, "speed": speed})
-        saved(result, folder, report)
-    return result
+        for name, pattern in (every.items() if timed else ())
+    ]
 
+    def collect(entries: list[dict]) -> PruneReport:
+        import pandas as pd
 
-def _speed(
-    graph: Graph, journal: Journal, pattern: Prune | None, prompt: Prompt, prompts: list[str], timed: int
-) -> dict[str, float]:
-    """Measured times and memory on the first prompt, or as measured before on one of these."""
-    names = [f"{fingerprint(pattern)}: speed of {one}, {timed} times" for one in prompts]
-    name = next((one for one in names if one in journal.done), names[0])
-    if name not in journal.done:
-        journal.add({"id": name, "speed": measure_speed(graph, prompt, pattern, timed)})
-    return journal.done[name]["speed"]
+        n, size = len(given), DecoderSize.of(graph)
+        written = {name: entries[at * n : (at + 1) * n] for at, name in enumerate(every)}
+        speed = dict(zip(every, (entry["speed"] for entry in entries[len(every) * n :]), strict=False))
+        rows = [
+            {
+                "method": name,
+                "prompt": f"{number}:{prompt.key}",
+                "kind": prompt.kind,
+                "answer": prompt.answer,
+                "written": entry["written"],
+                "right": float(judge(prompt, entry["written"]) if judge else prompt.accepts(entry["written"])),
+                "agrees": entry["written"] == plain["written"],
+                **_shares(graph, prompt, pattern, size),
+            }
+            for name, pattern in every.items()
+            for number, (prompt, entry, plain) in enumerate(zip(given, written[name], written[UNPRUNED], strict=True))
+        ]
+        return PruneReport(pd.DataFrame(rows), {**settings, "speed": speed or {name: {} for name in every}})
+
+    study = Study(
+        name="prune report",
+        settings={
+            "generation": settings["generation"],
+            "max_new_tokens": max_new_tokens,
+            "timed_on": graph.device.type if timed else None,
+        },
+        tasks=tasks,
+        measure=measure_speed,
+        measure_batch=answer_together,
+        batch_size=batch_size,
+        collect=collect,
+        cost=lambda left: (
+            f"{len(every)} methods, {len(given)} prompts, up to {max_new_tokens} tokens each: "
+            f" {sum(bool(task.batch) for task in left)} generations are left."
+        ),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
 def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:
@@ -250,10 +258,6 @@ def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:
             " as {'num_beams': 3}; max_new_tokens is an argument of its own."
         )
     return generation
-
-
-def _same(prompt: Prompt, written: str) -> bool:
-    return written.lower() == str(prompt.answer).strip().lower()
 
 
 def equal_budget(graph: Graph, method: Prune, prompt: Prompt) -> dict[str, Prune]:

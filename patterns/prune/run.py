@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,44 +13,33 @@ import torch
 from nnsight_mmflow.model.generation_settings import plain_settings
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.prune.prune import Prune
-
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.prune.prune import Prune
     from nnsight_mmflow.prompts.prompt import Prompt
 
 STEPS = 8  # after the first token, for the time per token
 
 
-def answer_with(
-    graph: Graph, prompts: Sequence[Prompt], pattern: Prune | None, settings: Mapping[str, object], batch_size: int
-) -> list[str]:
-    """What the model writes under a pattern, one answer a prompt.
+def answer_together(graph: Graph, given: list[tuple[Prompt, Prune | None, Mapping[str, object]]]) -> list[dict]:
+    """What the journal keeps of prompts under one pattern: what the model writes, in one generation.
 
     Args:
         graph: the model.
-        prompts: the prompts.
-        pattern: the method; None for the model as it is.
-        settings: of the generation, all of them.
-        batch_size: prompts in one generation.
+        given: (prompt, the method or None, all settings of the generation), the last two the same for all.
     """
-    written: list[str] = []
-    patterns = () if pattern is None else (pattern,)
-    for start in range(0, len(prompts), batch_size):
-        part = list(prompts[start : start + batch_size])
-        batch = graph.batch(part)
-        with (
-            torch.no_grad(),
-            graph.generate(batch, *patterns, **settings) as tracer,
-        ):
-            ids = tracer.result.save()
-        length = batch.inputs["input_ids"].shape[1]
-        texts = graph.processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
-        written += [text.strip() for text in texts]
-    return written
+    (_, pattern, settings), prompts = given[0], [prompt for prompt, *_ in given]
+    batch, patterns = graph.batch(prompts), () if pattern is None else (pattern,)
+    with torch.no_grad(), graph.generate(batch, *patterns, **settings) as tracer:
+        ids = tracer.result.save()
+    length = batch.inputs["input_ids"].shape[1]
+    texts = graph.processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+    return [{"written": text.strip()} for text in texts]
 
 
-def measure_speed(graph: Graph, prompt: Prompt, pattern: Prune | None, repeats: int) -> dict[str, float]:
-    """Medians, after one run that is not counted: milliseconds to the first token and per token after it, and memory.
+def measure_speed(graph: Graph, prompt: Prompt, pattern: Prune | None, repeats: int) -> dict:
+    """What the journal keeps of a method's speed: medians, after one run that is not counted.
+
+    Milliseconds to the first token and per token after it, and memory.
 
     The times hold what nnsight costs: on small models that is most of them. Memory is the device's peak, or on a CPU
     the process's largest size so far, in MB: there only its growth from method to method means something.
@@ -67,9 +56,11 @@ def measure_speed(graph: Graph, prompt: Prompt, pattern: Prune | None, repeats: 
             later.append((many - one) / STEPS)
     peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {
-        "first_token_ms": statistics.median(first) * 1e3,
-        "later_token_ms": statistics.median(later) * 1e3,
-        "peak_memory_mb": peak,
+        "speed": {
+            "first_token_ms": statistics.median(first) * 1e3,
+            "later_token_ms": statistics.median(later) * 1e3,
+            "peak_memory_mb": peak,
+        }
     }
 
 

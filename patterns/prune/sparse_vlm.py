@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.prune.prune import Prune
-from nnsight_mmflow.patterns.prune.rankings import from_raters, share_of
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.pruning import Seen, Stage
+from nnsight_mmflow.patterns.prune.prune import Prune
+from nnsight_mmflow.patterns.prune.rankings import from_raters, share_of
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from nnsight_mmflow.patterns.prune.prune import Prune
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.heads import attention_weights
 from nnsight_mmflow.inside.pruning import Seen, Stage
+from nnsight_mmflow.patterns.prune.prune import Prune
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph

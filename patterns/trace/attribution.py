@@ -9,30 +9,32 @@ from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 import torch
-from nnsight_mmflow.patterns.patch import Patch
-from nnsight_mmflow.patterns.trace.causal_trace import trace_spans
-from nnsight_mmflow.patterns.trace.corruption import corruption_identity
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.gradients import heads_and_gradients
 from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.patterns.patch import Patch
+from nnsight_mmflow.patterns.trace.causal_trace import trace_spans
+from nnsight_mmflow.patterns.trace.corruption import corruption_identity
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.each import next_or_none
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.identity import drawn_by, journal_of, prompt_identity
-from nnsight_mmflow.runs.results import Result, saved, versions
+from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
-    from nnsight_mmflow.patterns.trace.corruption import Corruption
 
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 
 class AttributionResult(Result):
@@ -86,6 +88,8 @@ def attribution(
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> AttributionResult:
@@ -105,8 +109,10 @@ def attribution(
         seed: of the draw.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
-        report: where trouble with the folder is told.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: two runs that do not differ.
@@ -125,11 +131,7 @@ def attribution(
     graph = graph.at(remote)
     needs_gradients(graph, "attribution")
     whole_here(graph, "attribution")
-    import pandas as pd
-
-    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
-
-    prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)
+    prompts = listed(clean)
     corruptions = list(corrupt) if isinstance(corrupt, Sequence) else [corrupt]
     if not prompts or len(prompts) != len(corruptions):
         raise MMFlowError(f"{len(prompts)} prompt(s) and {len(corruptions)} corruption(s): one for each is needed.")
@@ -141,46 +143,54 @@ def attribution(
                 " would not mean the same."
             )
     places = [trace_spans(n, *pair, spans, each=False, control=False) for n, pair in enumerate(pairs)]
-    ids = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
-    told = {"spans": spans and list(spans), "exact": exact, "seed": seed}
-    with journal_of(graph, folder, "attribution", report, **told) as journal:
-        for identity, where in zip(ids, places, strict=True):
-            if identity in journal.done:
-                found = [(row["layer"], row["span"], row["head"]) for row in journal.done[identity]["rows"]]
-                layers, heads = range(graph.n_layers), range(graph.n_heads)
-                planned = [(layer, name, head) for layer in layers for name in where for head in heads]
-                journal.check(identity, found, planned)
-        for number in progress_bar(journal.left(ids), "attribution", shown=progress):
-            drawn = drawn_by(seed, ids[number])
-            journal.add({"id": ids[number], "rows": _cells(graph, *pairs[number], places[number], exact, drawn)})
-        rows = [
-            {"prompt": prompt.key or str(number), **row}
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
+    names = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
+
+    def collect(entries: list[dict]) -> AttributionResult:
+        import pandas as pd
+
         header = {
             "model": graph.name,
-            "n_prompts": len(prompts),
+            **counted([""] * len(entries)),
             "n_layers": graph.n_layers,
             "n_heads": graph.n_heads,
             "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
             "metric": "change of the log-probability of the clean answer's first token (nats)",
             "versions": versions(),
         }
-        result = AttributionResult(pd.DataFrame(rows), header)
-        saved(result, folder, report)
-    return result
+        return AttributionResult(pd.DataFrame(rows_of(prompts, entries)).drop(columns="kind"), header)
+
+    layers, heads = range(graph.n_layers), range(graph.n_heads)
+    study = Study(
+        name="attribution",
+        settings={"spans": spans and list(spans), "exact": exact, "seed": seed},
+        tasks=[
+            prompt_task(prompt, name, corruption, where, exact, drawn_by(seed, name))
+            for (prompt, corruption), name, where in zip(pairs, names, places, strict=True)
+        ],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"two forwards and a backward each, and {exact} forwards for cells that are patched.",
+        cells=row_cells(
+            "layer",
+            "span",
+            "head",
+            planned=lambda task, entry: [
+                (layer, at, head) for layer in layers for at in task.given[2] for head in heads
+            ],
+        ),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _cells(
+def measure(
     graph: Graph,
     prompt: Prompt,
     corruption: Corruption,
     places: dict[str, list[int]],
     exact: int,
     seed: int,
-) -> list[dict]:
-    """The rows of one prompt."""
+) -> dict:
+    """What the journal keeps of one prompt."""
     outs, first, width = (
         [graph.attention_out(layer) for layer in range(graph.n_layers)],
         graph.layers[0],
@@ -224,4 +234,4 @@ def _cells(
         patches.append((*corruption.patterns, patch))
     for i, measured in zip(chosen, next_or_none(graph, corruption.prompt, patches, token), strict=True):
         rows[i]["exact"] = 0.0 if measured is None else measured.log - low  # None: the head gives there what it gave
-    return rows
+    return {"rows": rows}

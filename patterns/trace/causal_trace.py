@@ -8,24 +8,25 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.trace.corruption import Corruption, corruption_identity, first_difference
-from nnsight_mmflow.patterns.trace.result import SAME, TraceResult, collect_trace
-from nnsight_mmflow.patterns.trace.run import cost, measure
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.bridge.site_names import site_named
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.restore import ORDER, Cell
+from nnsight_mmflow.patterns.trace.corruption import Corruption, corruption_identity, first_difference
+from nnsight_mmflow.patterns.trace.result import SAME, TraceResult, collect_trace
+from nnsight_mmflow.patterns.trace.run import cost, measure
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.identity import drawn_by, journal_of, prompt_identity
-from nnsight_mmflow.runs.results import saved, versions
+from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.runner import Cells, Study, Task, listed, prompt_task, run_study
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.runs.journal import Journal
+    from nnsight_mmflow.runs.workers import Workers
 
 ENGINES = ("rows", "forward")
 Spans = Mapping[str, Sequence[int]]
@@ -51,6 +52,8 @@ def causal_trace(
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> TraceResult:
@@ -81,6 +84,8 @@ def causal_trace(
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -102,9 +107,7 @@ def causal_trace(
         True
     """
     graph = graph.at(remote)
-    from nnsight_mmflow.prompts.prompt import Prompt as OnePrompt
-
-    prompts = [clean] if isinstance(clean, OnePrompt) else list(clean)
+    prompts = listed(clean)
     corruptions = [corrupt] if isinstance(corrupt, Corruption) else list(corrupt)
     sites = [_site(site) for site in sites]
     size = _check(prompts, corruptions, sites, half_width, width, engine)
@@ -141,46 +144,38 @@ def causal_trace(
         "versions": versions(),
     }
     runs = [*zip(prompts, corruptions, places, strict=True), *zip(prompts[: len(alike)], alike, likewise, strict=True)]
-    work = [
-        (
-            prompt,
-            corruption,
-            [
-                Cell(name, tuple(at), site, window.start, window.stop)
-                for name, at in where.items()
-                for site in sites
-                for window in dict.fromkeys(windows)
-            ],
-        )
-        for prompt, corruption, where in runs
+    planned = [
+        [
+            Cell(name, tuple(at), site, window.start, window.stop)
+            for name, at in where.items()
+            for site in sites
+            for window in dict.fromkeys(windows)
+        ]
+        for _, _, where in runs
     ]
     told = {name: settings[name] for name in ("spans", "sites", "width", "each_position", "only_correct", "control")}
     told |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine}
-    ids = [
-        f"{'control of ' if number >= len(prompts) else ''}{prompt_identity(prompt)}, {corruption_identity(corruption)}"
-        for number, (prompt, corruption, _) in enumerate(runs)
-    ]
-    with journal_of(graph, folder, "causal trace", report, **told) as journal:
-        for (_, _, cells), identity in zip(work, ids, strict=True):
-            _check_entry(journal, identity, cells)
-        report(cost(graph, work, [identity in journal.done for identity in ids], row_budget, engine))
-        for number in progress_bar(journal.left(ids), "causal trace", shown=progress):
-            prompt, corruption, cells = work[number]
-            counted = number < len(prompts)  # what is left out is decided by the corrupt run, not by its control
-            limits = (only_correct, min_clean, max_corrupt) if counted else (False, 0.0, math.inf)
-            journal.add({"id": ids[number], **measure(graph, prompt, corruption, cells, limits, engine, row_budget)})
-        entries = [journal.done[identity] for identity in ids]
-        result = collect_trace(runs, entries, len(prompts), sites, windows, settings)
-        saved(result, folder, report)
-    return result
+    tasks = []
+    for number, ((prompt, corruption, _), cells) in enumerate(zip(runs, planned, strict=True)):
+        counts = number < len(prompts)  # what is left out is decided by the corrupt run, not by its control
+        limits = (only_correct, min_clean, max_corrupt) if counts else (False, 0.0, math.inf)
+        name = f"{'' if counts else 'control of '}{prompt_identity(prompt)}, {corruption_identity(corruption)}"
+        tasks.append(prompt_task(prompt, name, corruption, cells, limits, engine, row_budget))
 
+    def cells_of(task: Task, entry: dict) -> tuple[Cells, Cells]:
+        wanted = () if entry["left_out"] else [(cell.span, cell.site, cell.first, cell.end) for cell in task.given[2]]
+        return [cell[:4] for cell in entry["cells"]], wanted
 
-def _check_entry(journal: Journal, identity: str, cells: list[Cell]) -> None:
-    """Refuses a finished entry that is not of this plan."""
-    if identity in journal.done:
-        entry = journal.done[identity]
-        planned = () if entry["left_out"] else [(cell.span, cell.site, cell.first, cell.end) for cell in cells]
-        journal.check(identity, [cell[:4] for cell in entry["cells"]], planned)
+    study = Study(
+        name="causal trace",
+        settings=told,
+        tasks=tasks,
+        measure=measure,
+        collect=lambda entries: collect_trace(runs, entries, len(prompts), sites, windows, settings),
+        cost=lambda left: cost(graph, [task.given[:3] for task in left], row_budget, engine),
+        cells=cells_of,
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
 def _site(name: str) -> str:

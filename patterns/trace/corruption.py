@@ -13,12 +13,12 @@ from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.patch import Patch
-from nnsight_mmflow.patterns.values import noise
 
 from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.remade import made_again
+from nnsight_mmflow.patterns.patch import Patch
+from nnsight_mmflow.patterns.values import noise
 from nnsight_mmflow.prompts.asked import checked_boxes
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.identity import _patterns, prompt_identity

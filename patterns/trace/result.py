@@ -13,9 +13,9 @@ from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-    from nnsight_mmflow.patterns.trace.corruption import Corruption
 
     from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
 
 SAME = "same answer: "  # what the spans of the same-answer control are called by

@@ -6,42 +6,37 @@ from typing import TYPE_CHECKING
 
 import nnsight
 import torch
-from nnsight_mmflow.patterns.patch import Patch
 
 from nnsight_mmflow.inside.restore import Cell, chunks_of, needs_of, read_clean, sites_of
 from nnsight_mmflow.inside.rows import answer_numbers, tail_start
+from nnsight_mmflow.patterns.patch import Patch
 from nnsight_mmflow.remote.words import changed_nothing
 from nnsight_mmflow.runs.plan import sizes_of
-from nnsight_mmflow.runs.restored import cells_there, run_cells
-from nnsight_mmflow.runs.sweep import answer_of, run_clean
+from nnsight_mmflow.runs.restored import run_cells
+from nnsight_mmflow.runs.sweep import answer_of
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.trace.corruption import Corruption
-
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
 
 
-def cost(graph: Graph, work: list, done: list[bool], budget: int, engine: str) -> str:
-    """What a run will cost, in a sentence; `work` holds (prompt, corruption, cells) of each prompt."""
+def cost(graph: Graph, left: list[tuple], budget: int, engine: str) -> str:
+    """What a run will cost, in words; `left` holds (prompt, corruption, cells) of each prompt."""
     rows = forward = 0
-    for (prompt, _, cells), ready in zip(work, done, strict=True):
-        if ready:
-            continue
+    for prompt, _, cells in left:
         sizes, length = sizes_of(graph, prompt), len(prompt)
         whole = sizes.n_layers * sizes.layer_flops(length, length) + sizes.tower_flops
         forward += whole * (len(cells) + 2)
-        rows += 2 * whole
+        rows += 3 * whole
         for start, chunk in chunks_of(cells, length, budget, graph.adapter.bidirectional(prompt.spans)):
             tail = length - start
             for layer in range(sizes.n_layers):
                 there = tail * max(1, sum(cell.first <= layer for cell in chunk))
                 rows += sizes.layer_flops(there, length - tail + there)
-    cells = sum(len(cells) for (_, _, cells), ready in zip(work, done, strict=True) if not ready)
-    needed = rows if engine == "rows" else forward
+    cells, needed = sum(len(cells) for _, _, cells in left), rows if engine == "rows" else forward
     return (
-        f"causal trace: {len(done) - sum(done)} prompt(s) to run{f', {sum(done)} done already' if any(done) else ''};"
-        f" {cells} cells, {needed / 1e12:.3g} TFLOP by engine={engine!r} (one forward per cell: {forward / 1e12:.3g})."
+        f"{cells} cells, {needed / 1e12:.3g} TFLOP by engine={engine!r} (one forward per cell: {forward / 1e12:.3g})."
     )
 
 
@@ -59,12 +54,7 @@ def measure(
     plain = answer_of(graph, prompt, 16)
     base, token, answer = plain.base, plain.token, torch.tensor(plain.token)
     blocks = graph.adapter.bidirectional(prompt.spans)
-    start = min(tail_start(cell.positions[0], blocks) for cell in cells)
-    broken = None if graph.remote else run_clean(graph, corruption.prompt, start, 1, corruption.patterns)
-    if broken is None:
-        low, corrupt_token = corrupt_numbers(graph, corruption, answer)
-    else:
-        low, corrupt_token = float(broken.distribution[0, token]), int(broken.numbers[0, 1])
+    low, corrupt_token = corrupt_numbers(graph, corruption, answer)
     p_clean, p_corrupt = float(torch.tensor(base).exp()), float(torch.tensor(low).exp())
     entry = {
         "prediction": plain.text,
@@ -75,25 +65,20 @@ def measure(
         "left_out": "",
         "cells": [],
     }
-    if only_correct and prompt.answer is not None and plain.text.lower() != prompt.answer.strip().lower():
+    if only_correct and prompt.answer is not None and not prompt.accepts(plain.text):
         return {**entry, "left_out": "answered otherwise"}
     if p_clean < min_clean:
         return {**entry, "left_out": f"P_clean below {min_clean}"}
     if p_corrupt > max_corrupt * p_clean:
         return {**entry, "left_out": f"P_corrupt above {max_corrupt} of P_clean"}
-    if engine == "rows" and broken is None:
-        numbers = cells_there(
-            graph, prompt, corruption.prompt, corruption.patterns, cells, start, answer, budget, blocks
-        )
+    if engine == "rows":
+        start = min(tail_start(cell.positions[0], blocks) for cell in cells)
+        numbers = run_cells(graph, prompt, corruption.prompt, corruption.patterns, cells, start, answer, budget, blocks)
     else:
         names, positions = needs_of(cells)
         values = clean_values(graph, prompt, names, positions)
         places = {position: row for row, position in enumerate(positions)}
-        if engine == "rows":
-            assert broken is not None
-            numbers = run_cells(graph, cells, broken, values, places, answer, budget, blocks)
-        else:
-            numbers = {cell: one_forward(graph, corruption, cell, values, places, answer) for cell in cells}
+        numbers = {cell: one_forward(graph, corruption, cell, values, places, answer) for cell in cells}
     kept = [[cell.span, cell.site, cell.first, cell.end, *numbers[cell].tolist()] for cell in cells]
     return {**entry, "cells": kept}
 
