@@ -73,6 +73,7 @@ class Study(Generic[Found]):
         measure: a function of a module: from the graph and what a task is given to what the journal keeps of it.
         measure_batch: the same for tasks that are measured together, from a list to a list.
         batch_size: how many, at most.
+        keyed: identities are "key:identity", the key for people alone: under another one a prompt is the same.
         collect: from the kept entries, in the order of the tasks, to the result.
         cost: from the tasks that are left to what they will cost, in words; "" for nothing worth saying.
         cells: from a task and its entry to (the cells that it has, the cells that it must have).
@@ -87,6 +88,7 @@ class Study(Generic[Found]):
     collect: Callable[[list[dict]], Found]
     measure_batch: Callable[[Graph, list[tuple]], list[dict]] | None = None
     batch_size: int = 1
+    keyed: bool = False
     cost: Callable[[list[Task]], str] = lambda tasks: ""
     cells: Callable[[Task, dict], CellPair] | None = None
     measure_there: Callable[[Graph, Journal, Task], dict] | None = None
@@ -170,7 +172,8 @@ def _run(
 
 
 def _identities(study: Study, journal: Journal) -> list[str]:
-    return journal.known([task.identity for task in study.tasks])
+    identities = [task.identity for task in study.tasks]
+    return journal.known(identities) if study.keyed else identities
 
 
 def _begin(graph: Graph, study: Study, journal: Journal, report: Callable[[str], None]) -> list[Task]:

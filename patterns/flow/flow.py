@@ -131,6 +131,7 @@ def flow(
 
     study = Study(
         name="flow",
+        keyed=True,
         settings={**told, "control": control or None},
         tasks=tasks,
         measure=measure,
