@@ -105,6 +105,8 @@ def lens(
     for number, prompt in enumerate(given):
         if prompt.answer is None:
             raise MMFlowError(f"prompt {number} has no answer to follow: give answer= to graph.prompt.")
+    for prompt in given:
+        prompt.spans[at]  # refused before any forward
     asked = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}
     layers = range(-1, graph.n_layers)
 

@@ -11,7 +11,7 @@ import nnsight_mmflow as mmf
 
 PACKAGE = "nnsight_mmflow"
 # What those who add a family or a pattern import; the rest is reached by its public name.
-MORE = ("adapters", "adapters._base", "checks", "nano", "nano.edit_facts", "patterns")
+MORE = ("adapters", "adapters.base", "checks", "nano", "nano.edit_facts", "patterns")
 
 
 def parts(label, thing):

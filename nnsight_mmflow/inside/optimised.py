@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import nnsight
 import torch
@@ -15,29 +16,23 @@ if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel
 
 
-@runtime_checkable
-class Search(Protocol):
-    """How a change is found: the part of EditSettings that travels."""
+@dataclass(frozen=True)
+class Search:
+    """How a change is found: the part of EditSettings that travels.
 
-    @property
-    def learning_rate(self) -> float:
-        """Of Adam."""
+    Attributes:
+        learning_rate: of Adam.
+        steps: at most so many.
+        stop_at: stop when the new answer is this probable; None: never.
+        clip: the longest change, as a multiple of the clean output's norm; None: no limit.
+        norm_penalty: times the change's share of the output, added to the loss.
+    """
 
-    @property
-    def steps(self) -> int:
-        """At most so many."""
-
-    @property
-    def stop_at(self) -> float | None:
-        """Stop when the new answer is this probable."""
-
-    @property
-    def clip(self) -> float | None:
-        """The longest change, as a multiple of the clean output's norm."""
-
-    @property
-    def norm_penalty(self) -> float:
-        """Times the change's share of the output, added to the loss."""
+    learning_rate: float
+    steps: int
+    stop_at: float | None
+    clip: float | None
+    norm_penalty: float
 
 
 def optimised(

@@ -14,7 +14,7 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.inside.optimised import optimised
+from nnsight_mmflow.inside.optimised import Search, optimised
 from nnsight_mmflow.inside.rows import Rows, tail_start
 from nnsight_mmflow.runs.answers import with_target
 
@@ -123,9 +123,10 @@ def find_changes(graph: Graph, fact: Fact, layers: Sequence[int], settings: Edit
     outs, model, all_layers = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.layers
     given, width, causal, enters_after = graph.checked(longer), graph.d_model, graph.causal, graph.enters_after
     remotely = graph.remotely
+    search = Search(settings.learning_rate, settings.steps, settings.stop_at, settings.clip, settings.norm_penalty)
     with model.session(**remotely):
         found = nnsight.save(
-            optimised(model, all_layers, outs, given, rows, ids, position, settings, width, enters_after, causal)
+            optimised(model, all_layers, outs, given, rows, ids, position, search, width, enters_after, causal)
         )
     return Found(*found)
 
