@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,10 +12,88 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.result import FlowResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
+NAMES = {
+    "TraceResult": "results.CausalTraceResult",
+    "LensByPatch": "results.LensByPatchResult",
+    "KnockoutByPatch": "results.KnockoutByPatchResult",
+    "EffectResult": "results.AttentionAndEffectResult",
+    "SkipResult": "results.SkipFlowResult",
+    "Zeroed": "ZeroWeights",
+    "attribution": "attribution_patching",
+    "AttributionResult": "results.AttributionPatchingResult",
+    "AttentionMaps": "results.AttentionResult",
+    "KeptTokens": "results.KeptTokensResult",
+    "RemoteFailure": "ServerError",
+    "Edit": "results.EditResult",
+    "on_image": "show.on_image",
+    "show_tokens": "show.tokens",
+    "show_attention": "show.attention",
+    "FlowResult": "results.FlowResult",
+    "FlowJob": "results.FlowJob",
+    "LensResult": "results.LensResult",
+    "ContributionsResult": "results.ContributionsResult",
+    "SaliencyResult": "results.SaliencyResult",
+    "DisruptionResult": "results.DisruptionResult",
+    "WordOverlapResult": "results.WordOverlapResult",
+    "PooledAttention": "results.PooledAttention",
+    "EditReport": "results.EditReport",
+    "PruneReport": "results.PruneReport",
+    "from_run": "values.from_run",
+    "mean_of": "values.mean_of",
+    "zeros": "values.zeros",
+    "noise": "values.noise",
+    "Prune": "prune.Prune",
+    "Stage": "prune.Stage",
+    "Seen": "prune.Seen",
+    "SparseVLM": "prune.SparseVLM",
+    "VisiPruner": "prune.VisiPruner",
+    "VisionZip": "prune.VisionZip",
+    "FasterVLM": "prune.FasterVLM",
+    "Grid": "prune.Grid",
+    "Keep": "prune.Keep",
+    "Question": "data.Question",
+    "prompts_of": "data.prompts_of",
+    "read_questions": "data.read_questions",
+    "Benchmark": "data.Benchmark",
+    "read_benchmark": "data.read_benchmark",
+    "Constraint": "data.Constraint",
+    "ConstraintQuestion": "data.ConstraintQuestion",
+    "read_constraint_questions": "data.read_constraint_questions",
+    "write_constraint_questions": "data.write_constraint_questions",
+    "BoundBridge": "bridge.BoundBridge",
+    "SpanCache": "bridge.SpanCache",
+    "cache_by_span": "bridge.cache_by_span",
+    "patch_by_span": "bridge.patch_by_span",
+    "attribution_by_span": "bridge.attribution_by_span",
+    "Report": "checks.CheckReport",
+}
+
+
+class FormerNameWarning(DeprecationWarning):
+    """A name of an earlier version was used."""
+
+
+def renamed(name: str) -> object:
+    """What an earlier name stands for now.
+
+    Raises:
+        AttributeError: there never was such a name.
+    """
+    import nnsight_mmflow
+
+    if name == "flow_on_workers":
+        return flow_on_workers
+    if name not in NAMES:
+        raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(nnsight_mmflow.__all__)}.")
+    group, _, new = NAMES[name].rpartition(".")
+    deprecated(f"mmf.{name}", f"mmf.{NAMES[name]}", 4)
+    holder = import_module("nnsight_mmflow.checks") if group == "checks" else nnsight_mmflow
+    return getattr(getattr(holder, group) if group and group != "checks" else holder, new)
+
 
 def deprecated(old: str, new: str, deeper: int = 3) -> None:
-    """Tells the new name, at the line of the caller's caller."""
-    warnings.warn(f"{old} is now {new}; the old name goes away in 0.4.", DeprecationWarning, stacklevel=deeper)
+    """Tells the new name, at the line that uses the old one."""
+    warnings.warn(f"{old} is now {new}; the old name goes away in 0.4.", FormerNameWarning, stacklevel=deeper)
 
 
 def flow_on_workers(

@@ -5,6 +5,7 @@ One table instead of imports upwards: `later("flow_figure")` is the function of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 
@@ -21,7 +22,7 @@ ROOMS = {
     "show.edits": ("edit_figure", "report_figure"),
     "show.effect": ("effect_figure",),
     "show.heat": ("heat_figure",),
-    "show.on_image": ("on_image",),
+    "show.heat_on_image": ("on_image",),
     "show.pages.flow": ("flow_page",),
     "show.patches": ("words_figure",),
     "show.patterns": ("pattern_html", "plan_html"),
@@ -38,3 +39,22 @@ WHERE = {name: room for room, names in ROOMS.items() for name in names}
 def later(name: str) -> Callable:
     """The function of that name, from the room that holds it."""
     return getattr(import_module(f"nnsight_mmflow.{WHERE[name]}"), name)
+
+
+def lazily(name: str, package: str, where: dict[str, str]) -> object:
+    """A name of a group, loaded when it is first used.
+
+    Args:
+        name: what is asked for.
+        package: the group.
+        where: by name the module that holds it, without the package's own name.
+
+    Raises:
+        AttributeError: the group has no such name.
+    """
+    if name not in where:
+        raise AttributeError(f"{package} has no {name!r}; it has {', '.join(sorted(where))}.")
+    value = getattr(import_module(f"nnsight_mmflow.{where[name]}"), name)
+    import_module("nnsight_mmflow._type_hints").resolve_when_asked()
+    setattr(sys.modules[package], name, value)
+    return value

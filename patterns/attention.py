@@ -66,7 +66,7 @@ class PooledAttention:
 
 
 @dataclass(frozen=True)
-class AttentionMaps:
+class AttentionResult:
     """Attention weights of one prompt, on the CPU.
 
     Attributes:
@@ -170,8 +170,8 @@ def attention(
     heads: Iterable[int] | None = None,
     most_bytes: int = MOST_BYTES,
     remote: bool | str | None = None,
-) -> AttentionMaps:
-    """The exact attention weights of a prompt, as AttentionMaps, under any attention implementation.
+) -> AttentionResult:
+    """The exact attention weights of a prompt, as AttentionResult, under any attention implementation.
 
     The model stays as it is: weights are computed again from each layer's own queries, keys and mask, four heads at a
     time, and only what was asked for leaves the forward. In every layer weights times values are compared with the
@@ -214,7 +214,7 @@ def attention(
             raise SpanError(f"{role}={getattr(what, 'name', what)!r} holds no position of this prompt.")
     _check_bytes(4 * len(chosen) * len(kept) * len(down) * len(across), most_bytes, (chosen, kept, down, across))
     found = _run(graph, prompt, patterns, chosen, down, across, kept)
-    return AttentionMaps(
+    return AttentionResult(
         torch.stack([one["weights"] for one in found]),
         tuple(chosen),
         tuple(kept),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SOURCE, TARGET, CONTROL = "source_of_edge", "target_of_edge", "control_"
 
 
-class EffectResult(Result):
+class AttentionAndEffectResult(Result):
     """Attention and effect by layer. One table row per layer and span: the source, then each control.
 
     Columns: layer, span ("source", or "control 0" and on), tokens, mass (attention that a target gives to the span in
@@ -134,8 +134,8 @@ def attention_and_effect(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> EffectResult:
-    """An EffectResult: how much a target looks at a source in each layer, and what happens when it may not.
+) -> AttentionAndEffectResult:
+    """An AttentionAndEffectResult: how much a target looks at a source in each layer, and what happens when it may not.
 
     The attention mass is exact (`mmf.attention`); the effect is a knockout of that edge in that one layer (`mmf.flow`
     with window=1), in percent of the probability of the answer that the model gives. Beside both stand as many random
@@ -184,7 +184,7 @@ def attention_and_effect(
     edges = tuple(f"{name}->{TARGET}" for name in named)
     plan = make_plan(sizes_of(graph, prompt), spans, edges, (1,), ROW_BUDGET, blocks)
 
-    def collect(entries: list[dict]) -> EffectResult:
+    def collect(entries: list[dict]) -> AttentionAndEffectResult:
         import pandas as pd
 
         (kept,) = entries
@@ -219,7 +219,7 @@ def attention_and_effect(
             " layer knocked out",
             "versions": versions(),
         }
-        return EffectResult(pd.DataFrame(rows), header)
+        return AttentionAndEffectResult(pd.DataFrame(rows), header)
 
     study = Study(
         name="attention and effect",

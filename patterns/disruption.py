@@ -14,7 +14,7 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.patterns.knockout import Knockout
-from nnsight_mmflow.patterns.zeroed import Zeroed
+from nnsight_mmflow.patterns.zero_weights import ZeroWeights
 from nnsight_mmflow.runs.each import next_under
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 WAYS = ("img2txt", "img2img", "img2rnd")
 SCOPES = ("layer", "from_layer")
-STAGES = {"pre": Knockout, "post": Zeroed}
+STAGES = {"pre": Knockout, "post": ZeroWeights}
 TOP = 5
 
 

@@ -38,7 +38,7 @@ TARGET, WHOLE = "knockout_target", "knockout_whole"  # names beside the prompt's
 
 
 @dataclass(frozen=True, repr=False)
-class KnockoutByPatch(Result):
+class KnockoutByPatchResult(Result):
     """The effect of each image token, or square of them. One table row per region and window of layers.
 
     Columns: prompt, region, image, view, tile, row and column (of its upper left patch), n_tokens, positions, window,
@@ -143,8 +143,8 @@ def knockout_by_patch(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> KnockoutByPatch:
-    """A KnockoutByPatch: the change of the answer's probability when the target may not read a patch, for each patch.
+) -> KnockoutByPatchResult:
+    """A KnockoutByPatchResult: for each patch how the answer's probability changes when the target may not read it.
 
     The answer is the first token that the model itself answers. Each number equals that of a forward of its own with
     `Knockout(source=patch, target=target, layers=...)`; the rows of `mmf.flow` give them in a few forwards.
@@ -197,7 +197,7 @@ def knockout_by_patch(
     blocks = graph.adapter.bidirectional(prompt.spans)
     plan = make_plan(sizes_of(graph, prompt), named, edges, (size_of_window,), row_budget, blocks, centres)
 
-    def collect(entries: list[dict]) -> KnockoutByPatch:
+    def collect(entries: list[dict]) -> KnockoutByPatchResult:
         (kept,) = entries
         token, base = kept["token"], kept["base"]
         found = zip(plan.cells, kept["cells"], strict=True)
@@ -221,7 +221,7 @@ def knockout_by_patch(
             "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
             "versions": versions(),
         }
-        return KnockoutByPatch(_table(prompt, regions, plan, token, base, changes), header, prompt)
+        return KnockoutByPatchResult(_table(prompt, regions, plan, token, base, changes), header, prompt)
 
     settings = {"source": source, "target": list(spans[TARGET]), "layers": chosen, "window": window, "size": size}
     study = Study(

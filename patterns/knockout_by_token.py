@@ -61,7 +61,7 @@ def knockout_by_token(
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
         >>> effects = mmf.knockout_by_token(graph, prompt, progress=False)
-        >>> page = mmf.show_tokens(prompt, effects, layer=6)
+        >>> page = mmf.show.tokens(prompt, effects, layer=6)
     """
     span, reached = prompt.spans[source], max(prompt.spans[target], default=-1)
     tokens = [position for position in span if position < reached]

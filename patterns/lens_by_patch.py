@@ -35,7 +35,7 @@ BYTES_AT_ONCE = 256_000_000  # of logits in float32
 
 
 @dataclass(frozen=True, repr=False)
-class LensByPatch(Result):
+class LensByPatchResult(Result):
     """Words of image tokens. One table row per layer, image token and rank.
 
     Columns: prompt, layer, token (number among all image tokens, counted from 0), position, image, view, tile, row,
@@ -99,8 +99,8 @@ def lens_by_patch(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> LensByPatch:
-    """A LensByPatch: final norm and unembedding of each image token's residual stream after each layer.
+) -> LensByPatchResult:
+    """A LensByPatchResult: final norm and unembedding of each image token's residual stream after each layer.
 
     One forward. Logits are made for as many positions as fit 256 MB and cut to the top words inside the forward: beside
     the model it needs about three times that, and only (layers, tokens, top) numbers leave it.
@@ -147,7 +147,7 @@ def lens_by_patch(
         raise MMFlowError(f"top={top}: at least the most likely word must be kept.")
     top, at_once = min(top, vocabulary), max(1, BYTES_AT_ONCE // (4 * vocabulary))
 
-    def collect(entries: list[dict]) -> LensByPatch:
+    def collect(entries: list[dict]) -> LensByPatchResult:
         header = {
             "model": graph.name,
             "source": source,
@@ -158,7 +158,7 @@ def lens_by_patch(
             "metric": "final norm and unembedding of the residual stream, softmax over the whole vocabulary",
             "versions": versions(),
         }
-        return LensByPatch(_table(graph, prompt, positions, chosen, entries[0]["read"], top), header, prompt)
+        return LensByPatchResult(_table(graph, prompt, positions, chosen, entries[0]["read"], top), header, prompt)
 
     study = Study(
         name="lens by patch",

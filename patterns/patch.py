@@ -38,8 +38,8 @@ class Patch(Pattern):
             merged embedding: what really enters the first layer, image features included); TransformerLens' names are
             taken too: "hook_resid_post", "hook_mlp_out", or with its layer "blocks.3.hook_out".
         layers: one layer or several; "embed" has none.
-        value: `mmf.from_run(prompt)`, `mmf.mean_of(prompts)`, `mmf.zeros()`, `mmf.noise(scale)`, or a tensor that
-            broadcasts to (layers, rows, positions, width).
+        value: of `mmf.values`: from_run(prompt), mean_of(prompts), zeros() or noise(scale); or a tensor that broadcasts
+            to (layers, rows, positions, width).
         heads: with site "attn", the heads whose share is written; None for all.
 
     Raises:
@@ -55,7 +55,7 @@ class Patch(Pattern):
         >>> graph = mmf.load("nano")
         >>> sample = mmf.nano.samples(1)[0]
         >>> prompt = graph.prompt(sample.image, sample.question)
-        >>> with graph.trace(prompt, mmf.Patch(at="image", site="mlp", layers=range(3), value=mmf.zeros())):
+        >>> with graph.trace(prompt, mmf.Patch(at="image", site="mlp", layers=range(3), value=mmf.values.zeros())):
         ...     logits = graph.unembed.output.save()
     """
 
@@ -92,8 +92,8 @@ class Patch(Pattern):
             raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
         if not isinstance(self.value, FromRun | MeanOf | Zeros | Noise | torch.Tensor):
             raise MMFlowError(
-                f"value={self.value!r} is none of what Patch takes: a tensor, mmf.from_run(prompt),"
-                " mmf.mean_of(prompts), mmf.zeros() or mmf.noise(scale)."
+                f"value={self.value!r} is none of what Patch takes: a tensor, mmf.values.from_run(prompt),"
+                " mmf.values.mean_of(prompts), mmf.values.zeros() or mmf.values.noise(scale)."
             )
         self._layers(graph)
         for row, span in enumerate(resolve(self.at, rows, "at")):

@@ -30,7 +30,7 @@ SCOPES = ("window", "from_layer")
 ALL = "all"
 
 
-class SkipResult(Result):
+class SkipFlowResult(Result):
     """Skipped layers. One table row per prompt, span and layer.
 
     Columns: prompt, kind, span, layer (the window's centre, or the first layer left out), prediction, correct,
@@ -91,8 +91,8 @@ def skip_flow(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> SkipResult:
-    """A SkipResult: for each span and layer, the answer's probability when the span passes that layer unchanged.
+) -> SkipFlowResult:
+    """A SkipFlowResult: for each span and layer, the answer's probability when the span passes that layer unchanged.
 
     Args:
         graph: the model.
@@ -131,7 +131,7 @@ def skip_flow(
     ]
     asked = {"spans": list(spans), "window": window, "scope": scope, "part": part, "only_correct": only_correct}
 
-    def collect(entries: list[dict]) -> SkipResult:
+    def collect(entries: list[dict]) -> SkipFlowResult:
         import pandas as pd
 
         rows = rows_of(given, entries)
@@ -139,7 +139,7 @@ def skip_flow(
             raise MMFlowError(f"none of {len(given)} prompts was answered correctly: pass only_correct=False.")
         header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
         header |= counted(["" if entry["rows"] else "answered otherwise" for entry in entries])
-        return SkipResult(pd.DataFrame(rows), {**header, "versions": versions()})
+        return SkipFlowResult(pd.DataFrame(rows), {**header, "versions": versions()})
 
     planned = [(span, layer) for span in spans for layer in range(depth)]
     study = Study(

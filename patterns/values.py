@@ -74,7 +74,7 @@ def from_run(prompt: Prompt | Batch, at: str | Span | None = None) -> FromRun:
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> one, other = (graph.prompt(s.image, s.question) for s in mmf.nano.samples(2, "QueryAttr"))
-        >>> with graph.trace(one, mmf.Patch(at="image", site="embed", value=mmf.from_run(other))):
+        >>> with graph.trace(one, mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other))):
         ...     logits = graph.unembed.output.save()
     """
     return FromRun(prompt, at)

@@ -51,7 +51,7 @@ def main():
                 wrong.append(f"{label}: {type(error).__name__}: {error}")
             else:
                 wrong += [f"{label}: {argument} is {hint}" for argument, hint in hints.items() if unresolved(hint)]
-    weights = typing.get_type_hints(mmf.AttentionMaps)["weights"]
+    weights = typing.get_type_hints(mmf.results.AttentionResult)["weights"]
     json.dump({"seen": seen, "wrong": wrong, "shape": str(weights)}, sys.stdout)
 
 

@@ -42,7 +42,9 @@ def experiments(graph, count):
         "lens": lambda at: mmf.lens(graph, prompts, only_correct=False, folder=at, **QUIET),
         "saliency": lambda at: mmf.saliency(graph, prompts, folder=at, **QUIET),
         "contributions": lambda at: mmf.contributions(graph, prompts, heads=True, folder=at, **QUIET),
-        "attribution": lambda at: mmf.attribution(graph, clean, corrupt, ["last"], exact=4, folder=at, **QUIET),
+        "attribution": lambda at: mmf.attribution_patching(
+            graph, clean, corrupt, ["last"], exact=4, folder=at, **QUIET
+        ),
         "word_overlap": lambda at: mmf.word_overlap(graph, prompts, window=3, folder=at, **QUIET),
         "prune_report": lambda at: mmf.prune_report(
             graph, prompts, [mmf.FastV(k=5)], batch_size=2, timed=0, folder=at, **QUIET

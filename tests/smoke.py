@@ -77,18 +77,18 @@ def patterns(nano, other):
     edges = {"source": "image", "target": "question | last", "layers": (1, 2)}
     return {
         **{f"Knockout {when}": mmf.Knockout(**edges, when=when) for when in ("prefill", "decode", "all")},
-        "Zeroed": mmf.Zeroed(**edges),
-        "Patch": mmf.Patch(at="image", layers=1, value=mmf.from_run(other)),
+        "ZeroWeights": mmf.ZeroWeights(**edges),
+        "Patch": mmf.Patch(at="image", layers=1, value=mmf.values.from_run(other)),
         "Skip": mmf.Skip(layers=3),
         "Skip at a span": mmf.Skip(layers=3, at="image"),
         "HiMAP": mmf.HiMAP(k1=2, k2=4),
         "HiMAP by mask": mmf.HiMAP(k1=2, k2=4, mode="mask"),
         "FastV": mmf.FastV(k=2),
         "PyramidDrop": mmf.PyramidDrop(),
-        "SparseVLM": mmf.SparseVLM(),
-        "VisiPruner": mmf.VisiPruner(),
-        "VisionZip": mmf.VisionZip(dominant=12, contextual=4),
-        "FasterVLM": mmf.FasterVLM(),
+        "SparseVLM": mmf.prune.SparseVLM(),
+        "VisiPruner": mmf.prune.VisiPruner(),
+        "VisionZip": mmf.prune.VisionZip(dominant=12, contextual=4),
+        "FasterVLM": mmf.prune.FasterVLM(),
         "Random": mmf.Random(),
         "DropAll": mmf.DropAll(from_layer=3),
     }
@@ -114,7 +114,7 @@ def experiments(nano, prompts, folder):
     trace = {"min_clean": 0.0, "max_corrupt": float("inf"), **LOOSE}
     return {
         "flow": lambda: mmf.flow(nano, prompts, window=3, **LOOSE).save(folder),
-        "a result read again": lambda: mmf.FlowResult.load(folder).plot().savefig(f"{folder}/again.png"),
+        "a result read again": lambda: mmf.results.FlowResult.load(folder).plot().savefig(f"{folder}/again.png"),
         "flow by forwards": lambda: mmf.flow(nano, one, ["image->last"], window=9, engine="forward", **LOOSE),
         "skip_flow": lambda: mmf.skip_flow(nano, prompts, ("image",), **LOOSE),
         "lens": lambda: mmf.lens(nano, prompts, **LOOSE),
@@ -123,7 +123,7 @@ def experiments(nano, prompts, folder):
         "causal_trace": lambda: mmf.causal_trace(nano, one, corrupt, **trace),
         "saliency": lambda: mmf.saliency(nano, prompts, **TOLDLESS),
         "disruption": lambda: mmf.disruption(nano, prompts, layers=(1,), **TOLDLESS),
-        "attribution": lambda: mmf.attribution(nano, *pairs, exact=0, **TOLDLESS),
+        "attribution": lambda: mmf.attribution_patching(nano, *pairs, exact=0, **TOLDLESS),
         "prune_report": lambda: mmf.prune_report(nano, prompts, [mmf.FastV(k=2)], max_new_tokens=2, **TOLDLESS),
         "kept_tokens": lambda: mmf.kept_tokens(nano, one, mmf.HiMAP(k1=2, k2=4)),
         "edit": lambda: mmf.edit(nano, mmf.nano.edits(nano, 1), layers=4, **TOLDLESS),

@@ -80,7 +80,7 @@ def test_a_dropping_pattern_is_refused(graph, prompt):
 def test_heads_that_gave_something_else_are_noticed(graph, prompt):
     """Planted: the weights are changed behind the softmax, so what is computed here is not what was used."""
     with pytest.raises(mmf.MMFlowError, match="layer 3: weights times values differ from what the heads gave by"):
-        mmf.attention(graph, prompt, mmf.Zeroed(source="image", target="last", layers=[3]))
+        mmf.attention(graph, prompt, mmf.ZeroWeights(source="image", target="last", layers=[3]))
 
 
 def test_what_is_refused(graph, prompt):

@@ -65,12 +65,12 @@ def test_controls_are_drawn_outside_the_source_and_repeat(asked, thing):
 
 
 def test_it_saves_draws_and_stands_beside_a_map(nano, asked, thing, result, tmp_path):
-    again = mmf.EffectResult.load(result.save(tmp_path))
+    again = mmf.results.AttentionAndEffectResult.load(result.save(tmp_path))
     assert again.to_frame().equals(result.to_frame())
     axes = again.plot().get_axes()
     assert [axis.get_ylabel() for axis in axes] == ["attention mass (%)", "change of the answer's\nprobability (%)"]
     maps = mmf.attention(nano, asked, layers=[4])
-    body = mmf.show_attention(maps, 4, effect=again).body
+    body = mmf.show.attention(maps, 4, effect=again).body
     assert "image.box(32, 32, 48, 48) -&gt; last (4 tokens)" in body
     assert "mean of 5 draws [range]" in body
     alone = mmf.attention_and_effect(nano, asked, thing, layers=[4], controls=0, progress=False)
@@ -78,13 +78,13 @@ def test_it_saves_draws_and_stands_beside_a_map(nano, asked, thing, result, tmp_
     assert "random" not in alone.beside(4) + str(alone)
     assert len(alone.plot().get_axes()[0].get_lines()) == 2  # the zero line and the source
     with pytest.raises(mmf.MMFlowError, match="layer 3 was not measured: 4 were"):
-        mmf.show_attention(mmf.attention(nano, asked, layers=[3]), 3, effect=alone)
+        mmf.show.attention(mmf.attention(nano, asked, layers=[3]), 3, effect=alone)
 
 
 def test_sinks_in_the_source_are_told(nano, asked, result):
     table = result.to_frame()
     table.loc[(table["layer"] == 2) & (table["span"] == "source"), "sink_mass"] = 0.2
-    assert "attention sinks in layers 2" in mmf.EffectResult(table, result.header).summary()
+    assert "attention sinks in layers 2" in mmf.results.AttentionAndEffectResult(table, result.header).summary()
     assert "sinks" not in str(result)
 
 

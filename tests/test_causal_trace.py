@@ -85,7 +85,7 @@ def test_everything_before_the_first_corrupted_position_is_exactly_without_effec
     with pytest.raises(mmf.NoEffectError, match="To trace the image, corrupt the image"):
         mmf.causal_trace(graph, prompt, corrupt, ["image"], **LOOSE)
     for site in ("mlp", "attn", "resid"):  # and indeed, bit for bit
-        patch = mmf.Patch(at="image", site=site, layers=range(5), value=mmf.from_run(prompt))
+        patch = mmf.Patch(at="image", site=site, layers=range(5), value=mmf.values.from_run(prompt))
         with pytest.raises(mmf.NoEffectError), torch.no_grad(), graph.trace(corrupt.prompt, patch):
             graph.unembed.output.save()
 
@@ -95,7 +95,9 @@ def test_restoring_all_that_the_last_position_adds_gives_the_clean_run(name):
     graph = GRAPHS[name]("sdpa")
     prompt, corrupt = pair(graph)
     every = range(graph.n_layers)
-    attn, mlp = (mmf.Patch(at="last", site=site, layers=every, value=mmf.from_run(prompt)) for site in ("attn", "mlp"))
+    attn, mlp = (
+        mmf.Patch(at="last", site=site, layers=every, value=mmf.values.from_run(prompt)) for site in ("attn", "mlp")
+    )
     with torch.no_grad(), graph.trace(corrupt.prompt, attn):
         found = graph.model.output.logits[0, -1].save()
     # its MLPs read nothing but its own stream: with all attention restored they are the clean ones already
@@ -263,7 +265,7 @@ def test_a_stopped_run_goes_on(nano, facts, tmp_path, monkeypatch):
     again = mmf.causal_trace(nano, prompts, corrupt, ["last"], folder=tmp_path, **QUIET)
     assert len(ran) == 1
     assert again.to_frame().equals(whole)
-    assert mmf.TraceResult.load(tmp_path).to_frame().equals(whole)
+    assert mmf.results.CausalTraceResult.load(tmp_path).to_frame().equals(whole)
     assert json.loads((tmp_path / "causal_trace.json").read_text())["n_counted"] == 3
 
 

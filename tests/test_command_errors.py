@@ -199,7 +199,7 @@ def test_what_was_not_foreseen_is_one_sentence_too(ends):
 
 
 def test_a_long_message_is_its_first_and_last_line(ends):
-    _, told = ends(mmf.RemoteFailure("the job failed on the server. It says:\nTraceback\n  a\n  b\nValueError: no"))
+    _, told = ends(mmf.ServerError("the job failed on the server. It says:\nTraceback\n  a\n  b\nValueError: no"))
     assert told == "mmflow flow: the job failed on the server. It says: ValueError: no\n"
 
 

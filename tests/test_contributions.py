@@ -127,7 +127,7 @@ def test_figures_summary_and_files(facts, tmp_path):
     assert len(result.plot()._repr_png_()) > 10_000
     assert len(result.on_image(prompts[0], 5)._repr_png_()) > 10_000
     assert "largest share of all contributions at layer" in str(result)
-    again = mmf.ContributionsResult.load(result.save(tmp_path))
+    again = mmf.results.ContributionsResult.load(result.save(tmp_path))
     assert again.to_frame().equals(result.to_frame())
 
 

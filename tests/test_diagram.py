@@ -136,7 +136,7 @@ def test_runs_go_on_with_their_controls_and_not_without(graph, boxed, tmp_path):
     first = mmf.flow(graph, boxed[:1], ["object->question"], window=1, control=1, folder=tmp_path, **LOOSE)
     again = mmf.flow(graph, boxed, ["object->question"], window=1, control=1, folder=tmp_path, **LOOSE)
     assert again.to_frame().query("prompt == 'q0'").equals(first.to_frame())
-    assert mmf.FlowResult.load(tmp_path).controls(1)["object->question"].shape == (1, graph.n_layers)
+    assert mmf.results.FlowResult.load(tmp_path).controls(1)["object->question"].shape == (1, graph.n_layers)
     with pytest.raises(mmf.DataError, match="control was 1, is None"):
         mmf.flow(graph, boxed, ["object->question"], window=1, folder=tmp_path, **LOOSE)
     mmf.flow(graph, boxed, ["object->question"], window=1, folder=tmp_path / "plain", **LOOSE)

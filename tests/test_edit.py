@@ -215,16 +215,16 @@ def test_files(edited, tmp_path):
     graph, fact, edit = edited
     edit.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"edit.json", "edit.parquet", "edit.safetensors"}
-    again = mmf.Edit.load(tmp_path, graph)
+    again = mmf.results.EditResult.load(tmp_path, graph)
     assert torch.equal(logits_of(again.graph, fact.prompt), logits_of(edit.graph, fact.prompt))
     assert again.to_frame().equals(edit.to_frame())
-    alone = mmf.Edit.load(tmp_path)
+    alone = mmf.results.EditResult.load(tmp_path)
     assert alone.updates.keys() == edit.updates.keys()
     for use in (alone.apply, lambda: alone.graph):
         with pytest.raises(mmf.MMFlowError, match=r"Edit.load\(folder, graph\)"):
             use()
     with pytest.raises(mmf.DataError, match="made on other weights of layer 1"):
-        mmf.Edit.load(tmp_path, tiny_graph("llama", seed=4))
+        mmf.results.EditResult.load(tmp_path, tiny_graph("llama", seed=4))
     assert len(edit.plot()._repr_png_()) > 5_000
     assert "facts answered anew after editing layer(s) 1, 2" in edit.summary()
 
@@ -394,7 +394,7 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr("nnsight_mmflow.patterns.edit.report.fine_tune", None)
     again = mmf.edit_report(graph, facts, others, folder=tmp_path, settings=SHORT, **run)
     assert again.to_frame().equals(frame)
-    assert mmf.EditReport.load(tmp_path).to_frame().equals(frame)
+    assert mmf.results.EditReport.load(tmp_path).to_frame().equals(frame)
     assert len(result.plot()._repr_png_()) > 10_000
     with pytest.raises(mmf.MMFlowError, match="1 of 1 other prompts have no answer"):
         mmf.edit_report(graph, facts, [graph.prompt(picture(0), QUESTION)], **run)

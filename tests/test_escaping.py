@@ -76,14 +76,16 @@ def figures(graph, prompts):
         "saliency": mmf.saliency(graph, prompts, progress=False).plot,
         "disruption": mmf.disruption(graph, prompts, layers=[3, 4], **QUIET).plot,
         "causal_trace": found.plot,
-        "attribution": mmf.attribution(graph, clean, corrupt, ["image"], exact=2, progress=False).plot,
+        "attribution": mmf.attribution_patching(graph, clean, corrupt, ["image"], exact=2, progress=False).plot,
         "edit": edited.plot,
         "prune_report": pruned.plot,
         "kept": lambda: kept.on_image(by_layer=True),
         "effect": effect.plot,
         "patches": patches.plot,
         "words": lambda: lensed.plot(layer=4),
-        "on_image": lambda: mmf.on_image(one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]),
+        "on_image": lambda: mmf.show.on_image(
+            one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]
+        ),
     }  # fmt: skip
 
 

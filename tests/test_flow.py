@@ -175,7 +175,7 @@ def test_finished_prompts_are_kept_and_not_repeated(graph, tmp_path, monkeypatch
     )
     assert measured == ["q1"]
     assert result.to_frame().equals(whole)
-    loaded = mmf.FlowResult.load(tmp_path)
+    loaded = mmf.results.FlowResult.load(tmp_path)
     assert loaded.to_frame().equals(whole)
     assert loaded.header == json.loads(json.dumps(result.header))
     assert {"model", "versions", "seed", "plan"} <= set(loaded.header)
@@ -210,7 +210,7 @@ def test_curves_are_means_of_ratios_with_a_bootstrap_band(graph):
 
 def test_loading_nothing_is_an_error(tmp_path):
     with pytest.raises(mmf.DataError, match=re.escape("flow.json is missing")):
-        mmf.FlowResult.load(tmp_path)
+        mmf.results.FlowResult.load(tmp_path)
 
 
 def test_a_sliding_window_is_honoured():

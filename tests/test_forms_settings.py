@@ -131,7 +131,7 @@ def test_wherever_a_setting_comes_from(where, settings, tmp_path):
     graph = mmf.load(str(tmp_path / "nano"))
     one, other = mmf.nano.prompts(graph, 6)[3:5]
     other = graph.prompt(other.images[0], one.question)
-    patch = mmf.Patch(at="image", site="embed", value=mmf.from_run(other))
+    patch = mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other))
     found = ours(graph, one, (patch,), **given)
     with torch.no_grad():
         wanted = graph.adapter.model.generate(**other.inputs, **told(given))
@@ -191,9 +191,9 @@ def test_a_server_is_told_what_a_checkpoint_says(graph):
 @pytest.mark.parametrize(
     "pattern",
     [
-        mmf.VisionZip(dominant=4, contextual=2),
-        mmf.VisionZip(dominant=4, contextual=2, mode="mask"),
-        mmf.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
+        mmf.prune.VisionZip(dominant=4, contextual=2),
+        mmf.prune.VisionZip(dominant=4, contextual=2, mode="mask"),
+        mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
         mmf.FastV(k=2, r=0.5, positions="renumbered"),
         mmf.FastV(k=2, r=0.5, positions="renumbered", mode="mask"),
         mmf.HiMAP(k1=1, k2=3),
@@ -271,7 +271,7 @@ def test_what_a_bridge_cannot_follow_is_refused():
         bound.generate(use_past_kv_cache=False)
     with pytest.raises(MMFlowError, match="takes no image"):
         bound.generate_stream()
-    with graph.hooks(bridge, prompt, mmf.Patch(at="image", layers=1, value=mmf.zeros())) as hooked:
+    with graph.hooks(bridge, prompt, mmf.Patch(at="image", layers=1, value=mmf.values.zeros())) as hooked:
         with pytest.raises(MMFlowError, match="holds 5 positions, the prompt"), torch.no_grad():
             hooked.bridge(prompt.inputs["input_ids"][:, -5:])
         hooked()
@@ -332,10 +332,10 @@ def test_rows_of_a_prompt_are_told_apart(graph, monkeypatch):
 @pytest.mark.parametrize("form", ["greedy", "beams"])
 def test_what_changes_nothing_is_told_in_every_form(form, cache, graph):
     prompt = made(graph, False)
-    same_run = mmf.Patch(at="image", site="embed", value=mmf.from_run(prompt))
+    same_run = mmf.Patch(at="image", site="embed", value=mmf.values.from_run(prompt))
     closed_twice = (KNOCKOUT, KNOCKOUT)
-    keeps_all = mmf.Prune(
-        own=[mmf.Stage(layer=2, keep=0, rank=lambda seen: torch.ones(len(seen.image)), reads="", exact=True)],
+    keeps_all = mmf.prune.Prune(
+        own=[mmf.prune.Stage(layer=2, keep=0, rank=lambda seen: torch.ones(len(seen.image)), reads="", exact=True)],
         mode="mask",
     )
     for patterns in ((same_run,), closed_twice, (keeps_all,)):
@@ -381,8 +381,8 @@ ROWS = {
     'Knockout, `when="decode"`': "knockout, decode",
     'Knockout, `when="all"`, with or without `heads`': "knockout, heads",
     "Patch, every site, with or without `heads`": "patch resid",
-    "Patch with `mmf.noise`": "patch noise",
-    "Zeroed": "zeroed",
+    "Patch with `mmf.values.noise`": "patch noise",
+    "ZeroWeights": "zeroed",
     "Skip with `at`": "skip at",
     "Skip of whole layers": "skip",
     'pruning, `mode="drop"`': "prune drop",

@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def questions():
-    return [row for file in sorted(FOLDER.glob("*.csv")) for row in mmf.read_questions(file)[0]]
+    return [row for file in sorted(FOLDER.glob("*.csv")) for row in mmf.data.read_questions(file)[0]]
 
 
 @pytest.fixture(scope="module")

@@ -387,7 +387,7 @@ def tried(base, tmp_path_factory):
         "lens": lambda where: mmf.lens(base, one, only_correct=False, folder=where, **quiet),
         "saliency": lambda where: mmf.saliency(base, one, folder=where, **quiet),
         "contributions": lambda where: mmf.contributions(base, one, folder=where, **quiet),
-        "attribution": lambda where: mmf.attribution(base, *pairs, ["last"], exact=2, folder=where, **quiet),
+        "attribution": lambda where: mmf.attribution_patching(base, *pairs, ["last"], exact=2, folder=where, **quiet),
         "word_overlap": lambda where: mmf.word_overlap(base, one, window=3, folder=where, **quiet),
         "prune_report": lambda where: mmf.prune_report(
             base, one, [mmf.FastV(k=5)], controls=False, timed=1, folder=where, **quiet
@@ -469,10 +469,15 @@ class Ranking:
 @dataclass(frozen=True, kw_only=True)
 class Method(mmf.FastV):
     def plan(self, graph, spans):
-        return [mmf.Stage(layer=2, keep=0.5, rank=Ranking())]
+        return [mmf.prune.Stage(layer=2, keep=0.5, rank=Ranking())]
 made = {made}
 """
-MADE_OF_OWN = ["helper", "Ranking()", "Method(k=2)", "mmf.Stage(layer=2, keep=0.5, rank=lambda seen: helper(seen))"]
+MADE_OF_OWN = [
+    "helper",
+    "Ranking()",
+    "Method(k=2)",
+    "mmf.prune.Stage(layer=2, keep=0.5, rank=lambda seen: helper(seen))",
+]
 CHANGES = {  # each is read by a helper's helper, somewhere behind what is fingerprinted
     "a global number": ("SIGN, TABLE = 1", "SIGN, TABLE = -1"),
     "a helper's code": ("return SIGN * seen", "return SIGN + seen"),
@@ -502,7 +507,7 @@ def test_a_users_ranking_that_was_changed_is_measured_again(base, prompts, tmp_p
     def written(sign, folder):
         names = {"__name__": "__main__", "SIGN": sign, "torch": torch}
         exec("def rank(seen): return SIGN * torch.arange(len(seen.image)).float()", names)
-        method = mmf.Prune(own=[mmf.Stage(layer=1, keep=4, rank=names["rank"], reads="")])
+        method = mmf.prune.Prune(own=[mmf.prune.Stage(layer=1, keep=4, rank=names["rank"], reads="")])
         given = {"controls": False, "timed": 0, "progress": False, "report": str, "max_new_tokens": 2}
         return mmf.prune_report(base, prompts, {"own": method}, folder=folder, **given).to_frame()["written"].tolist()
 

@@ -72,7 +72,7 @@ def obstacles(tmp_path):
 
 def test_a_folder_that_cannot_be_is_told_before_any_forward(nano, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(type(nano), "checked", lambda *given: pytest.fail("a forward was made ready"))
-    result = mmf.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
+    result = mmf.results.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
     for folder, text in obstacles(tmp_path).items():
         for act in (lambda where: run(nano, prompts, where), result.save):
             with pytest.raises(mmf.OutputError, match=text) as error:
@@ -85,12 +85,17 @@ def test_what_is_no_path_is_not_taken_for_the_working_directory(nano, prompts, t
     """An empty text is a shell's variable that was not set, and would mean "here"."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(type(nano), "checked", lambda *given: pytest.fail("a forward was made ready"))
-    result = mmf.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
-    for act in (result.save, mmf.FlowResult.load, mmf.Edit.load, lambda where: run(nano, prompts, where)):
+    result = mmf.results.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
+    for act in (
+        result.save,
+        mmf.results.FlowResult.load,
+        mmf.results.EditResult.load,
+        lambda where: run(nano, prompts, where),
+    ):
         with pytest.raises(mmf.MMFlowError, match="folder is a path, but ''"):
             act("")
     with pytest.raises(mmf.DataError, match="holds no FlowResult"):
-        mmf.FlowResult.load("n" * 300)
+        mmf.results.FlowResult.load("n" * 300)
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
     for command in ("flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"):
         assert main([*command.split(), "--out", ""]) == 2
@@ -121,7 +126,7 @@ def test_a_full_disk_leaves_the_earlier_result_and_returns_the_new_one(nano, pro
     after = contents(tmp_path)
     assert after.pop("prompts.jsonl").startswith(before.pop("prompts.jsonl"))
     assert after == before, "the earlier result is whole, and no half of a file lies about"
-    assert len(mmf.FlowResult.load(tmp_path).to_frame()) == len(whole) // 2
+    assert len(mmf.results.FlowResult.load(tmp_path).to_frame()) == len(whole) // 2
     assert result.save(tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
@@ -177,7 +182,7 @@ def test_a_folder_deleted_under_way(nano, prompts, whole, tmp_path):
     result = run(nano, prompts, folder, told, measured_by=deletes)
     assert result.to_frame().equals(whole)
     assert len([text for text in told if "folder is not there" in text]) == 1
-    assert mmf.FlowResult.load(folder).to_frame().equals(whole)
+    assert mmf.results.FlowResult.load(folder).to_frame().equals(whole)
 
 
 @pytest.mark.parametrize("number", [28, 30, 13, 122, 5])
@@ -219,7 +224,7 @@ def test_links_are_not_followed_out_of_the_folder(nano, prompts, tmp_path):
         (folder / name).symlink_to(outside)
     result = run(nano, prompts[:1], folder)
     assert not (folder / "flow.parquet").is_symlink(), "the link is replaced"
-    assert mmf.FlowResult.load(folder).to_frame().equals(result.to_frame())
+    assert mmf.results.FlowResult.load(folder).to_frame().equals(result.to_frame())
     (folder / "paper").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(mmf.OutputError, match="leads out of"):
         output_folder(folder, "paper")
@@ -297,26 +302,26 @@ def test_damaged_results_are_refused_in_words(nano, prompts, tmp_path):
         (folder / "flow.parquet").write_bytes(table)
         (folder / "flow.json").write_bytes(text.encode(errors="surrogateescape"))
         try:
-            mmf.FlowResult.load(folder)
+            mmf.results.FlowResult.load(folder)
             failing.append(f"{what}: accepted")
         except mmf.DataError as error:
             if "cannot be read" not in str(error):
                 failing.append(f"{what}: {error}")
     assert failing == []
-    assert "table_sha256" not in mmf.FlowResult.load(tmp_path / "good").header
+    assert "table_sha256" not in mmf.results.FlowResult.load(tmp_path / "good").header
     (tmp_path / "good" / "flow.parquet").unlink()
     with pytest.raises(mmf.DataError, match="cannot be read"):
-        mmf.FlowResult.load(tmp_path / "good")
+        mmf.results.FlowResult.load(tmp_path / "good")
 
 
 def test_a_damaged_edit_is_refused_in_words(tmp_path):
-    edit = mmf.Edit(pd.DataFrame({"fact": ["a"]}), {"model": "x", "layers": [1]})
+    edit = mmf.results.EditResult(pd.DataFrame({"fact": ["a"]}), {"model": "x", "layers": [1]})
     edit.save(tmp_path)
     with pytest.raises(mmf.DataError, match=r"edit.safetensors does not hold the updates"):
-        mmf.Edit.load(tmp_path)
+        mmf.results.EditResult.load(tmp_path)
     (tmp_path / "edit.safetensors").write_bytes(b"nonsense")
     with pytest.raises(mmf.DataError, match=r"edit.safetensors does not hold the updates"):
-        mmf.Edit.load(tmp_path)
+        mmf.results.EditResult.load(tmp_path)
 
 
 def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
@@ -345,7 +350,7 @@ def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
     for text in ("", "{", "\0", "[" * 100_000):
         file.write_text(text)
         with pytest.raises(mmf.DataError, match="holds no job"):
-            mmf.FlowJob.load(file, nano, prompts)
+            mmf.results.FlowJob.load(file, nano, prompts)
 
 
 def test_a_training_goes_on_with_its_own_state_alone(tmp_path):

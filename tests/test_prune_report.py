@@ -127,7 +127,7 @@ def test_the_report_counts_what_the_model_writes(nano, tmp_path):
     again = mmf.prune_report(nano, prompts, methods, **run)
     assert again.to_frame().equals(frame)
     assert "7 methods done already" in told[1]
-    assert mmf.PruneReport.load(tmp_path).to_frame().equals(frame)
+    assert mmf.results.PruneReport.load(tmp_path).to_frame().equals(frame)
     assert len(result.plot()._repr_png_()) > 10_000
     assert "unpruned: " in result.summary()
 

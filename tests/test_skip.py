@@ -175,7 +175,7 @@ def test_from_where_a_span_is_needless():
         for span, values in changes.items()
         for layer, change in enumerate(values)
     ]
-    result = mmf.SkipResult(pd.DataFrame(rows), {})
+    result = mmf.results.SkipFlowResult(pd.DataFrame(rows), {})
     assert result.needless_from("image") == 4
     assert result.needless_from("image", 50) == 1
     assert result.needless_from("question") is None

@@ -63,7 +63,7 @@ def test_the_command_on_two_workers_writes_what_one_process_writes(tmp_path, cap
     prompts = mmf.nano.prompts(graph, 6)
     one = mmf.flow(graph, prompts, window=3, control=1, folder=tmp_path / "one", **QUIET).to_frame()
     assert_same(tmp_path / "two", tmp_path / "one")
-    assert mmf.FlowResult.load(tmp_path / "two").to_frame().equals(one)
+    assert mmf.results.FlowResult.load(tmp_path / "two").to_frame().equals(one)
     told = []
     settings = {"window": 3, "control": 1, "progress": False, "report": told.append}
     assert mmf.flow_on_workers(graph, prompts, folder=tmp_path / "one", **settings).to_frame().equals(one)

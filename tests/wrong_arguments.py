@@ -86,7 +86,7 @@ def calls(graph) -> dict:
             | {"row_budget": COUNT, "folder": FOLDER},
         ),
         "attribution": (
-            experiment(mmf.attribution, clean=clean[0], corrupt=corrupt[0], exact=2, **QUIET),
+            experiment(mmf.attribution_patching, clean=clean[0], corrupt=corrupt[0], exact=2, **QUIET),
             place
             | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "exact": ["x", -1, 1.5, True, None], "seed": SEED},
         ),
@@ -233,7 +233,7 @@ def calls(graph) -> dict:
             },
         ),
         "on_image": (
-            with_base(mmf.on_image, prompt=one, values=np.zeros(64)),
+            with_base(mmf.show.on_image, prompt=one, values=np.zeros(64)),
             {"prompt": ["x", None, 3, batch], "values": ["x", None, 3, [1, 2], np.zeros((2, 3)), {}, ["a"] * 64]}
             | {
                 "image": [9, -1, "0", 1.5, True, None],
@@ -244,7 +244,7 @@ def calls(graph) -> dict:
             | {"signed": ["x", 3], "max_value": ["x", 0, -1, NAN, True]},
         ),
         "show_tokens": (
-            with_base(mmf.show_tokens, prompt=one, values=[0.5] * 6),
+            with_base(mmf.show.tokens, prompt=one, values=[0.5] * 6),
             {"prompt": ["x", None, 3, batch], "values": ["x", None, 3, [1, 2], {}, [NAN] * 6, ["a"] * 6, {"a": 1}]}
             | {
                 "at": SPAN,
@@ -255,7 +255,7 @@ def calls(graph) -> dict:
             },
         ),
         "show_attention": (
-            with_base(mmf.show_attention, what=maps, layer=2),
+            with_base(mmf.show.attention, what=maps, layer=2),
             {
                 "what": ["x", None, 3, one],
                 "layer": [9, "2", 1.5, True, None],
@@ -280,12 +280,12 @@ def calls(graph) -> dict:
             traced(mmf.Knockout, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None], "heads": HEADS, "when": [*CHOICE, None]},
         ),
-        "Zeroed": (
-            traced(mmf.Zeroed, source="image", target="last", layers=[2]),
+        "ZeroWeights": (
+            traced(mmf.ZeroWeights, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None]},
         ),
         "Patch": (
-            traced(mmf.Patch, at="image", value=mmf.zeros(), layers=[2]),
+            traced(mmf.Patch, at="image", value=mmf.values.zeros(), layers=[2]),
             {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS}
             | {"value": [None, 3, "x", [1], torch.zeros(3), torch.zeros(2, 7), mmf.Patch]},
         ),
@@ -319,27 +319,27 @@ def calls(graph) -> dict:
             | {"keep": [[], 0.5, "x", (0.5, NAN), (2, 0.1), ("a", "b"), (0.5, INF), None]},
         ),
         "SparseVLM": (
-            traced(mmf.SparseVLM, layers=(2, 4), keep=(0.5, 0.2)),
+            traced(mmf.prune.SparseVLM, layers=(2, 4), keep=(0.5, 0.2)),
             {"layers": [[], 3, (4, 2), (2, 99)], "keep": [[], 0.5, "x", (0.5, NAN)], "recycle": FLAG},
         ),
         "VisionZip": (
-            traced(mmf.VisionZip, dominant=10, contextual=2),
+            traced(mmf.prune.VisionZip, dominant=10, contextual=2),
             {"dominant": [0, 1, -1, "x", 1.5, 999, None], "contextual": [0, -1, "x", 1.5, 999, True]},
         ),
-        "FasterVLM": (traced(mmf.FasterVLM), {"r": [*NUMBER, 2, -1]}),
+        "FasterVLM": (traced(mmf.prune.FasterVLM), {"r": [*NUMBER, 2, -1]}),
         "VisiPruner": (
-            traced(mmf.VisiPruner),
+            traced(mmf.prune.VisiPruner),
             {"first_layer": ["x", 99, -1, 1.5], "fires_below": NUMBER, "keep_above": NUMBER, "calm_above": NUMBER}
             | {"calm_layers": ["x", -1, 1.5]},
         ),
         "DropAll": (traced(mmf.DropAll), {"from_layer": ["x", 99, -1, 1.5, None, True]}),
         "Keep": (
-            traced(mmf.Keep, at="image", from_layer=3),
+            traced(mmf.prune.Keep, at="image", from_layer=3),
             {"at": ["photo", 3, "", None, ["image"]], "from_layer": ["x", 99, -1]},
         ),
         "Random": (traced(mmf.Random), {"k": [99, "x", -1], "r": NUMBER, "seed": SEED}),
-        "Grid": (traced(mmf.Grid), {"k": [99, "x", -1], "r": NUMBER}),
-        "Prune": (traced(mmf.Prune), {"own": [[], 3, "x", [3], *map(lambda stage: [stage], stages())]}),
+        "Grid": (traced(mmf.prune.Grid), {"k": [99, "x", -1], "r": NUMBER}),
+        "Prune": (traced(mmf.prune.Prune), {"own": [[], 3, "x", [3], *map(lambda stage: [stage], stages())]}),
         "replace_phrase": (
             experiment(mmf.corruption.replace_phrase, prompt=clean[0], constraint="this place", phrase="place oberon"),
             {
@@ -372,9 +372,12 @@ def calls(graph) -> dict:
             with_base(mmf.corruption.noisy_image, prompt=one),
             {"prompt": ["x", None, 3], "scale": NUMBER, "seed": SEED},
         ),
-        "from_run": (with_base(mmf.from_run, prompt=one), {"prompt": ["x", None, 3, [one]], "at": [3, ["image"]]}),
-        "mean_of": (with_base(mmf.mean_of, prompts=two), {"prompts": ["x", None, 3, [3]], "at": [3, ["image"]]}),
-        "noise": (with_base(mmf.noise, scale=1.0), {"scale": [*NUMBER, None], "seed": SEED}),
+        "from_run": (
+            with_base(mmf.values.from_run, prompt=one),
+            {"prompt": ["x", None, 3, [one]], "at": [3, ["image"]]},
+        ),
+        "mean_of": (with_base(mmf.values.mean_of, prompts=two), {"prompts": ["x", None, 3, [3]], "at": [3, ["image"]]}),
+        "noise": (with_base(mmf.values.noise, scale=1.0), {"scale": [*NUMBER, None], "seed": SEED}),
         "Fact": (
             with_base(mmf.Fact, prompt=one, target="red", at="question"),
             {"prompt": ["x", None, batch, 3], "target": ["", 3, None, "  "], "at": [3, None, ["image"]]}
@@ -423,19 +426,19 @@ def calls(graph) -> dict:
     }
 
 
-def stages() -> list[mmf.Stage]:
+def stages() -> list[mmf.prune.Stage]:
     """Stages whose layer, share or ranking is none."""
     return [
-        mmf.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), NAN)),
-        mmf.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), INF)),
-        mmf.Stage(2, 0.5, lambda seen: [1]),
-        mmf.Stage(2, 0.5, lambda seen: None),
-        mmf.Stage(2, 0.5, lambda seen: torch.zeros(3)),
-        mmf.Stage(2, 0.5, lambda seen: (torch.ones(len(seen.image)), torch.zeros(3))),
-        mmf.Stage(2, 0.5, lambda seen: torch.zeros(len(seen.image)), "foo"),
-        *(mmf.Stage(layer, 0.5, len) for layer in ("x", 1.5, True, 99, -1, None)),
-        *(mmf.Stage(2, keep, len) for keep in ("x", NAN, -1, 1.5, None, True)),
-        mmf.Stage(2, 0.5, 3),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), NAN)),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), INF)),
+        mmf.prune.Stage(2, 0.5, lambda seen: [1]),
+        mmf.prune.Stage(2, 0.5, lambda seen: None),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.zeros(3)),
+        mmf.prune.Stage(2, 0.5, lambda seen: (torch.ones(len(seen.image)), torch.zeros(3))),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.zeros(len(seen.image)), "foo"),
+        *(mmf.prune.Stage(layer, 0.5, len) for layer in ("x", 1.5, True, 99, -1, None)),
+        *(mmf.prune.Stage(2, keep, len) for keep in ("x", NAN, -1, 1.5, None, True)),
+        mmf.prune.Stage(2, 0.5, 3),
     ]
 
 
@@ -453,7 +456,7 @@ def result_calls(graph) -> dict:
     words = mmf.lens_by_patch(graph, one, layers=[4])
     kept = mmf.kept_tokens(graph, one, mmf.FastV(k=4))
     edited = mmf.edit(graph, mmf.nano.edits(graph, 1)[0], 4, settings=mmf.EditSettings(steps=2), **ABOUT)
-    estimated = mmf.attribution(graph, clean, corrupt, ["last"], exact=2, **QUIET)
+    estimated = mmf.attribution_patching(graph, clean, corrupt, ["last"], exact=2, **QUIET)
     effect = mmf.attention_and_effect(graph, one, "question", layers=[3], controls=0, **QUIET)
     image, closed = one.spans["image"], mmf.Knockout(source="image", target="last", layers=1)
     largest, prompts = [0, -1, "3", 1.5, None, True, NAN], ["x", None, [3], 3]
@@ -518,19 +521,19 @@ def result_calls(graph) -> dict:
         "graph.hooks": (lambda what: graph.hooks(what, one).__enter__(), {"what": ["x", None, graph]}),
         "apply": (lambda what: closed.apply(graph, what), {"what": ["x", None, one, [], ()]}),
         "apply to": (lambda what: closed.apply(what, one.spans), {"what": ["x", None, 3]}),
-        "cache_by_span": (lambda what: mmf.cache_by_span(what, one), {"what": ["x", None, {}, {"a": 3}]}),
+        "cache_by_span": (lambda what: mmf.bridge.cache_by_span(what, one), {"what": ["x", None, {}, {"a": 3}]}),
         "patch_by_span": (
-            lambda what: mmf.patch_by_span(what, {}, lambda logits: logits.sum()),
+            lambda what: mmf.bridge.patch_by_span(what, {}, lambda logits: logits.sum()),
             {"what": ["x", None, graph, one]},
         ),
         "attribution_by_span": (
-            lambda what: mmf.attribution_by_span(what, what, lambda logits: logits.sum()),
+            lambda what: mmf.bridge.attribution_by_span(what, what, lambda logits: logits.sum()),
             {"what": ["x", None, graph, one]},
         ),
         "budget": (lambda what: mmf.FastV(k=4).budget(graph, what), {"what": ["x", -1, None, 1.5, 0]}),
         "prompts_of": (
-            based(mmf.prompts_of, graph=graph, questions=[]),
+            based(mmf.data.prompts_of, graph=graph, questions=[]),
             {"graph": GRAPH, "questions": ["x", None, 3, [3]]},
         ),
-        "write": (lambda what: mmf.write_constraint_questions(what, "/dev/null"), {"what": ["x", None, 3, [3]]}),
+        "write": (lambda what: mmf.data.write_constraint_questions(what, "/dev/null"), {"what": ["x", None, 3, [3]]}),
     }

@@ -1,1 +1,1 @@
-"""To be said."""
+"""What callers hand over, looked at before anything runs."""

@@ -144,7 +144,7 @@ def check_fields(pattern: object) -> None:
             continue
         if name == "own":
             if not isinstance(getattr(pattern, name), list | tuple):
-                raise MMFlowError(f"own is a list of mmf.Stage(...), but {came(getattr(pattern, name))} came.")
+                raise MMFlowError(f"own is a list of mmf.prune.Stage(...), but {came(getattr(pattern, name))} came.")
             continue
         value = value_of(name, getattr(pattern, name), field.default, str(field.type))
         several = str(field.type).startswith("tuple") and value is not None and not isinstance(value, tuple)

@@ -64,11 +64,11 @@ def facts_of(name: str, value: object) -> object:
 def questions_of(name: str, value: object) -> object:
     """Questions, or questions with constraints."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise MMFlowError(f"{name}: a list of questions is expected (mmf.read_questions), but {came(value)} came.")
+        raise MMFlowError(f"{name}: a list of questions is expected (mmf.data.read_questions), but {came(value)} came.")
     found = list(value)
     wrong = [one for one in found if not hasattr(one, "image") or not hasattr(one, "question")]
     if wrong:
-        raise MMFlowError(f"{name}: each is an mmf.Question, but {came(wrong[0])} came.")
+        raise MMFlowError(f"{name}: each is an mmf.data.Question, but {came(wrong[0])} came.")
     return found
 
 

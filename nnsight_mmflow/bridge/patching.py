@@ -52,7 +52,7 @@ def patch_by_span(
         >>> bridge = graph.to_transformer_lens()
         >>> clean, corrupt = (graph.bound(bridge, one) for one in mmf.nano.prompts(graph, 2, "QueryAttr"))
         >>> _, cache = clean.run_with_cache()
-        >>> mmf.patch_by_span(corrupt, cache, lambda logits: logits[0, -1, 5], layers=[0, 5]).shape
+        >>> mmf.bridge.patch_by_span(corrupt, cache, lambda logits: logits[0, -1, 5], layers=[0, 5]).shape
         (2, 5)
     """
     import pandas as pd

@@ -45,7 +45,8 @@ def site_named(name: str, layers: list[int] | None, known: tuple[str, ...]) -> t
     layers = [int(found["layer"])] if found else layers
     if rest.endswith(WEIGHTS):
         raise MMFlowError(
-            f"{name!r} holds attention weights, which are closed and not written: Knockout (renormalised) or Zeroed."
+            f"{name!r} holds attention weights, which are closed and not written: Knockout (renormalised) or"
+            " ZeroWeights."
         )
     if rest in ("hook_embed", "embed"):
         raise MMFlowError(

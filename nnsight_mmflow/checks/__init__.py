@@ -14,7 +14,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.checks import bridge, forwards, knockouts, patches, places, prompts, pruning
-from nnsight_mmflow.checks.report import Line, Report
+from nnsight_mmflow.checks.report import CheckReport, Line
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 
 @checked
-def check(graph: Graph, *, progress: bool = True) -> Report:
-    """A Report of the conformance suite on one model: each line pass, fail with the numbers, or why it does not apply.
+def check(graph: Graph, *, progress: bool = True) -> CheckReport:
+    """A CheckReport of the conformance suite: each line pass, fail with the numbers, or why it does not apply.
 
     Args:
         graph: the model; it is left as it was. One that runs on a server has its own checks, without weights here.
@@ -71,4 +71,4 @@ def check(graph: Graph, *, progress: bool = True) -> Report:
             lines.append(Line(name, "fail", str(error)))
         except Exception as error:  # a user's model may break anywhere: say where, and go on with the next check
             lines.append(Line(name, "fail", f"{type(error).__name__}: {error}"))
-    return Report(f"{graph.name} ({graph.family}, {graph.backend})", tuple(lines))
+    return CheckReport(f"{graph.name} ({graph.family}, {graph.backend})", tuple(lines))

@@ -9,7 +9,7 @@ from nnsight_mmflow.show.html import box, heading, swatch, table
 OUTCOMES = {"pass": "#00573F", "fail": "#B00020", "not applicable": "#BBBBBB"}
 
 
-def report_html(report: Report) -> str:
+def report_html(report: CheckReport) -> str:
     """A row per check; what failed is named first."""
     failed = [line for line in report.lines if line.outcome == "fail"]
     verdict = f"{len(failed)} of {len(report.lines)} checks failed" if failed else "all that applies passed"
@@ -28,7 +28,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What the suite found.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
 
     def __repr__(self) -> str:
         failed = sum(line.outcome == "fail" for line in self.lines)
-        return f"Report({self.model!r}, {len(self.lines)} checks, {failed} failed)"
+        return f"CheckReport({self.model!r}, {len(self.lines)} checks, {failed} failed)"
 
     def __str__(self) -> str:
         width = max(len(line.name) for line in self.lines)

@@ -47,7 +47,10 @@ def _own(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
     bleed = edit.bleed([prompt]).groupby(["layer", "token"], sort=False)["measured"].max()
     say(str(edit))
     say(f"bleed at other positions of this prompt, of the change: {bleed.sort_values().iloc[-6:].round(2).to_dict()}")
-    say(f"written to {folder}: edit.safetensors (load with mmf.Edit.load({str(folder)!r}, graph)), edit.png")
+    say(
+        f"written to {folder}: edit.safetensors (load with mmf.results.EditResult.load({str(folder)!r}, graph)),"
+        " edit.png"
+    )
 
 
 def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:

@@ -74,14 +74,14 @@ def _methods(graph: Graph, name: str, given: argparse.Namespace, patches: int) -
         elif name == "pyramiddrop":
             pattern = mmf.PyramidDrop(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
         elif name == "sparsevlm":
-            pattern = mmf.SparseVLM(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
+            pattern = mmf.prune.SparseVLM(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
         elif name == "visionzip":
             contextual = max(1, round(CONTEXTUAL * share * patches))
-            pattern = mmf.VisionZip(
+            pattern = mmf.prune.VisionZip(
                 dominant=max(2, round(share * patches) - contextual), contextual=contextual, mode=given.mode
             )
         elif name == "fastervlm":
-            pattern = mmf.FasterVLM(r=1 - share, mode=given.mode)
+            pattern = mmf.prune.FasterVLM(r=1 - share, mode=given.mode)
         else:
             raise MMFlowError(f"there is no method {name!r}; there are {', '.join(METHODS)}.")
         made[f"{type(pattern).__name__}, {share:.1%} left"] = pattern

@@ -15,7 +15,7 @@ from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.trace.corruption import Corruption
-    from nnsight_mmflow.patterns.trace.result import TraceResult
+    from nnsight_mmflow.patterns.trace.result import CausalTraceResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
 FACTS = 48  # sixteen places, three relations each
@@ -131,7 +131,7 @@ def _own(graph: Graph, given: argparse.Namespace) -> tuple[list[Prompt], list[Co
     return [prompt], [made]
 
 
-def report_text(results: dict[str, TraceResult]) -> str:
+def report_text(results: dict[str, CausalTraceResult]) -> str:
     """The report in Markdown: what was run, the maps, the spread over prompts, what to keep in mind."""
     lines = ["# Causal tracing", ""]
     for name, result in results.items():

@@ -79,7 +79,7 @@ def read_benchmark(
     Example:
         >>> import nnsight_mmflow as mmf
         >>> row = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "no"}
-        >>> pope = mmf.read_benchmark("pope", [row])
+        >>> pope = mmf.data.read_benchmark("pope", [row])
         >>> pope.score("No, there is not.", ("no",))
         1.0
     """

@@ -63,7 +63,7 @@ def read_constraint_questions(
         >>> import nnsight_mmflow as mmf
         >>> file = Path(mkdtemp()) / "okvqa.csv"
         >>> _ = file.write_text(",question,main_entity,image_url\n7,Why go to this place?,this place,./a.jpg\n")
-        >>> rows, bad = mmf.read_constraint_questions(file)
+        >>> rows, bad = mmf.data.read_constraint_questions(file)
         >>> rows[0].visual.text
         'this place'
     """

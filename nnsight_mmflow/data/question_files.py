@@ -85,7 +85,7 @@ def read_questions(
         >>> import nnsight_mmflow as mmf
         >>> file = Path(mkdtemp()) / "mine.csv"
         >>> _ = file.write_text("question_id,img_id,question,answer\n007,1,Is it red?,yes\n")
-        >>> mmf.read_questions(file)[0][0].key
+        >>> mmf.data.read_questions(file)[0][0].key
         '007'
     """
     path, folder = checked_file(file), checked_folder(images)

@@ -152,11 +152,11 @@ def check_stage(stage: object) -> None:
         MMFlowError: it is not as `Stage` says.
     """
     if not isinstance(stage, Stage):
-        raise MMFlowError(f"a stage is expected, mmf.Stage(layer=2, keep=0.5, rank=...), but {came(stage)} came.")
+        raise MMFlowError(f"a stage is expected, mmf.prune.Stage(layer=2, keep=0.5, rank=...), but {came(stage)} came.")
     whole("layer of a stage", stage.layer)
     number("keep of a stage", stage.keep)
     if not callable(stage.rank):
-        raise MMFlowError(f"rank of a stage is a function of mmf.Seen, but {came(stage.rank)} came.")
+        raise MMFlowError(f"rank of a stage is a function of mmf.prune.Seen, but {came(stage.rank)} came.")
     if stage.reads not in ("previous", "next", ""):
         raise MMFlowError(f'reads of a stage is "previous", "next" or "", not {stage.reads!r}.')
 

@@ -1,1 +1,1 @@
-"""To be said."""
+"""The graph: one loaded model, and how it runs prompts with patterns."""

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def side_by_side(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> tuple[Pattern, ...]:
     """The patterns in the order in which they act, whatever that in which they came.
 
-    What closes edges comes before what reads attention (a pruning method ranks by it, Zeroed takes a part of it away),
-    and what writes values comes last, in the order given. Layers that another pattern leaves out have no attention, so
-    a Knockout acts in the rest of its layers.
+    What closes edges comes before what reads attention (a pruning method ranks by it, ZeroWeights takes a part of it
+    away), and what writes values comes last, in the order given. Layers that another pattern leaves out have no
+    attention, so a Knockout acts in the rest of its layers.
 
     Raises:
         NoEffectError: a Knockout in layers that are all left out.

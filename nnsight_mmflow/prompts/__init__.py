@@ -1,1 +1,1 @@
-"""To be said."""
+"""Pictures and words, and the tensors and spans that they become."""

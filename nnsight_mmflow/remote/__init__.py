@@ -1,1 +1,1 @@
-"""To be said."""
+"""Where traces run, and what servers say."""

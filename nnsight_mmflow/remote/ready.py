@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from nnsight_mmflow._errors import RemoteFailure
+from nnsight_mmflow._errors import ServerError
 from nnsight_mmflow.remote.hidden_keys import can_be_sent, without_keys
 
 PACKAGE = "nnsight_mmflow"
@@ -20,7 +20,7 @@ def make_ready(remote: bool | str) -> None:
         remote: True (NDIF, or the host in NDIF_HOST), a host, or "local" (nnsight's own imitation).
 
     Raises:
-        RemoteFailure: no server there, no API key, or a server whose nnsight is another version.
+        ServerError: no server there, no API key, or a server whose nnsight is another version.
     """
     import httpx
     import nnsight
@@ -33,12 +33,12 @@ def make_ready(remote: bool | str) -> None:
     if host in READY:
         return
     if not CONFIG.API.APIKEY:
-        raise RemoteFailure(
+        raise ServerError(
             "there is no API key for a remote run: get one at https://login.ndif.us, then `nnsight login`, or set"
             " NDIF_API_KEY in the environment."
         )
     if not can_be_sent():
-        raise RemoteFailure(
+        raise ServerError(
             "the API key is malformed: it holds a space, a line end, or a letter outside ASCII, and was not sent."
             " Copy it again: `nnsight login`, or NDIF_API_KEY."
         )
@@ -50,10 +50,10 @@ def make_ready(remote: bool | str) -> None:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
         failed = without_keys(f"no NDIF server answers at {host} ({error})")
     if failed:
-        raise RemoteFailure(f"{failed}. Is the address right (NDIF_HOST), and is there a connection?")
+        raise ServerError(f"{failed}. Is the address right (NDIF_HOST), and is there a connection?")
     there, here = packages.get("nnsight"), version("nnsight")
     if there is not None and there.split(".")[:2] != here.split(".")[:2]:
-        raise RemoteFailure(
+        raise ServerError(
             f"the server at {host} runs nnsight {there}, here is {here}: what is sent would not be understood."
             f" pip install 'nnsight=={there}'."
         )

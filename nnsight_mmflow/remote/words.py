@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
-from nnsight_mmflow._errors import MMFlowError, ModelError, RemoteFailure
+from nnsight_mmflow._errors import MMFlowError, ModelError, ServerError
 from nnsight_mmflow.remote.ready import READY
 
 if TYPE_CHECKING:
@@ -36,22 +36,22 @@ def told(graph: Placed, text: str) -> MMFlowError:
         kind = getattr(_errors, ours["name"], MMFlowError)
         return kind(ours["told"].strip())
     if text.startswith(NOT_SENT) and any(sign in text for sign in BROKEN):
-        return RemoteFailure(broken(text.removeprefix(NOT_SENT)))
+        return ServerError(broken(text.removeprefix(NOT_SENT)))
     if "API key" in text or "Unauthorized" in text:
-        return RemoteFailure(REFUSED)
+        return ServerError(REFUSED)
     if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
-        return RemoteFailure(f"{graph.name} is not deployed on the server.{_near(graph)}")
+        return ServerError(f"{graph.name} is not deployed on the server.{_near(graph)}")
     if "out of memory" in text.lower():
-        return RemoteFailure(
+        return ServerError(
             f"the server ran out of memory: make row_budget or batch_size smaller. It says: {text.splitlines()[-1]}"
         )
     last = text.splitlines()[-1] if text else ""
     if TIME.search(last):
-        return RemoteFailure(
+        return ServerError(
             "the server ended the job, which took too long. Make each request smaller (flow: chunks_per_request=8; else"
             f" fewer prompts, layers or spans at once), and go on with the same folder=. It says: {last}"
         )
-    return RemoteFailure(f"the job failed on the server.{_other_versions(graph)} It says:\n{text}")
+    return ServerError(f"the job failed on the server.{_other_versions(graph)} It says:\n{text}")
 
 
 def changed_nothing(error: Exception) -> bool:

@@ -1,1 +1,1 @@
-"""To be said."""
+"""One way to run an experiment: plan, cost, folder, result."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from nnsight_mmflow._errors import MMFlowError, RemoteFailure
+from nnsight_mmflow._errors import MMFlowError, ServerError
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.remote.hidden_keys import without_keys
 from nnsight_mmflow.remote.turns import turn_of
@@ -50,5 +50,5 @@ def in_turn_and_words(graph: Placed, run: Callable[[], Found]) -> Found:
         if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
             raise
         why = str(error) or type(error).__name__
-        found = RemoteFailure(REFUSED if UNKNOWN.search(why) else broken(why))
+        found = ServerError(REFUSED if UNKNOWN.search(why) else broken(why))
     raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key

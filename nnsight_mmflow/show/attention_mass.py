@@ -10,7 +10,7 @@ import torch
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.bridge.span_cache import SpanCache
 from nnsight_mmflow.inside.maps import received_by
-from nnsight_mmflow.patterns.attention import AttentionMaps
+from nnsight_mmflow.patterns.attention import AttentionResult
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
 
@@ -47,7 +47,7 @@ class DrawnAttention:
 
 
 def drawn_attention(
-    what: AttentionMaps | SpanCache | torch.Tensor,
+    what: AttentionResult | SpanCache | torch.Tensor,
     layer: int,
     prompt: Prompt | None,
     by: Grouping,
@@ -59,7 +59,7 @@ def drawn_attention(
         MMFlowError: something else came, or in another shape; the message says what is taken.
         SpanError: groups that do not partition what is drawn.
     """
-    if isinstance(what, AttentionMaps):
+    if isinstance(what, AttentionResult):
         if prompt is not None and prompt.digest() != what.prompt.digest():
             raise MMFlowError("prompt= is another prompt than the maps are of: leave it out, the maps hold theirs.")
         return _of_maps(what, layer, by, heads)
@@ -68,13 +68,13 @@ def drawn_attention(
     if isinstance(what, torch.Tensor):
         return _of_maps(_as_maps(what, layer, prompt), layer, by, heads)
     raise MMFlowError(
-        f"show_attention takes AttentionMaps (mmf.attention(graph, prompt)), a SpanCache (run_with_span_cache), or a"
+        f"show_attention takes AttentionResult (mmf.attention(graph, prompt)), a SpanCache (run_with_span_cache), or a"
         f" tensor (heads, queries, keys) with prompt=, but a {type(what).__name__} came."
-        " Saliency and contributions hold a number per source token: mmf.show_tokens, or their on_image."
+        " Saliency and contributions hold a number per source token: mmf.show.tokens, or their on_image."
     )
 
 
-def _of_maps(maps: AttentionMaps, layer: int, by: Grouping, heads: Sequence[int] | None) -> DrawnAttention:
+def _of_maps(maps: AttentionResult, layer: int, by: Grouping, heads: Sequence[int] | None) -> DrawnAttention:
     chosen = _chosen(heads, maps.heads)
     held = maps.at(layer)[[maps.heads.index(head) for head in chosen]]
     received = maps.received[[maps.layers.index(layer)]]
@@ -128,7 +128,7 @@ def _of_cache(
     return DrawnAttention(pattern[0, list(chosen)].cpu(), chosen, groups, counts, counts, None, "", tuple(notes))
 
 
-def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> AttentionMaps:
+def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> AttentionResult:
     """A tensor with its prompt, as maps of one layer."""
     shape = tuple(weights.shape)
     if prompt is None:
@@ -154,7 +154,7 @@ def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> Attent
     positions = tuple(range(len(prompt)))
     received = received_by(held.mean(0), (held > 0).any(0).sum(-1))
     heads = tuple(range(shape[0]))
-    return AttentionMaps(held[None], (layer,), heads, positions, positions, received[None], prompt)
+    return AttentionResult(held[None], (layer,), heads, positions, positions, received[None], prompt)
 
 
 def _chosen(heads: Sequence[int] | None, there: tuple[int, ...]) -> tuple[int, ...]:

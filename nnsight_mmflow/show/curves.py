@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow.patterns.flow.result import FlowResult
     from nnsight_mmflow.patterns.lens import LensResult
-    from nnsight_mmflow.patterns.skip_flow import SkipResult
+    from nnsight_mmflow.patterns.skip_flow import SkipFlowResult
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult
 
 # Okabe and Ito's colours (told apart by colour-blind readers), ordered from dark to light so that grey works too.
@@ -154,7 +154,7 @@ def _short(name: object) -> str:
     return str(name).rstrip("/").split("/")[-1]
 
 
-def skip_figure(result: SkipResult) -> ShownFigure:
+def skip_figure(result: SkipFlowResult) -> ShownFigure:
     """Change of the answer's probability by layer left out: a line per span, with its 95% bootstrap band."""
     figure = ShownFigure(figsize=(6.4, 3.9), layout="constrained")
     axes, header = figure.subplots(), result.header

@@ -8,7 +8,7 @@ from nnsight_mmflow._figure import ShownFigure
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.edit.report import EditReport
-    from nnsight_mmflow.patterns.edit.result import Edit
+    from nnsight_mmflow.patterns.edit.result import EditResult
 
 SHADES = {"before": "#bbbbbb", "optimised": "#9ecae1", "after": "#2171b5"}
 # Okabe and Ito's colours, and hatches for print in grey.
@@ -16,7 +16,7 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "|||", "ooo")
 
 
-def edit_figure(result: Edit) -> ShownFigure:
+def edit_figure(result: EditResult) -> ShownFigure:
     """The new answer's probability of each fact: before, with the found change, after the edit."""
     import numpy as np
 

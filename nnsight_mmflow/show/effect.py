@@ -8,10 +8,10 @@ from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.show.curves import STYLES, label_layers
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.attention_and_effect import EffectResult
+    from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult
 
 
-def effect_figure(result: EffectResult) -> ShownFigure:
+def effect_figure(result: AttentionAndEffectResult) -> ShownFigure:
     """Attention mass above, change of the answer's probability below; a band is the range over random spans."""
     curves, header = result.curves(), result.header
     figure = ShownFigure(figsize=(6.4, 5.6), layout="constrained")

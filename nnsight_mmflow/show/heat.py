@@ -25,7 +25,7 @@ WIDE = 6.2  # inches of a panel with words
 MOST_ACROSS = 5
 GREY = (0.42, 0.42, 0.42)  # neither dark nor bright parts of a picture look like it
 OPAQUE = 0.66  # how much of the colour covers the picture, which is grey and light beneath it
-# Orange below 0, blue above, as mmf.show_tokens has them; told apart by colour-blind readers.
+# Orange below 0, blue above, as mmf.show.tokens has them; told apart by colour-blind readers.
 SIGNED = ("#A63C00", "#E68A3C", "#FFFFFF", "#4B9CD3", "#00508C")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from nnsight_mmflow._errors import MMFlowError, SpanError
 from nnsight_mmflow._kinds import came
-from nnsight_mmflow.patterns.attention import AttentionMaps
+from nnsight_mmflow.patterns.attention import AttentionResult
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.show.boxes import image_tokens
 from nnsight_mmflow.show.panels import Panels, by_position
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     ImageValues: TypeAlias = (
         Mapping[int, float] | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | torch.Tensor
     )
-    Drawable: TypeAlias = ImageValues | AttentionMaps | Result
+    Drawable: TypeAlias = ImageValues | AttentionResult | Result
 
 MOST_PANELS = 40
 
@@ -44,7 +44,7 @@ def panels_of(
     """
     import numpy as np
 
-    if isinstance(values, AttentionMaps):
+    if isinstance(values, AttentionResult):
         found = _of_maps(prompt, image, values)
     elif isinstance(values, Result):
         found = _of_result(prompt, image, values)
@@ -111,7 +111,7 @@ def _cut(prompt: Prompt, image: int, numbers: np.ndarray) -> np.ndarray:
     )
 
 
-def _of_maps(prompt: Prompt, image: int, maps: AttentionMaps) -> Panels:
+def _of_maps(prompt: Prompt, image: int, maps: AttentionResult) -> Panels:
     """The attention of the maps' targets (their mean) to each token, mean over heads, a panel per layer."""
     import numpy as np
 
@@ -136,7 +136,7 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionMaps) -> Panels:
 
 def _of_result(prompt: Prompt, image: int, result: Result) -> Panels:
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult
-    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch
+    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatchResult
     from nnsight_mmflow.patterns.saliency import SaliencyResult
     from nnsight_mmflow.show.contributions import contribution_panels
     from nnsight_mmflow.show.patches import patch_panels
@@ -146,9 +146,9 @@ def _of_result(prompt: Prompt, image: int, result: Result) -> Panels:
         return contribution_panels(result, prompt, image, [None])
     if isinstance(result, SaliencyResult):
         return saliency_panels(result, prompt, image, [None])
-    if isinstance(result, KnockoutByPatch):
+    if isinstance(result, KnockoutByPatchResult):
         return patch_panels(result, prompt, image)
     raise MMFlowError(
-        f"a {type(result).__name__} holds no number per image token; AttentionMaps, contributions, saliency and"
+        f"a {type(result).__name__} holds no number per image token; AttentionResult, contributions, saliency and"
         " knockout_by_patch do. Words on patches: mmf.lens_by_patch(...).plot(layer)."
     )

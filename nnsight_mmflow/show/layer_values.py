@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
+from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def layer_values(
     Raises:
         MMFlowError: something that holds none, or as many as do not fit.
     """
-    if isinstance(what, KeptTokens):
+    if isinstance(what, KeptTokensResult):
         found = _of_kept(what)
     elif hasattr(what, "to_frame") or hasattr(what, "columns"):
         found = _of_result(what, prompt, column)
@@ -64,7 +64,7 @@ def layer_values(
     return found
 
 
-def _of_kept(kept: KeptTokens) -> LayerValues:
+def _of_kept(kept: KeptTokensResult) -> LayerValues:
     import numpy as np
 
     numbers = np.zeros((len(kept.layers), len(kept.prompt.spans["image"])))
@@ -86,7 +86,7 @@ def _of_array(what: object, prompt: Prompt) -> LayerValues:
         numbers = np.empty(0)
     if numbers.ndim != 2 or numbers.shape[1] != count or not numbers.size:
         raise MMFlowError(
-            f"explore takes AttentionMaps (mmf.attention), a result by image token (mmf.contributions, mmf.kept_tokens)"
+            f"explore takes an AttentionResult (mmf.attention), one by image token (mmf.contributions, mmf.kept_tokens)"
             f" or numbers (layers, {count}) for the {count} image tokens of this prompt, but a {type(what).__name__} of"
             f" shape {tuple(np.shape(what)) if numbers.size else '?'} came. Of all positions? Take"
             ' values[:, list(prompt.spans["image"])].'
@@ -126,7 +126,7 @@ def _of_result(what: object, prompt: Prompt, column: str | None) -> LayerValues:
     if np.isnan(numbers).all():
         raise MMFlowError(
             f"this {kind or 'result'} is of no image token: make it with source='image', or show text with"
-            " mmf.show_tokens(prompt, result)."
+            " mmf.show.tokens(prompt, result)."
         )
     told = {"lens_by_patch": "probability of the likeliest word", "contributions": f"contributions, {column}"}
     told |= {"knockout_by_patch": "change of the answer's probability without the patch (%)"}

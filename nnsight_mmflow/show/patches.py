@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nnsight_mmflow._figure import ShownFigure
-    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatch
-    from nnsight_mmflow.patterns.lens_by_patch import LensByPatch
+    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatchResult
+    from nnsight_mmflow.patterns.lens_by_patch import LensByPatchResult
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.boxes import DrawnBoxes
 
@@ -28,7 +28,7 @@ SMALLEST, LARGEST = 6.0, 9.0  # points
 LETTER = 0.66  # mean width of a letter, of its height in points
 
 
-def patch_panels(result: KnockoutByPatch, prompt: Prompt, image: int) -> Panels:
+def patch_panels(result: KnockoutByPatchResult, prompt: Prompt, image: int) -> Panels:
     """The change in percent at each image token, a panel for each window of layers."""
     import numpy as np
 
@@ -47,7 +47,7 @@ def patch_panels(result: KnockoutByPatch, prompt: Prompt, image: int) -> Panels:
     return Panels(np.stack(numbers), tuple(titles), label)
 
 
-def words_figure(result: LensByPatch, prompt: Prompt, layer: int, image: int, view: str | None) -> ShownFigure:
+def words_figure(result: LensByPatchResult, prompt: Prompt, layer: int, image: int, view: str | None) -> ShownFigure:
     """The most likely word on each patch, in the colour of its probability; of large grids a word per square."""
     table = of_layer(of_prompt(result.table, prompt), layer)
     first = table[table["rank"] == 0]

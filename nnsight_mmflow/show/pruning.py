@@ -10,7 +10,7 @@ from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.show.curves import STYLES
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
+    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.patterns.prune.report import PruneReport
     from nnsight_mmflow.show.panels import Panels
 
@@ -58,7 +58,7 @@ def prune_figure(result: PruneReport) -> ShownFigure:
     return figure
 
 
-def kept_panels(found: KeptTokens, image: int, by_layer: bool) -> Panels:
+def kept_panels(found: KeptTokensResult, image: int, by_layer: bool) -> Panels:
     """How many layers see each image token; or, by layer, 1 for those seen and 0 for those that were dropped."""
     import numpy as np
 

@@ -10,7 +10,7 @@ from nnsight_mmflow.show.overviews import overview
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.job import FlowJob
-    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
+    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.runs.results import Result
 
 ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "control", "scope", "mode", "metric", "seed")
@@ -53,7 +53,7 @@ def job_html(job: FlowJob) -> str:
     )
 
 
-def kept_html(kept: KeptTokens) -> str:
+def kept_html(kept: KeptTokensResult) -> str:
     """How many image tokens each layer sees, and where they lie."""
     counts = kept.counts
     first = [layer for layer, count in enumerate(counts) if not layer or count != counts[layer - 1]]

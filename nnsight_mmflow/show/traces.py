@@ -10,11 +10,11 @@ import numpy as np
 from nnsight_mmflow._figure import ShownFigure
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.trace.attribution import AttributionResult
-    from nnsight_mmflow.patterns.trace.result import TraceResult
+    from nnsight_mmflow.patterns.trace.attribution import AttributionPatchingResult
+    from nnsight_mmflow.patterns.trace.result import CausalTraceResult
 
 
-def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
+def trace_figure(result: CausalTraceResult, quantity: str = "effect") -> ShownFigure:
     """Heat maps of causal tracing: span by layer, a panel per site; numbers in the cells where there is room."""
     maps = result.map(quantity)
     names = {"mlp": "MLP output", "attn": "attention output", "resid": "residual stream"}
@@ -50,7 +50,7 @@ def trace_figure(result: TraceResult, quantity: str = "effect") -> ShownFigure:
     return figure
 
 
-def attribution_figure(result: AttributionResult) -> ShownFigure:
+def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
     """Heat maps of the estimates, head by layer, a panel per span; on the right, estimates against exact patching."""
     means = result.table.groupby(["span", "head", "layer"], sort=False)["estimate"].mean()
     spans, checked = list(dict.fromkeys(result.table["span"])), result.table.dropna(subset=["exact"])

@@ -1,1 +1,1 @@
-"""To be said."""
+"""Which positions are what: names, expressions, pixels, edges. No model."""

@@ -1,1 +1,1 @@
-"""To be said."""
+"""Processes that hold a model each and measure a prompt at a time."""

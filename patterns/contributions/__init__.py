@@ -1,1 +1,1 @@
-"""To be said."""
+"""What a position takes from each source token, and what that must be compared with."""

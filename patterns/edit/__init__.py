@@ -1,1 +1,1 @@
-"""To be said."""
+"""MultEdit: facts written into weights, and whether they hold."""

@@ -12,7 +12,7 @@ from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._progress import progress_bar, say
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.patterns.edit.result import Edit, edited_view, weight_digests
+from nnsight_mmflow.patterns.edit.result import EditResult, edited_view, weight_digests
 from nnsight_mmflow.patterns.edit.update import Update, solve
 from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact, Found, find_changes, read_keys
 from nnsight_mmflow.remote.words import needs_gradients
@@ -34,8 +34,8 @@ def edit(
     remote: bool | str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> Edit:
-    """An Edit: the update of each layer's matrix, a graph with it (`edit.graph`), and what it did to each fact.
+) -> EditResult:
+    """An EditResult: the update of each layer's matrix, a graph with it (`edit.graph`), and what it did to each fact.
 
     For each fact, Adam finds what must be added to the MLP's output at the constraint's last token for the model to
     give the new answer. Then one closed form per layer gives the smallest change of the output projection that adds it,
@@ -118,7 +118,7 @@ def edit(
         "weights": weight_digests(graph, chosen),
         "versions": versions(),
     }
-    return Edit(_table(facts, chosen, found, keys, before, after, settings), header, updates, graph, edited)
+    return EditResult(_table(facts, chosen, found, keys, before, after, settings), header, updates, graph, edited)
 
 
 def check_written(graph: Graph, edited: Graph, layers: list[int], settings: EditSettings) -> None:

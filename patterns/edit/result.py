@@ -27,7 +27,7 @@ FILE = "edit.safetensors"
 
 
 @dataclass(frozen=True, repr=False)
-class Edit(Result):
+class EditResult(Result):
     """An edit. One table row per fact and layer.
 
     Columns: fact, question, target, position, layer, steps, before, optimised and after (probability of the target: of
@@ -141,7 +141,7 @@ class Edit(Result):
         return {FILE: save(tensors, {"model": self.header["model"]})}
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], graph: Graph | None = None) -> Edit:
+    def load(cls, folder: str | PathLike[str], graph: Graph | None = None) -> EditResult:
         """The edit that was saved in the folder, on a model if one is given.
 
         Raises:
@@ -189,14 +189,15 @@ class Edit(Result):
         if original.remote:
             raise MMFlowError(
                 f"{what} needs the weights, and they are on a server, shared with others: edit.graph has the edit in"
-                " its traces. To write it, load the model here and read the saved edit: mmf.Edit.load(folder, graph)."
+                " its traces. To write it, load the model here and read the saved edit:"
+                " mmf.results.EditResult.load(folder, graph)."
             )
         return original, edited
 
     def _both(self) -> tuple[Graph, Graph]:
         """The model as it was, and with the edit."""
         if self.original is None or self.edited is None:
-            raise MMFlowError("this edit was loaded without a model: Edit.load(folder, graph).")
+            raise MMFlowError("this edit was loaded without a model: EditResult.load(folder, graph).")
         return self.original, self.edited
 
 

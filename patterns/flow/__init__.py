@@ -1,1 +1,1 @@
-"""To be said."""
+"""Knockout curves: where in depth information flows from one span to another."""

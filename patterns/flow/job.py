@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnsight_mmflow._errors import DataError, MMFlowError, RemoteFailure
+from nnsight_mmflow._errors import DataError, MMFlowError, ServerError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.files.output import output_folder, write_text
 from nnsight_mmflow.patterns.flow.measure import accepted_ids, entry_of, first_position
@@ -78,12 +78,12 @@ class FlowJob(Job["FlowResult"]):
             timeout: how many seconds to wait at most; None: as long as it takes.
 
         Raises:
-            RemoteFailure: a job failed, or the time is over; what is fetched stays in the folder.
+            ServerError: a job failed, or the time is over; what is fetched stays in the folder.
         """
         ends = None if timeout is None else time.monotonic() + timeout
         while set(now := self.status) != {"FETCHED"}:
             if ends is not None and time.monotonic() > ends:
-                raise RemoteFailure(f"after {timeout} seconds the jobs stand at {now}: call result() again later.")
+                raise ServerError(f"after {timeout} seconds the jobs stand at {now}: call result() again later.")
             time.sleep(every)
         prompts = [task.given[0] for task in self.work]
         return later("flow")(self.graph, prompts, folder=self.folder, progress=False, report=str, **self.given)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KeptTokens:
+class KeptTokensResult:
     """The image tokens that each layer still sees.
 
     Attributes:
@@ -42,7 +42,7 @@ class KeptTokens:
         return [len(kept) for kept in self.layers]
 
     def __repr__(self) -> str:
-        return f"KeptTokens(counts={self.counts})"
+        return f"KeptTokensResult(counts={self.counts})"
 
     def _repr_html_(self) -> str:
 
@@ -62,8 +62,8 @@ class KeptTokens:
 
 
 @checked
-def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
-    """Which image tokens each layer still sees, as `KeptTokens`.
+def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokensResult:
+    """Which image tokens each layer still sees, as `KeptTokensResult`.
 
     One forward. In a trace with mode="drop" a layer's positions are the text's and these, in order: with them, what is
     read there goes back to its place in the prompt, and `prompt.spans["image"].places()` tells where on the picture.
@@ -81,7 +81,7 @@ def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
         >>> mmf.kept_tokens(graph, prompt, mmf.HiMAP(k1=2, k2=4))
-        KeptTokens(counts=[64, 64, 32, 32, 8, 8, 8, 8, 8, 8])
+        KeptTokensResult(counts=[64, 64, 32, 32, 8, 8, 8, 8, 8, 8])
     """
     import nnsight
     import torch
@@ -100,7 +100,7 @@ def kept_tokens(graph: Graph, prompt: Prompt, pattern: Prune) -> KeptTokens:
         list(numbers.values()) if kept is None else [numbers[position] for position in kept if position in numbers]
         for kept in left
     ]
-    return KeptTokens(prompt, layers)
+    return KeptTokensResult(prompt, layers)
 
 
 def closed_keys(pattern: Prune, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:

@@ -33,8 +33,8 @@ POSITIONS = ("original", "renumbered")
 class Prune(Pattern):
     """Drops image tokens between layers: after each stage those with the highest ranks stay.
 
-    A method of your own is one function: `Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=my_rank)])`, where `my_rank`
-    takes an `mmf.Seen` and returns a number per image token that is present.
+    A method of your own is one function: `Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=my_rank)])`, where
+    `my_rank` takes an `mmf.prune.Seen` and returns a number per image token that is present.
 
     Attributes:
         mode: "drop" (the tokens leave the sequence and the cache: the speed question), or "mask" (their keys close from
@@ -122,7 +122,7 @@ class Prune(Pattern):
             stages = self.plan(graph, spans)
             if not stages:
                 raise MMFlowError(
-                    f"{type(self).__name__} has no stage: Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=...)])."
+                    f"{type(self).__name__} has no stage: Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=...)])."
                 )
             check_stages(str(self), graph, stages, len(spans["image"]))
         if form is not None:

@@ -131,7 +131,7 @@ def prune_report(
             whatever the checkpoint's generation config says; all that was used stands in the header. One answer a
             prompt is read.
         batch_size: prompts in one generation.
-        judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`mmf.read_benchmark`);
+        judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`read_benchmark`);
             None: the whole answer, whatever the case.
         timed: how often times are measured (the median is told); 0: not at all.
         folder: where finished batches are written as they are done; a run that was stopped goes on from there.

@@ -1,1 +1,1 @@
-"""To be said."""
+"""Causal tracing and its estimate: which clean activations bring an answer back."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.runs.workers import Workers
 
 
-class AttributionResult(Result):
+class AttributionPatchingResult(Result):
     """Attribution patching. One table row per prompt, span, layer and head.
 
     Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability, estimate (of the change of the
@@ -78,7 +78,7 @@ class AttributionResult(Result):
 
 
 @experiment
-def attribution(
+def attribution_patching(
     graph: Graph,
     clean: Prompt | Sequence[Prompt],
     corrupt: Corruption | Sequence[Corruption],
@@ -92,8 +92,8 @@ def attribution(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> AttributionResult:
-    """An AttributionResult: for each head and span, what patching it from the clean run would do to the answer.
+) -> AttributionPatchingResult:
+    """An AttributionPatchingResult: for each head and span, what patching it from the clean run would do to the answer.
 
     Two forwards and one backward per prompt give all of them: to first order, the change of the answer's
     log-probability is the gradient at the corrupt run times the difference of the head's results. Some cells are
@@ -124,12 +124,12 @@ def attribution(
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> prompts, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
-        >>> result = mmf.attribution(graph, prompts, corrupt, ["last"], exact=8, progress=False)
+        >>> result = mmf.attribution_patching(graph, prompts, corrupt, ["last"], exact=8, progress=False)
         >>> len(result.to_frame()) == 2 * graph.n_layers * graph.n_heads
         True
     """
     graph = graph.at(remote)
-    needs_gradients(graph, "attribution")
+    needs_gradients(graph, "attribution_patching")
     whole_here(graph, "attribution")
     prompts = listed(clean)
     corruptions = list(corrupt) if isinstance(corrupt, Sequence) else [corrupt]
@@ -145,7 +145,7 @@ def attribution(
     places = [trace_spans(n, *pair, spans, each=False, control=False) for n, pair in enumerate(pairs)]
     names = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
 
-    def collect(entries: list[dict]) -> AttributionResult:
+    def collect(entries: list[dict]) -> AttributionPatchingResult:
         import pandas as pd
 
         header = {
@@ -157,7 +157,7 @@ def attribution(
             "metric": "change of the log-probability of the clean answer's first token (nats)",
             "versions": versions(),
         }
-        return AttributionResult(pd.DataFrame(rows_of(prompts, entries)).drop(columns="kind"), header)
+        return AttributionPatchingResult(pd.DataFrame(rows_of(prompts, entries)).drop(columns="kind"), header)
 
     layers, heads = range(graph.n_layers), range(graph.n_heads)
     study = Study(

@@ -15,7 +15,7 @@ from nnsight_mmflow.bridge.site_names import site_named
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.restore import ORDER, Cell
 from nnsight_mmflow.patterns.trace.corruption import Corruption, corruption_identity, first_difference
-from nnsight_mmflow.patterns.trace.result import SAME, TraceResult, collect_trace
+from nnsight_mmflow.patterns.trace.result import SAME, CausalTraceResult, collect_trace
 from nnsight_mmflow.patterns.trace.run import cost, measure
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
@@ -56,8 +56,8 @@ def causal_trace(
     blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> TraceResult:
-    """A TraceResult: for each prompt, span, site and layer, how much of the answer the clean activations bring back.
+) -> CausalTraceResult:
+    """A CausalTraceResult: for each prompt, span, site and layer, how much of the answer clean activations bring back.
 
     The answer is the first token that the clean run generates. A cell's effect is P_restored - P_corrupt; its
     normalised form, the change of the log-probability and whether the top answer comes back stand beside it.

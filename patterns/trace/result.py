@@ -28,7 +28,7 @@ QUANTITIES = {
 }
 
 
-class TraceResult(Result):
+class CausalTraceResult(Result):
     """Causal tracing. One table row per prompt, span, site and centre layer.
 
     Columns: prompt, kind, corruption, span, positions (how many), site, layer, first_layer, last_layer, answer,
@@ -100,7 +100,7 @@ def collect_trace(
     sites: Sequence[str],
     windows: Sequence[range],
     settings: dict,
-) -> TraceResult:
+) -> CausalTraceResult:
     """The result of finished prompts.
 
     Args:
@@ -168,4 +168,4 @@ def collect_trace(
         "left_out": left_out,
         "corruptions": list(dict.fromkeys(corruption.how for _, corruption, _ in runs[:n_prompts])),
     }
-    return TraceResult(pd.DataFrame(rows), header)
+    return CausalTraceResult(pd.DataFrame(rows), header)

@@ -224,4 +224,4 @@ def test_a_saved_edit_with_nan_is_refused(nano, tmp_path):
     tensors["4.left"][0] = float("nan")
     save_file(tensors, tmp_path / "edit.safetensors", {"model": "nano"})
     with pytest.raises(mmf.MMFlowError, match="the edit of layer 4 holds NaN"):
-        mmf.Edit.load(tmp_path, nano)
+        mmf.results.EditResult.load(tmp_path, nano)

@@ -148,7 +148,7 @@ def test_a_refused_key_is_nowhere(there, tmp_path, capfd):
 
 
 def test_experiments_say_that_the_key_is_refused(there):
-    with pytest.raises(mmf.RemoteFailure, match="the server refuses the API key") as caught:
+    with pytest.raises(mmf.ServerError, match="the server refuses the API key") as caught:
         mmf.lens(there, mmf.nano.prompts(there, 1)[0], progress=False)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -171,7 +171,7 @@ def test_a_malformed_key_is_not_sent(there, tmp_path, capfd, monkeypatch, key):
     monkeypatch.setattr(CONFIG.API, "APIKEY", key)
     prompt = mmf.nano.prompts(there, 1)[0]
     for send in (lambda: there.trace(prompt), lambda: mmf.lens(there, prompt, progress=False)):
-        with pytest.raises(mmf.RemoteFailure, match="the API key is malformed.*was not sent") as caught:
+        with pytest.raises(mmf.ServerError, match="the API key is malformed.*was not sent") as caught:
             send()
         assert KEY not in everything(caught.value)
 
@@ -191,7 +191,7 @@ def test_a_host_that_holds_the_key_is_not_shown(monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", f"http://user:{KEY}@127.0.0.1:9")
     monkeypatch.setattr(_remote, "READY", {})
     graph = mmf.load(str(FOLDER), remote=True)
-    with pytest.raises(mmf.RemoteFailure, match="no NDIF server answers") as caught:
+    with pytest.raises(mmf.ServerError, match="no NDIF server answers") as caught:
         graph.trace(mmf.nano.prompts(graph, 1)[0])
     assert HIDDEN in str(caught.value)
     assert KEY not in "".join(traceback.format_exception(caught.value))

@@ -77,7 +77,7 @@ def test_an_experiment_on_the_server_equals_it_here(here, there, name):
 
 def test_attribution_on_the_server_equals_it_here(here, there):
     pairs = mmf.nano.trace_pairs(here, 1, "flag")
-    one, other = (mmf.attribution(graph, *pairs, progress=False).to_frame() for graph in (here, there))
+    one, other = (mmf.attribution_patching(graph, *pairs, progress=False).to_frame() for graph in (here, there))
     numbers = one.select_dtypes("number").columns
     assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
 
@@ -142,7 +142,7 @@ def test_a_big_sweep_goes_in_chunks_and_goes_on(here, there, server, tmp_path):
     parts = server.seen()["requests"]
     server.set("ends_after", 2)
     try:
-        with pytest.raises(mmf.RemoteFailure, match="took too long.*chunks_per_request=8"):
+        with pytest.raises(mmf.ServerError, match="took too long.*chunks_per_request=8"):
             mmf.flow(there, prompt, chunks_per_request=1, folder=tmp_path, **kwargs)
     finally:
         server.set("ends_after", -1)
@@ -260,9 +260,9 @@ def test_an_edit_on_the_server_equals_it_here(here, there, server, tmp_path):
         written.append(ids.tolist())
     assert written[0] == written[1]
     other.save(tmp_path)
-    assert mmf.Edit.load(tmp_path, here).graph.name == "nano, edited"
+    assert mmf.results.EditResult.load(tmp_path, here).graph.name == "nano, edited"
     asked = replace(fact.prompt, answer=fact.target)  # a sweep's session runs with the edit, too
-    swept = mmf.flow(mmf.Edit.load(tmp_path, there).graph, asked, window=9, **QUIET)
+    swept = mmf.flow(mmf.results.EditResult.load(tmp_path, there).graph, asked, window=9, **QUIET)
     assert set(swept.to_frame()["prediction"]) == {fact.target}
     with pytest.raises(mmf.MMFlowError, match="shared with others"):
         other.apply()

@@ -18,7 +18,7 @@ from nnsight_mmflow.show.pages.explore_parts import LEGEND, check_picture, names
 if TYPE_CHECKING:
     import numpy as np
 
-    from nnsight_mmflow.patterns.attention import AttentionMaps
+    from nnsight_mmflow.patterns.attention import AttentionResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
 STEPS = 255
@@ -60,7 +60,7 @@ A ring, and the word “sink”, mark attention sinks: positions that most later
 """
 
 
-def attention_page(maps: AttentionMaps, most_bytes: int, layer: int | None = None) -> Page:
+def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = None) -> Page:
     """The page of attention maps; `layer` is shown first.
 
     Raises:
@@ -160,7 +160,7 @@ def chips_of(prompt: Prompt) -> list[dict]:
     return chips
 
 
-def _picture_mass(maps: AttentionMaps, layer: int) -> np.ndarray:
+def _picture_mass(maps: AttentionResult, layer: int) -> np.ndarray:
     """(images, heads, targets): how much of all that a target reads is an image's, in 255 steps.
 
     Summed here: small weights that are rounded one by one would add up to too little.
@@ -195,7 +195,7 @@ def _expected(held: np.ndarray) -> float:
     return float(bits * held.shape[1] / 8 * 4 / 3)
 
 
-def _refuse(maps: AttentionMaps, size: int, done: int, most_bytes: int) -> None:
+def _refuse(maps: AttentionResult, size: int, done: int, most_bytes: int) -> None:
     layers, heads = len(maps.layers), len(maps.heads)
     expected = size / done * layers
     raise MMFlowError(

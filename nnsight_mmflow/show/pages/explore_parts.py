@@ -38,7 +38,7 @@ def check_picture(prompt: Prompt) -> None:
     if not prompt.images or not len(prompt.spans["image"]):
         raise PromptError(
             "explore draws on the prompt's picture, but this prompt has no image: graph.prompt(image, question). For"
-            " text alone, mmf.show_attention(maps, layer, by='token') and mmf.show_tokens(prompt, values) draw words."
+            " text alone, mmf.show.attention(maps, layer, by='token') and mmf.show.tokens(prompt, values) draw words."
         )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.patterns.attention import AttentionMaps
-from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokens
+from nnsight_mmflow.patterns.attention import AttentionResult
+from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.show.layer_values import layer_values
@@ -28,7 +28,7 @@ MOST_BYTES = 20_000_000
 
 @checked
 def explore(
-    what: AttentionMaps | KeptTokens | Result | pd.DataFrame | Array,
+    what: AttentionResult | KeptTokensResult | Result | pd.DataFrame | Array,
     *,
     prompt: Prompt | None = None,
     layer: int | str | None = None,
@@ -75,7 +75,7 @@ def explore(
         >>> print(str(page).splitlines()[1])
         2 layers, 4 heads, 76 targets, 76 sources: page.save('attention.html'), or show it in a notebook
     """
-    if isinstance(what, AttentionMaps):
+    if isinstance(what, AttentionResult):
         if prompt is not None and prompt.digest() != what.prompt.digest():
             raise MMFlowError("prompt= is another prompt than the maps are of: leave it out, the maps hold theirs.")
         given = {"column": column, "labels": labels, "words": words}
@@ -99,7 +99,7 @@ def explore(
     return values_page(prompt, layer_values(what, prompt, column, labels, words), title, layer)
 
 
-def _chosen(maps: AttentionMaps, layers: Iterable[int] | None, heads: Iterable[int] | None) -> AttentionMaps:
+def _chosen(maps: AttentionResult, layers: Iterable[int] | None, heads: Iterable[int] | None) -> AttentionResult:
     """The maps of some layers and heads."""
     kept = maps.layers if layers is None else tuple(sorted(set(layers)))
     used = maps.heads if heads is None else tuple(sorted(set(heads)))

@@ -20,8 +20,8 @@ from nnsight_mmflow.spans.span import ranges
 if TYPE_CHECKING:
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.bridge.span_cache import SpanCache
-    from nnsight_mmflow.patterns.attention import AttentionMaps
-    from nnsight_mmflow.patterns.attention_and_effect import EffectResult
+    from nnsight_mmflow.patterns.attention import AttentionResult
+    from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
 # 2026-11-28, headless Chromium 900 px wide, two cores: 32 heads x 30 groups open in 2.3 s, 8 x 60 in 2.4 s, 1 x 150 in
@@ -36,15 +36,15 @@ CELL = "mean over a row's targets of the attention that they give to all sources
 
 
 @checked
-def show_attention(
-    what: AttentionMaps | SpanCache | torch.Tensor,
+def attention(
+    what: AttentionResult | SpanCache | torch.Tensor,
     layer: int,
     *,
     prompt: Prompt | None = None,
     by: Grouping = "span",
     heads: Sequence[int] | None = None,
     max_value: float | int | None = None,
-    effect: EffectResult | None = None,
+    effect: AttentionAndEffectResult | None = None,
 ) -> Page:
     """A page on which CircuitsVis shows each head's attention between groups of positions; notebooks show it.
 
@@ -53,7 +53,7 @@ def show_attention(
     picture is the mean over heads. `page.save(file)` writes a file that opens anywhere; nothing is ever fetched.
 
     Args:
-        what: AttentionMaps; a SpanCache of a TransformerLens run (pooled already); or a tensor (heads, queries, keys)
+        what: AttentionResult; a SpanCache of a TransformerLens run (pooled already); or a tensor (heads, queries, keys)
             with `prompt`.
         layer: which.
         prompt: what a tensor or a SpanCache is of.
@@ -71,7 +71,7 @@ def show_attention(
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
-        >>> page = mmf.show_attention(mmf.attention(graph, prompt, layers=6), 6)
+        >>> page = mmf.show.attention(mmf.attention(graph, prompt, layers=6), 6)
         >>> print(str(page).splitlines()[0])
         nano, layer 6: attention mass by group, mean of 4 heads, percent; rows are targets, columns sources
     """

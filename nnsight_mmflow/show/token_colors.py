@@ -23,7 +23,7 @@ STARTS = {"\u2581": " ", "\u0120": " ", "\u010a": "\n"}  # how tokenizers write 
 
 
 @checked
-def show_tokens(
+def tokens(
     prompt: Prompt,
     values: Values,
     *,
@@ -57,7 +57,7 @@ def show_tokens(
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
         >>> taken = mmf.contributions(graph, prompt, "question", "last", progress=False)
-        >>> print(str(mmf.show_tokens(prompt, taken)).splitlines()[0])
+        >>> print(str(mmf.show.tokens(prompt, taken)).splitlines()[0])
         question: contributions, norm, summed over layers
     """
     circuits()

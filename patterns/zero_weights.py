@@ -1,4 +1,4 @@
-"""Zeroed: attention weights set to zero after the softmax, so that the rest is not scaled up (unlike Knockout)."""
+"""ZeroWeights: attention weights set to zero after the softmax, so that the rest is not scaled up (unlike Knockout)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zeroed(Pattern):
+class ZeroWeights(Pattern):
     """Sets the weights from source to target to zero after the softmax; the target's others stay as they are.
 
     What the sources gave is subtracted from the heads' results, so that the attention implementation stays as it is.
@@ -51,7 +51,7 @@ class Zeroed(Pattern):
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
-        >>> with graph.trace(prompt, mmf.Zeroed(source="image", target="last", layers=range(3))):
+        >>> with graph.trace(prompt, mmf.ZeroWeights(source="image", target="last", layers=range(3))):
         ...     logits = graph.unembed.output.save()
     """
 

@@ -35,7 +35,7 @@ def on_image(
 
     Args:
         prompt: with at least one image.
-        values: one number per image token, or (panels, tokens); a mapping from position; an AttentionMaps (a panel per
+        values: one number per image token, or (panels, tokens); a mapping from position; attention (a panel per
             layer: the mean over its targets and heads); or the result of `mmf.contributions` and `mmf.saliency` (summed
             over layers) or `mmf.knockout_by_patch`. NaN: no value.
         image: which of the prompt's images, counted from 0.
@@ -56,7 +56,7 @@ def on_image(
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
         >>> maps = mmf.attention(graph, prompt, targets="last", sources="image", layers=[2, 5])
-        >>> len(mmf.on_image(prompt, maps).axes)  # the picture, two panels, the colour bar
+        >>> len(mmf.show.on_image(prompt, maps).axes)  # the picture, two panels, the colour bar
         4
     """
     if max_value is not None and not 0 < max_value < float("inf"):
