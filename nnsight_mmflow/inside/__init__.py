@@ -1,1 +1,1 @@
-"""What runs inside a trace: it travels to servers by value, and imports torch, numpy, transformers and nnsight alone."""
+"""What runs inside a trace: it travels to servers by value, and imports torch, transformers and nnsight alone."""
