@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.result import FlowResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
+OURS = ("nnsight_mmflow", "jaxtyping", "beartype")  # whose frames are no user's
 NAMES = {
     "TraceResult": "results.CausalTraceResult",
     "LensByPatch": "results.LensByPatchResult",
@@ -86,14 +88,18 @@ def renamed(name: str) -> object:
     if name not in NAMES:
         raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(nnsight_mmflow.__all__)}.")
     group, _, new = NAMES[name].rpartition(".")
-    deprecated(f"mmf.{name}", f"mmf.{NAMES[name]}", 4)
+    deprecated(f"mmf.{name}", f"mmf.{NAMES[name]}")
     holder = import_module("nnsight_mmflow.checks") if group == "checks" else nnsight_mmflow
     return getattr(getattr(holder, group) if group and group != "checks" else holder, new)
 
 
-def deprecated(old: str, new: str, deeper: int = 3) -> None:
-    """Tells the new name, at the line that uses the old one."""
-    warnings.warn(f"{old} is now {new}; the old name goes away in 0.4.", FormerNameWarning, stacklevel=deeper)
+def deprecated(old: str, new: str) -> None:
+    """Tells the new name, at the user's line that uses the old one."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+        frame = frame.f_back
+    told = f"{old} is now {new}; the old name goes away in 0.4."
+    warnings.warn_explicit(told, FormerNameWarning, frame.f_code.co_filename, frame.f_lineno)
 
 
 def flow_on_workers(
