@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,19 @@ NAMES = {
 }
 
 
+# By experiment the arguments that are called otherwise now, and what becomes of their values.
+ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], object]]]] = {
+    "flow": {"control": ("controls", int)},
+    "causal_trace": {
+        "control": ("controls", int),
+        "width": ("window", lambda width: width),
+        "half_width": ("window", lambda half: 2 * half + 1),
+    },
+    "knockout_by_patch": {"control": ("controls", int)},
+    "attention": {"targets": ("target", lambda span: span), "sources": ("source", lambda span: span)},
+}
+
+
 class FormerNameWarning(DeprecationWarning):
     """A name of an earlier version was used."""
 
@@ -100,6 +113,21 @@ def deprecated(old: str, new: str) -> None:
         frame = frame.f_back
     told = f"{old} is now {new}; the old name goes away in 0.4."
     warnings.warn_explicit(told, FormerNameWarning, frame.f_code.co_filename, frame.f_lineno)
+
+
+def with_new_names(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's keyword arguments by their names of now; the earlier ones are told."""
+    found = dict(given)
+    for old, (new, value_of) in ARGUMENTS.get(run, {}).items():
+        if found.get(old) is not None and new not in found:
+            deprecated(f"{old}= of mmf.{run}", f"{new}=")
+            found[new] = value_of(found[old])
+        if new in found:
+            found.pop(old, None)
+    if run in ("prune_report", "causal_trace", "knockout_by_patch") and isinstance(found.get("controls"), bool):
+        deprecated(f"controls={found['controls']} of mmf.{run}", f"controls={int(found['controls'])}")
+        found["controls"] = int(found["controls"])
+    return found
 
 
 def flow_on_workers(

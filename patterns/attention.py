@@ -14,7 +14,7 @@ from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.heads import QueryKeyReader
 from nnsight_mmflow.inside.maps import read_maps
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.prompts.prompt import Batch, Prompt
+from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.spans.edges import resolve
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
@@ -162,11 +162,11 @@ class AttentionResult:
 @experiment
 def attention(
     graph: Graph,
-    prompt: Prompt | Batch,
+    prompt: Prompt,
     *patterns: Pattern,
     layers: int | Iterable[int] | None = None,
-    targets: str | Span = "all",
-    sources: str | Span = "all",
+    source: str | Span = "all",
+    target: str | Span = "all",
     heads: Iterable[int] | None = None,
     most_bytes: int = MOST_BYTES,
     remote: bool | str | None = None,
@@ -182,8 +182,8 @@ def attention(
         prompt: one prompt.
         patterns: at work during the run, as in `graph.trace`.
         layers: which; all unless given.
-        targets: the positions that read: the rows of the maps.
-        sources: the positions that are read: the columns.
+        source: the positions that are read: the columns of the maps.
+        target: the positions that read: the rows.
         heads: which; all unless given.
         most_bytes: how large the maps may be.
         remote: run on NDIF (True, or a host); None: where the graph runs.
@@ -195,7 +195,7 @@ def attention(
     Example:
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
-        >>> maps = mmf.attention(graph, mmf.nano.prompts(graph, 1)[0], layers=range(2, 4), targets="question")
+        >>> maps = mmf.attention(graph, mmf.nano.prompts(graph, 1)[0], layers=range(2, 4), target="question")
         >>> maps.weights.shape
         torch.Size([2, 4, 6, 76])
     """
@@ -208,8 +208,8 @@ def attention(
     rows = prompt.rows()
     chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
     kept = _heads(heads, graph.n_heads)
-    down, across = (list(resolve(what, rows, role)[0]) for what, role in ((targets, "targets"), (sources, "sources")))
-    for held, what, role in ((down, targets, "targets"), (across, sources, "sources")):
+    down, across = (list(resolve(what, rows, role)[0]) for what, role in ((target, "target"), (source, "source")))
+    for held, what, role in ((down, target, "target"), (across, source, "source")):
         if not held:
             raise SpanError(f"{role}={getattr(what, 'name', what)!r} holds no position of this prompt.")
     _check_bytes(4 * len(chosen) * len(kept) * len(down) * len(across), most_bytes, (chosen, kept, down, across))
@@ -268,7 +268,7 @@ def _check_bytes(size: int, most: int, parts: tuple[list[int], ...]) -> None:
         raise MMFlowError(
             f"{layers} layers x {heads} heads x {targets} targets x {sources} sources in float32 are"
             f" {size / 1e9:.1f} GB, more than {most / 1e9:.1f} GB. Ask for less: layers=[{parts[0][layers // 2]}],"
-            ' targets="last" or targets="question", sources="image", heads=[0]; or raise most_bytes.'
+            ' target="last" or target="question", source="image", heads=[0]; or raise most_bytes.'
         )
 
 

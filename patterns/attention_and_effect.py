@@ -14,7 +14,7 @@ from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.patterns.attention import attention
-from nnsight_mmflow.prompts.prompt import Batch, Prompt
+from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
@@ -121,7 +121,7 @@ class AttentionAndEffectResult(Result):
 @experiment
 def attention_and_effect(
     graph: Graph,
-    prompt: Prompt | Batch,
+    prompt: Prompt,
     source: str | Span,
     target: str | Span = "last",
     *,
@@ -239,7 +239,7 @@ def measure(
     start = min(chunk.start for chunk in plan.chunks)
     found = run_sweep(graph, plan, prompt, start, 16, None)
     text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
-    maps = attention(graph, prompt, layers=layers, targets=target)
+    maps = attention(graph, prompt, layers=layers, target=target)
     mean, masses, sunk = maps.weights.mean((1, 2)), [], []
     for index, layer in enumerate(layers):
         sinks = set(maps.sinks(layer))

@@ -129,12 +129,12 @@ def knockout_by_patch(
     graph: Graph,
     prompt: Prompt,
     *,
-    target: str | Span = "last",
     source: str = "image",
+    target: str | Span = "last",
     layers: int | Iterable[int] | None = None,
     window: int | None = None,
     size: int = 1,
-    control: bool = True,
+    controls: int = 1,
     seed: int = 0,
     row_budget: int = ROW_BUDGET,
     folder: str | PathLike[str] | None = None,
@@ -152,13 +152,13 @@ def knockout_by_patch(
     Args:
         graph: the model.
         prompt: one prompt with an image.
-        target: the span that may not read.
         source: the image span whose tokens are gone through: "image.base" or "image[1]" costs less than all.
+        target: the span that may not read.
         layers: a stretch of layers, all unless given.
         window: None closes them all at once; a number closes as many around each of them in turn, as `mmf.flow` does.
         size: 2 or more closes squares of size x size patches of a view; 1 each token, row ends too.
-        control: for squares also as many random patches of the same view. For single tokens the distribution over
-            tokens is the control: `summary` and `spread` tell it.
+        controls: for squares how many sets of as many random patches of the same view; their mean is told. For single
+            tokens the distribution over tokens is the control: `summary` and `spread` tell it.
         seed: of the random patches.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         folder: where the numbers are written as they are done, and the result.
@@ -189,9 +189,9 @@ def knockout_by_patch(
     regions = regions_of(span, size)
     spans = {TARGET: prompt.spans[target] if isinstance(target, str) else target, WHOLE: span}
     spans |= {f"region_{k}": Span(f"region_{k}", one.positions, span.row) for k, one in enumerate(regions)}
-    if control and size > 1:
-        partners = random_partners(regions, seed)
-        spans |= {f"random_{k}": Span(f"random_{k}", held, span.row) for k, held in enumerate(partners)}
+    for draw in range(controls if size > 1 else 0):
+        drawn = {f"random_{draw}_{k}": held for k, held in enumerate(random_partners(regions, seed + draw))}
+        spans |= {name: Span(name, held, span.row) for name, held in drawn.items()}
     named = prompt.spans.having(**spans)
     edges = tuple(f"{name}->{TARGET}" for name in spans if name != TARGET)
     blocks = graph.adapter.bidirectional(prompt.spans)
@@ -221,12 +221,12 @@ def knockout_by_patch(
             "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
             "versions": versions(),
         }
-        return KnockoutByPatchResult(_table(prompt, regions, plan, token, base, changes), header, prompt)
+        return KnockoutByPatchResult(_table(prompt, regions, plan, token, base, changes, controls), header, prompt)
 
     settings = {"source": source, "target": list(spans[TARGET]), "layers": chosen, "window": window, "size": size}
     study = Study(
         name="knockout by patch",
-        settings={**settings, "control": control, "seed": seed},
+        settings={**settings, "controls": controls, "seed": seed},
         tasks=[prompt_task(prompt, prompt_identity(prompt), plan)],
         measure=measure,
         collect=collect,
@@ -265,6 +265,7 @@ def _table(
     token: int,
     base: float,
     changes: dict[tuple[str, int], tuple[float, int]],
+    controls: int,
 ) -> pd.DataFrame:
     import pandas as pd
 
@@ -275,7 +276,8 @@ def _table(
         layers = window_layers(centre, size, plan.sizes.n_layers)
         for number, region in enumerate(regions):
             log, top = changes[f"region_{number}->{TARGET}", centre]
-            partner = changes.get((f"random_{number}->{TARGET}", centre))
+            drawn = [changes.get((f"random_{draw}_{number}->{TARGET}", centre)) for draw in range(controls)]
+            partners = [math.expm1(one[0] - base) * 100 for one in drawn if one is not None]
             rows.append(
                 {
                     "prompt": prompt.key or "0",
@@ -296,7 +298,7 @@ def _table(
                     "change_percent": math.expm1(log - base) * 100,
                     "log_probability_change": log - base,
                     "answer_changed": top != token,
-                    "control_change_percent": float("nan") if partner is None else math.expm1(partner[0] - base) * 100,
+                    "control_change_percent": sum(partners) / len(partners) if partners else float("nan"),
                 }
             )
     return pd.DataFrame(rows).astype(dict.fromkeys(("tile", "row", "column"), "Int64"))

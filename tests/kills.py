@@ -35,7 +35,7 @@ def experiments(graph, count):
     facts = mmf.nano.edits(graph, count)
     brief = mmf.EditSettings(steps=2)
     return {
-        "flow": lambda at: mmf.flow(graph, prompts, window=3, only_correct=False, control=1, folder=at, **QUIET),
+        "flow": lambda at: mmf.flow(graph, prompts, window=3, only_correct=False, controls=1, folder=at, **QUIET),
         "causal_trace": lambda at: mmf.causal_trace(graph, clean, corrupt, only_correct=False, folder=at, **QUIET),
         "disruption": lambda at: mmf.disruption(graph, prompts, layers=[2, 3], folder=at, **QUIET),
         "skip_flow": lambda at: mmf.skip_flow(graph, prompts, ["image"], only_correct=False, folder=at, **QUIET),

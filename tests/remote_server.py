@@ -152,7 +152,7 @@ EXPERIMENTS = {
     ),
     "knockout_by_patch": lambda graph, prompts: mmf.knockout_by_patch(graph, prompts[0], size=2, progress=False),
     "lens_by_patch": lambda graph, prompts: mmf.lens_by_patch(graph, prompts[0]),
-    "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], targets="question"),
+    "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], target="question"),
     "attention_and_effect": lambda graph, prompts: mmf.attention_and_effect(
         graph, prompts[0], "text('color')", layers=[3], controls=1, progress=False
     ),

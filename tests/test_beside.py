@@ -28,7 +28,7 @@ def result(nano, asked, thing):
 
 
 def test_mass_and_effect_equal_slow_references(nano, asked, thing, result):
-    maps = mmf.attention(nano, asked, targets="last")
+    maps = mmf.attention(nano, asked, target="last")
     with torch.no_grad(), nano.trace(asked, use_cache=False) as _:
         base = nano.model.output.logits[0, -1].softmax(-1).save()
     token = int(base.argmax())

@@ -119,11 +119,11 @@ def test_the_same_run_twice_is_refused():
 def test_windows_are_stated_and_truncated():
     graph = GRAPHS["llama"]("sdpa")
     prompt, corrupt = pair(graph)
-    table = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), half_width=1, control=False, **LOOSE)
+    table = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), window=3, controls=0, **LOOSE)
     frame = table.to_frame()
     assert list(zip(frame["first_layer"], frame["last_layer"], strict=True)) == [(0, 1), (0, 2), (1, 3), (2, 4), (3, 4)]
     assert "windows of 3 layers (half-width 1), layers counted from 0" in table.caption()
-    rome = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), width=2, control=False, **LOOSE).to_frame()
+    rome = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), window=2, controls=0, **LOOSE).to_frame()
     assert list(zip(rome["first_layer"], rome["last_layer"], strict=True)) == [(0, 0), (0, 1), (1, 2), (2, 3), (3, 4)]
 
 
@@ -270,7 +270,7 @@ def test_a_stopped_run_goes_on(nano, facts, tmp_path, monkeypatch):
 
 
 def test_pictures_state_what_they_show(nano, facts):
-    result = mmf.causal_trace(nano, facts[0][:2], facts[1][:2], half_width=1, **QUIET)
+    result = mmf.causal_trace(nano, facts[0][:2], facts[1][:2], window=3, **QUIET)
     for quantity in ("effect", "normalised_effect", "restored_probability", "answer_restored"):
         figure = result.plot(quantity)
         told = " ".join(figure.get_suptitle().split())

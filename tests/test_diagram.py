@@ -30,7 +30,7 @@ def boxed(graph):
 
 @pytest.fixture(scope="module")
 def swept(graph, boxed):
-    return mmf.flow(graph, boxed, window=(1, 3), control=2, **LOOSE)
+    return mmf.flow(graph, boxed, window=(1, 3), controls=2, **LOOSE)
 
 
 def planted(**kwargs):
@@ -115,7 +115,7 @@ def test_a_control_equals_its_knockout_made_by_hand(graph, boxed, swept):
 
 def test_both_engines_run_controls(graph, boxed):
     rows, forward = (
-        mmf.flow(graph, boxed[0], ["object->question", "last->last"], window=1, control=1, engine=engine, **LOOSE)
+        mmf.flow(graph, boxed[0], ["object->question", "last->last"], window=1, controls=1, engine=engine, **LOOSE)
         for engine in ("rows", "forward")
     )
     assert len(set(rows.to_frame()["edge"])) == 4
@@ -133,8 +133,8 @@ def test_edges_stay_the_same_with_and_without_controls(graph, boxed, swept):
 
 
 def test_runs_go_on_with_their_controls_and_not_without(graph, boxed, tmp_path):
-    first = mmf.flow(graph, boxed[:1], ["object->question"], window=1, control=1, folder=tmp_path, **LOOSE)
-    again = mmf.flow(graph, boxed, ["object->question"], window=1, control=1, folder=tmp_path, **LOOSE)
+    first = mmf.flow(graph, boxed[:1], ["object->question"], window=1, controls=1, folder=tmp_path, **LOOSE)
+    again = mmf.flow(graph, boxed, ["object->question"], window=1, controls=1, folder=tmp_path, **LOOSE)
     assert again.to_frame().query("prompt == 'q0'").equals(first.to_frame())
     assert mmf.results.FlowResult.load(tmp_path).controls(1)["object->question"].shape == (1, graph.n_layers)
     with pytest.raises(mmf.DataError, match="control was 1, is None"):
@@ -145,11 +145,11 @@ def test_runs_go_on_with_their_controls_and_not_without(graph, boxed, tmp_path):
 
 def test_wrong_settings(graph, boxed, swept):
     with pytest.raises(mmf.MMFlowError, match="control=-1"):
-        mmf.flow(graph, boxed, control=-1, **LOOSE)
+        mmf.flow(graph, boxed, controls=-1, **LOOSE)
     with pytest.raises(mmf.MMFlowError, match=re.escape("window=9: this result has [1, 3]")):
         swept.diagram(9)
     with pytest.raises(mmf.MMFlowError, match='an edge is "source->target"'):
-        mmf.flow(graph, boxed, ["image-question"], control=1, **LOOSE)
+        mmf.flow(graph, boxed, ["image-question"], controls=1, **LOOSE)
 
 
 # --- numbers

@@ -53,7 +53,7 @@ def figures(graph, prompts):
     one = prompts[0]
     clean, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
     corrupt = [replace(each, how=f"{each.how} {ODD}") for each in corrupt]
-    flow = mmf.flow(graph, prompts, ["pa$t$ch->last", "question->last"], 3, only_correct=False, control=1, **QUIET)
+    flow = mmf.flow(graph, prompts, ["pa$t$ch->last", "question->last"], 3, only_correct=False, controls=1, **QUIET)
     taken = mmf.contributions(graph, prompts, progress=False)
     lensed = mmf.lens_by_patch(graph, one, layers=[4])
     lensed.table["word"] = "$x_{$"
@@ -179,7 +179,7 @@ def test_reports_stay_tables_whatever_the_names(graph, prompts):
     traced = mmf.causal_trace(graph, clean, [replace(one, how=f"# {ODD}") for one in corrupt], ["last"], **QUIET)
     traced.table["span"] = "sp|an<i>"
     traced.header["left_out"] = {"<b>why</b> | x": 1}
-    pruned = mmf.prune_report(graph, prompts, {f"| {ODD}": mmf.FastV(k=4)}, timed=0, controls=False, **QUIET)
+    pruned = mmf.prune_report(graph, prompts, {f"| {ODD}": mmf.FastV(k=4)}, timed=0, controls=0, **QUIET)
     fact = mmf.nano.edits(graph, 1)[0]
     others = [replace(prompt, kind="k|ind<i>") for prompt in prompts]
     edited = mmf.edit_report(graph, [fact], others, 4, fine_tuning=False, settings=mmf.EditSettings(steps=2), **QUIET)

@@ -207,7 +207,7 @@ def test_in_an_exported_notebook(chromium, maps, tmp_path):
 def test_divided_pictures(chromium, name, tmp_path):
     graph = family(name)
     prompt = graph.prompt([picture(0, 80, 48)], QUESTION)
-    maps = mmf.attention(graph, prompt, layers=[1], targets="question | suffix")
+    maps = mmf.attention(graph, prompt, layers=[1], target="question | suffix")
     shown = kept(maps.at(1), causal=False).mean(0)[-1]
     with opened(chromium, mmf.explore(maps).save(tmp_path / "page.html"), 600) as tab:
         assert tab.locator("#view option").all_text_contents()[0] == "finest"

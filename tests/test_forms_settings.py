@@ -160,7 +160,7 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
     written = []
     for graph in (plain_one, other):
         prompts = mmf.nano.prompts(graph, 4)
-        report = mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], controls=False, timed=0, max_new_tokens=3, **QUIET)
+        report = mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], controls=0, timed=0, max_new_tokens=3, **QUIET)
         written.append(report.to_frame()["written"].tolist())
         used = report.header["generation"]
         assert (used["num_beams"], used["use_cache"], used["do_sample"]) == (1, True, False)
@@ -169,7 +169,7 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
         assert json.loads(json.dumps(used)) == used
     assert written[0] == written[1]
     chosen = mmf.prune_report(
-        other, prompts, [mmf.FastV(k=5)], controls=False, timed=0, generation={"num_beams": 2}, **QUIET
+        other, prompts, [mmf.FastV(k=5)], controls=0, timed=0, generation={"num_beams": 2}, **QUIET
     )
     assert chosen.header["generation"]["num_beams"] == 2
     for wrong, named in (({"num_return_sequences": 2, "num_beams": 2}, "one answer"), ({"max_new_tokens": 3}, "there")):

@@ -380,7 +380,7 @@ def tried(base, tmp_path_factory):
     facts = mmf.nano.edits(base, 1)
     brief = mmf.EditSettings(steps=1)
     runs = {
-        "flow": lambda where: mmf.flow(base, one, EDGES, 1, control=1, folder=where, **quiet),
+        "flow": lambda where: mmf.flow(base, one, EDGES, 1, controls=1, folder=where, **quiet),
         "causal_trace": lambda where: mmf.causal_trace(base, *pairs, ["last"], ["mlp"], folder=where, **quiet),
         "disruption": lambda where: mmf.disruption(base, one, layers=[3], folder=where, **quiet),
         "skip_flow": lambda where: mmf.skip_flow(base, one, ["image"], folder=where, **quiet),
@@ -390,7 +390,7 @@ def tried(base, tmp_path_factory):
         "attribution": lambda where: mmf.attribution_patching(base, *pairs, ["last"], exact=2, folder=where, **quiet),
         "word_overlap": lambda where: mmf.word_overlap(base, one, window=3, folder=where, **quiet),
         "prune_report": lambda where: mmf.prune_report(
-            base, one, [mmf.FastV(k=5)], controls=False, timed=1, folder=where, **quiet
+            base, one, [mmf.FastV(k=5)], controls=0, timed=1, folder=where, **quiet
         ),
         "edit_report": lambda where: mmf.edit_report(
             base, facts, one, 3, fine_tuning=False, bound=0.1, settings=brief, folder=where, **quiet

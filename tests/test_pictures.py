@@ -115,7 +115,7 @@ def test_scales(prompt):
 
 def test_values_of_every_kind(graph, prompt):
     image = list(prompt.spans["image"])
-    maps = mmf.attention(graph, prompt, layers=[1, 3], targets="question", sources="all")
+    maps = mmf.attention(graph, prompt, layers=[1, 3], target="question", source="all")
     figure = mmf.show.on_image(prompt, maps)
     expected = maps.weights[:, :, :, image].mean((1, 2))
     assert [axis.get_title() for axis in figure.axes[1:3]] == ["layer 1", "layer 3"]
@@ -163,7 +163,7 @@ def test_what_is_refused(graph, prompt):
     with pytest.raises(mmf.MMFlowError, match="which hold no token of this image"):
         mmf.show.on_image(prompt, {0: 1.0})
     with pytest.raises(mmf.SpanError, match='sources="image"'):
-        mmf.show.on_image(prompt, mmf.attention(graph, prompt, sources="question"))
+        mmf.show.on_image(prompt, mmf.attention(graph, prompt, source="question"))
     with pytest.raises(mmf.MMFlowError, match="are of another prompt"):
         mmf.show.on_image(graph.prompt(picture(0), QUESTION), mmf.attention(graph, prompt))
     with pytest.raises(mmf.MMFlowError, match="max_value=0 must be above 0"):

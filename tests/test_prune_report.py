@@ -141,4 +141,4 @@ def test_reports_that_cannot_be_made(nano):
             nano, [nano.prompt(prompts[0].images[0], "what color is the circle ?")], [mmf.FastV()], **QUIET
         )
     with pytest.raises(mmf.NoEffectError, match="keeps all 64"):
-        mmf.prune_report(nano, prompts, [mmf.FastV(r=0.0)], timed=0, controls=False, **QUIET)
+        mmf.prune_report(nano, prompts, [mmf.FastV(r=0.0)], timed=0, controls=0, **QUIET)

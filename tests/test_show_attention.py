@@ -65,7 +65,7 @@ def test_the_first_token_does_not_set_the_scale(maps):
 
 
 def test_rows_without_targets_stay_empty_and_square(nano, asked):
-    cut = mmf.attention(nano, asked, layers=[4], targets="last", sources="image | question", heads=[1, 3])
+    cut = mmf.attention(nano, asked, layers=[4], target="last", source="image | question", heads=[1, 3])
     page = mmf.show.attention(cut, 4)
     drawn = torch.tensor(page.data["props"]["attention"])
     assert drawn.shape == (3, 3, 3)  # image, question, suffix (of which only `last` reads)

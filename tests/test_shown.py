@@ -120,7 +120,7 @@ def test_spans_and_a_span(prompt):
 
 
 MADE = {
-    mmf.results.FlowResult: lambda g, p: mmf.flow(g, p, window=3, control=1, **QUIET),
+    mmf.results.FlowResult: lambda g, p: mmf.flow(g, p, window=3, controls=1, **QUIET),
     mmf.results.LensResult: lambda g, p: mmf.lens(g, p, progress=False),
     mmf.results.SkipFlowResult: lambda g, p: mmf.skip_flow(g, p[:1], ["image"], **QUIET),
     mmf.results.SaliencyResult: lambda g, p: mmf.saliency(g, p[:1], progress=False),

@@ -103,7 +103,7 @@ def test_a_thread_may_trace_inside_its_own_experiment(nano):
         nano,
         prompts,
         [mmf.FastV(k=4)],
-        controls=False,
+        controls=0,
         timed=0,
         judge=lambda prompt, written: told.append(logits(nano, prompt)) or 1.0,
         **QUIET,

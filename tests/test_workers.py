@@ -61,7 +61,7 @@ def test_the_command_on_two_workers_writes_what_one_process_writes(tmp_path, cap
     assert not ray.is_initialized(), "Ray was started by the command, so the command stops it"
     graph = mmf.load("nano")
     prompts = mmf.nano.prompts(graph, 6)
-    one = mmf.flow(graph, prompts, window=3, control=1, folder=tmp_path / "one", **QUIET).to_frame()
+    one = mmf.flow(graph, prompts, window=3, controls=1, folder=tmp_path / "one", **QUIET).to_frame()
     assert_same(tmp_path / "two", tmp_path / "one")
     assert mmf.results.FlowResult.load(tmp_path / "two").to_frame().equals(one)
     told = []

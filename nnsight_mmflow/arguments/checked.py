@@ -12,6 +12,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._formerly import with_new_names
 from nnsight_mmflow._kinds import (
     boxes_of,
     called,
@@ -66,14 +67,13 @@ LEAST = {  # where 0 or less would mean nothing, or something else than was mean
 ENDLESS = ("max_corrupt", "clip")  # limits, of which none is infinity
 MOST = {  # beyond these a run would not end, or a seed not be one
     "seed": 2**32 - 1,
-    "control": 1000,
     "controls": 1000,
     "timed": 10_000,
     "max_new_tokens": 1_000_000,
 }
 
 
-EXPRESSIONS = ("source", "target", "at", "targets", "sources")
+EXPRESSIONS = ("source", "target", "at")
 LISTS = ("spans", "sites", "ways", "titles", "kinds", "names")
 BY_NAME: dict[str, Check] = {
     "graph": graph_of,
@@ -90,7 +90,7 @@ BY_NAME: dict[str, Check] = {
     "window": windows_of,
     "layers": layers_of,
     "heads": heads_of,
-    "controls": layers_of,
+    "control_layers": layers_of,
     "folder": folder_of,
     "report": called,
     "judge": called,
@@ -115,7 +115,7 @@ def checked(run: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @wraps(run)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        bound = signature.bind(*args, **kwargs)
+        bound = signature.bind(*args, **with_new_names(run.__name__, kwargs))
         for name, value in bound.arguments.items():
             known = signature.parameters[name]
             if known.kind in (known.POSITIONAL_OR_KEYWORD, known.KEYWORD_ONLY):
@@ -168,11 +168,11 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
         return bound_of(name, value)
     if name == "methods" and "Prune" not in kind:
         return texts(name, value)
-    if name in BY_NAME and not (name in ("heads", "controls") and kind == "int"):
+    if name in BY_NAME and not (name == "heads" and kind == "int"):
         found = BY_NAME[name](name, value)
         if name == "window" and "Sequence" not in kind:
             found = whole(name, value)
-        if name in ("layers", "controls") and isinstance(found, int) and not kind.startswith("int"):
+        if name in ("layers", "control_layers") and isinstance(found, int) and not kind.startswith("int"):
             found = (found,)
         if name == "prompt" and "Batch" not in kind and type(found).__name__ == "Batch":
             raise MMFlowError("this takes one prompt, but a Batch came: one of batch.prompts.")

@@ -127,7 +127,7 @@ def _trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("--spans", nargs="+", metavar="SPAN", help="which spans are restored (what is corrupted on)")
     command.add_argument("--sites", nargs="+", default=["mlp", "attn", "resid"], help="mlp, attn, resid")
     command.add_argument(
-        "--half-width", type=at_least(0), default=0, metavar="N", help="layers on each side of the centre (0)"
+        "--window", type=at_least(1), default=1, metavar="N", help="consecutive layers around each centre (1)"
     )
     command.add_argument("--each-position", action="store_true", help="restore each position of a span on its own")
     command.add_argument("--engine", choices=("rows", "forward"), default="rows", help="forward is the slow way")

@@ -72,7 +72,7 @@ def _nano(graph: Graph, given: argparse.Namespace, folder: Path) -> None:
                 others,
                 layers,
                 together=at_once,
-                controls=controls,
+                control_layers=controls,
                 bound=given.bound,
                 settings=given.settings,
                 folder=output_folder(folder, name),

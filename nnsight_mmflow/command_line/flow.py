@@ -33,7 +33,7 @@ def run(given: argparse.Namespace) -> None:
         window=given.window,
         only_correct=judged and not given.all,
         engine=given.engine,
-        control=given.control,
+        controls=given.control,
         folder=folder,
         **on,
     )

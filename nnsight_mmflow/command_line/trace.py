@@ -52,7 +52,7 @@ def run(given: argparse.Namespace) -> None:
             corrupt,
             given.spans,
             given.sites,
-            half_width=given.half_width,
+            window=given.window,
             each_position=given.each_position,
             only_correct=judged and not given.all,
             same_answer=alike,
@@ -165,7 +165,7 @@ def report_text(results: dict[str, CausalTraceResult]) -> str:
         "  not that it is stored there. Compare with the random spans of the same size.",
         "- Replacing words leaves every position before them as it was, the image's included: their effect is exactly",
         "  zero by causality. To trace the image, corrupt the image.",
-        "- A large window restores more and points less: compare --half-width 0, 1, 2.",
+        "- A large window restores more and points less: compare --window 1, 3, 5.",
         "",
     ]
     return "\n".join(lines)

@@ -143,7 +143,7 @@ def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> Attent
     if shape[1] != len(prompt) or shape[2] != len(prompt):
         raise MMFlowError(
             f"expected {wanted}, but {shape} came: rows and columns would be misnamed. Are the weights of another"
-            " prompt, of a generation step, or cut? mmf.attention(graph, prompt, targets=...) knows what it cut."
+            " prompt, of a generation step, or cut? mmf.attention(graph, prompt, target=...) knows what it cut."
         )
     held = weights.detach().float().cpu()
     if not bool(held.isfinite().all()) or float(held.min()) < 0:

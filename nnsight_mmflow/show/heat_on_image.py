@@ -55,7 +55,7 @@ def on_image(
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
-        >>> maps = mmf.attention(graph, prompt, targets="last", sources="image", layers=[2, 5])
+        >>> maps = mmf.attention(graph, prompt, target="last", source="image", layers=[2, 5])
         >>> len(mmf.show.on_image(prompt, maps).axes)  # the picture, two panels, the colour bar
         4
     """

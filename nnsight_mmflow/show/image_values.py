@@ -122,7 +122,7 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionResult) -> Panels:
     if np.isnan(numbers).all():
         raise SpanError(
             f"the attention maps hold no token of image {image} among their {len(maps.sources)} sources:"
-            ' mmf.attention(graph, prompt, sources="image").'
+            ' mmf.attention(graph, prompt, source="image").'
         )
     held = f"{len(maps.targets)} target{'s' if len(maps.targets) > 1 else ''}"
     if len(maps.targets) == 1:

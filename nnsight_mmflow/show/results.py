@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.runs.results import Result
 
-ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "control", "scope", "mode", "metric", "seed")
+ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "controls", "scope", "mode", "metric", "seed")
 
 
 def result_html(result: Result) -> str:

@@ -65,7 +65,7 @@ def groups_of(spans: Spans, by: Grouping = "span", drawn: Sequence[int] | None =
         raise SpanError(
             f"the groups {', '.join(group.name for group in cut)} leave out {len(missing)} of {len(wanted)} drawn"
             f" positions, the first of them {missing[:5]} ({spans.tokens[missing[0]]!r}). Every position belongs to one"
-            ' group: add {"rest": "~(...)"}, or ask only for the positions you group (targets=, sources=).'
+            ' group: add {"rest": "~(...)"}, or ask only for the positions you group (target=, source=).'
         )
     return tuple(group for group in cut if group.positions)
 

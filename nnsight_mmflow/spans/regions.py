@@ -85,7 +85,7 @@ def random_partners(regions: Sequence[Region], seed: int) -> list[tuple[int, ...
         if len(others) < len(region.positions):
             raise MMFlowError(
                 f"a region of {len(region.positions)} patches is more than half of its view, so there is no random one"
-                " of the same size beside it: make size smaller, or control=False."
+                " of the same size beside it: make size smaller, or controls=0."
             )
         partners.append(tuple(sorted(drawing.sample(others, len(region.positions)))))
     return partners

@@ -121,7 +121,7 @@ def edit_report(
     layers: int | Sequence[int],
     *,
     together: int = 1,
-    controls: Sequence[int] = (),
+    control_layers: Sequence[int] = (),
     fine_tuning: bool = True,
     bound: float | None = None,
     settings: str | EditSettings = "paper",
@@ -141,7 +141,7 @@ def edit_report(
             fact, or of one of its `same`, are left out for that edit. Their `kind` tells ways apart.
         layers: where the edit goes.
         together: how many facts one edit writes.
-        controls: single layers that are edited instead, for comparison: late ones, or all.
+        control_layers: single layers that are edited instead, for comparison: late ones, or all.
         fine_tuning: also fine-tune the same matrices.
         bound: also fine-tune them with each number held this near to where it was.
         settings: of the edits, as in `mmf.edit`.
@@ -182,7 +182,7 @@ def edit_report(
     if silent:
         raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
     where = layer_list(layers, graph.n_layers)
-    controls = layer_list(controls, graph.n_layers) if len(controls) else ()
+    controls = layer_list(control_layers, graph.n_layers) if len(control_layers) else ()
     known = SETTINGS[settings] if isinstance(settings, str) else settings
     methods = _methods(where, controls, fine_tuning, bound)
     groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]

@@ -73,7 +73,7 @@ def thresholds(result: Result, window: int, asked: int | float | None = None) ->
     if not means:
         alone = int(result.header["n_counted"]) == 1
         rule = "of one prompt there is no interval" if alone else "the 95% bootstrap interval leaves 0 out"
-        told = f"No control was run (control=3 in mmf.flow). Drawn where {rule}; {least}."
+        told = f"No control was run (controls=3 in mmf.flow). Drawn where {rule}; {least}."
         return Thresholds("interval", dict.fromkeys(edges, SMALLEST), told)
     sizes = {edge: np.abs(table.to_numpy(dtype=float)).ravel() for edge, table in means.items()}
     pooled = float(np.nanquantile(np.concatenate(list(sizes.values())), QUANTILE))

@@ -42,7 +42,7 @@ def flow(
     row_budget: int = ROW_BUDGET,
     max_new_tokens: int = 16,
     chunks_per_request: int = CHUNKS_PER_REQUEST,
-    control: int = 0,
+    controls: int = 0,
     remote: bool | str | None = None,
     workers: int | Workers = 0,
     blocking: bool = True,
@@ -68,7 +68,7 @@ def flow(
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
-        control: how many controls each edge gets: as many random other positions closed to the same target (spans of
+        controls: how many each edge gets: as many random other positions closed to the same target (spans of
             the same size, from the same part of the prompt where it has enough; see `patterns.controls`). They are
             edges like any other, "control 1: object->question"; plots show them in grey, `diagram` takes its threshold
             from them.
@@ -98,8 +98,8 @@ def flow(
     graph = graph.at(remote)
     given = listed(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
-    _check(given, windows, only_correct, engine, control, chunks_per_request)
-    planned = plan_of(graph, given, edges, windows, control, row_budget)
+    _check(given, windows, only_correct, engine, controls, chunks_per_request)
+    planned = plan_of(graph, given, edges, windows, controls, row_budget)
     settings = {
         "model": graph.name,
         "edges": planned.edges,
@@ -109,8 +109,8 @@ def flow(
         "attention": graph.backend,
         "versions": versions(),
     }
-    if control:
-        settings["control"] = control
+    if controls:
+        settings["controls"] = controls
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
     told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
     told |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
@@ -120,19 +120,19 @@ def flow(
     ]
 
     def collected(entries: list[dict]) -> FlowResult:
-        if control:
+        if controls:
             settings["prompts_without_control"] = dict(planned.lacking)
         return collect(given, entries, planned.missing, settings, planned.plans, engine)
 
     def sent(there: Graph, journal: Journal) -> Job[FlowResult]:
         asked = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
-        asked |= {"max_new_tokens": max_new_tokens, **({"control": control} if control else {})}
+        asked |= {"max_new_tokens": max_new_tokens, **({"controls": controls} if controls else {})}
         return submit(there, tasks, asked, folder, journal, engine)
 
     study = Study(
         name="flow",
         keyed=True,
-        settings={**told, "control": control or None},
+        settings={**told, "controls": controls or None},
         tasks=tasks,
         measure=measure,
         measure_there=lambda there, journal, task: measure_in_parts(there, journal, task, most),
@@ -145,7 +145,7 @@ def flow(
 
 
 def _check(
-    prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, control: int, per_request: int
+    prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, controls: int, per_request: int
 ) -> None:
     if not prompts:
         raise MMFlowError("flow needs at least one prompt, but got none.")
@@ -153,8 +153,8 @@ def _check(
         raise MMFlowError(f"window={windows} must be one or more sizes of at least 1 layer.")
     if engine not in ENGINES:
         raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
-    if control < 0:
-        raise MMFlowError(f"control={control}: how many controls each edge gets, 0 for none.")
+    if controls < 0:
+        raise MMFlowError(f"controls={controls}: how many controls each edge gets, 0 for none.")
     if per_request < 1:
         raise MMFlowError(f"chunks_per_request={per_request}: a request holds at least 1 chunk of rows.")
     without = [number for number, prompt in enumerate(prompts) if prompt.answer is None]

@@ -35,7 +35,7 @@ GIVEN: dict[str, tuple[type, ...]] = {
     "only_correct": (bool,),
     "row_budget": (int,),
     "max_new_tokens": (int,),
-    "control": (int,),
+    "controls": (int,),
 }
 
 

@@ -103,7 +103,7 @@ def prune_report(
     prompts: Prompt | Sequence[Prompt],
     methods: Sequence[Prune] | Mapping[str, Prune],
     *,
-    controls: bool = True,
+    controls: int = 1,
     max_new_tokens: int = 8,
     generation: Mapping[str, object] | None = None,
     batch_size: int = 8,
@@ -125,7 +125,7 @@ def prune_report(
         graph: the model.
         prompts: with `answer` set.
         methods: patterns, or a mapping from names to patterns.
-        controls: also the random and the regular thinning of equal budget.
+        controls: how many random thinnings of equal budget stand beside each method, and one regular one; 0: none.
         max_new_tokens: how long an answer may get.
         generation: more settings of transformers' generate, such as {"num_beams": 3}. Without them answers are greedy,
             whatever the checkpoint's generation config says; all that was used stands in the header. One answer a
@@ -175,7 +175,7 @@ def prune_report(
     for name, method in named.items():
         every[name] = method
         if controls:
-            every |= equal_budget(graph, method, typical)
+            every |= equal_budget(graph, method, typical, controls)
     settings = {
         "model": graph.name,
         "methods": list(every),
@@ -260,7 +260,7 @@ def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:
     return generation
 
 
-def equal_budget(graph: Graph, method: Prune, prompt: Prompt) -> dict[str, Prune]:
+def equal_budget(graph: Graph, method: Prune, prompt: Prompt, draws: int = 1) -> dict[str, Prune]:
     """The random and the regular thinning that leave as many image tokens per layer, from the same first layer on.
 
     Named by what they do, so that methods of the same budget share them.
@@ -270,10 +270,11 @@ def equal_budget(graph: Graph, method: Prune, prompt: Prompt) -> dict[str, Prune
     share = (left / count - first) / (depth - first)
     dropped = min(1.0, max(0.0, 1 - share))
     told = f"from layer {first}, {1 - dropped:.1%} left"
-    return {
-        f"random {told}": Random(k=first, r=dropped, mode=method.mode),
-        f"grid {told}": Grid(k=first, r=dropped, mode=method.mode),
+    drawn = {
+        f"random {f'{number + 1} ' if number else ''}{told}": Random(k=first, r=dropped, mode=method.mode, seed=number)
+        for number in range(draws)
     }
+    return {**drawn, f"grid {told}": Grid(k=first, r=dropped, mode=method.mode)}
 
 
 def _shares(graph: Graph, prompt: Prompt, pattern: Prune | None, size: DecoderSize) -> dict[str, float]:

@@ -142,7 +142,7 @@ def attribution_patching(
                 f"prompt {number} has {len(prompt)} positions, its corrupt run {len(corruption.prompt)}: positions"
                 " would not mean the same."
             )
-    places = [trace_spans(n, *pair, spans, each=False, control=False) for n, pair in enumerate(pairs)]
+    places = [trace_spans(n, *pair, spans, each=False, controls=0) for n, pair in enumerate(pairs)]
     names = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
 
     def collect(entries: list[dict]) -> AttributionPatchingResult:

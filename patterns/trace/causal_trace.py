@@ -40,13 +40,12 @@ def causal_trace(
     spans: Sequence[str] | None = None,
     sites: Sequence[str] = ("mlp", "attn"),
     *,
-    half_width: int | None = None,
-    width: int | None = None,
+    window: int = 1,
     each_position: bool = False,
     only_correct: bool = True,
     min_clean: float = 0.3,
     max_corrupt: float = 0.5,
-    control: bool = True,
+    controls: int = 1,
     same_answer: Corruption | Sequence[Corruption] | None = None,
     engine: str = "rows",
     folder: str | PathLike[str] | None = None,
@@ -70,14 +69,14 @@ def causal_trace(
         spans: expressions over the clean prompt's spans. None takes what the corruption can reach of: image, the
             constraint (the words that were replaced), the question behind it, the last position.
         sites: "mlp", "attn" (what they add to the residual stream), "resid" (the stream itself).
-        half_width: layers on each side of the centre (the released code's W > 1): 2 * half_width + 1 in all.
-        width: layers in all (ROME's W). Neither: a single layer.
+        window: how many consecutive layers around each centre, truncated at both ends: ROME's W; the released code's
+            W is 2 * W - 1 here.
         each_position: restore each position of a span on its own, as the paper does, instead of the whole span.
         only_correct: leave out prompts that the model answers wrongly (with `answer` set).
         min_clean: leave out prompts whose clean probability is lower.
         max_corrupt: leave out prompts whose corrupt probability is more than this share of the clean one.
-        control: also restore, for each span, as many random positions that the corruption reaches, the span itself, the
-            replaced words and the last position left out.
+        controls: how often to restore, for each span, as many random positions that the corruption reaches (the span
+            itself, the replaced words and the last position left out).
         same_answer: for each prompt another run, as long, that has the same answer (the same thing on another picture):
             restoring from it must do nothing. The rows "same answer: ..." show what it does.
         engine: "rows", or "forward" (one forward per cell: the slow reference).
@@ -110,13 +109,13 @@ def causal_trace(
     prompts = listed(clean)
     corruptions = [corrupt] if isinstance(corrupt, Corruption) else list(corrupt)
     sites = [_site(site) for site in sites]
-    size = _check(prompts, corruptions, sites, half_width, width, engine)
+    _check(prompts, corruptions, sites, window, engine)
     alike = [same_answer] if isinstance(same_answer, Corruption) else list(same_answer or ())
     if alike:
-        _check(prompts, alike, sites, half_width, width, engine)
-    windows = [window_layers(centre, size, graph.n_layers) for centre in range(graph.n_layers)]
+        _check(prompts, alike, sites, window, engine)
+    stretches = [window_layers(centre, window, graph.n_layers) for centre in range(graph.n_layers)]
     places = [
-        trace_spans(number, prompt, corruption, spans, each_position, control)
+        trace_spans(number, prompt, corruption, spans, each_position, controls)
         for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True))
     ]
     likewise = [
@@ -133,12 +132,12 @@ def causal_trace(
         "model": graph.name,
         "spans": spans and list(spans),
         "sites": list(sites),
-        "width": size,
+        "window": window,
         "each_position": each_position,
         "only_correct": only_correct,
         "min_clean": min_clean,
         "max_corrupt": max_corrupt,
-        "control": control,
+        "controls": controls,
         "same_answer": list(dict.fromkeys(one.how for one in alike)),
         "attention": graph.backend,
         "versions": versions(),
@@ -146,14 +145,14 @@ def causal_trace(
     runs = [*zip(prompts, corruptions, places, strict=True), *zip(prompts[: len(alike)], alike, likewise, strict=True)]
     planned = [
         [
-            Cell(name, tuple(at), site, window.start, window.stop)
+            Cell(name, tuple(at), site, stretch.start, stretch.stop)
             for name, at in where.items()
             for site in sites
-            for window in dict.fromkeys(windows)
+            for stretch in dict.fromkeys(stretches)
         ]
         for _, _, where in runs
     ]
-    told = {name: settings[name] for name in ("spans", "sites", "width", "each_position", "only_correct", "control")}
+    told = {name: settings[name] for name in ("spans", "sites", "window", "each_position", "only_correct", "controls")}
     told |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine}
     tasks = []
     for number, ((prompt, corruption, _), cells) in enumerate(zip(runs, planned, strict=True)):
@@ -171,7 +170,7 @@ def causal_trace(
         settings=told,
         tasks=tasks,
         measure=measure,
-        collect=lambda entries: collect_trace(runs, entries, len(prompts), sites, windows, settings),
+        collect=lambda entries: collect_trace(runs, entries, len(prompts), sites, stretches, settings),
         cost=lambda left: cost(graph, [task.given[:3] for task in left], row_budget, engine),
         cells=cells_of,
     )
@@ -190,33 +189,28 @@ def _check(
     prompts: list[Prompt],
     corruptions: list[Corruption],
     sites: Sequence[str],
-    half_width: int | None,
-    width: int | None,
+    window: int,
     engine: str,
-) -> int:
-    """The window's size in layers, if all arguments fit."""
+) -> None:
+    """Refuses arguments that do not fit."""
     if not prompts or len(prompts) != len(corruptions):
         raise MMFlowError(f"{len(prompts)} prompt(s) and {len(corruptions)} corruption(s): one for each is needed.")
     if not sites:
         raise MMFlowError(f"sites are of {', '.join(ORDER)}, not {list(sites)}.")
-    if half_width is not None and width is not None:
-        raise MMFlowError("half_width and width are two ways to say the same: give one.")
     if engine not in ENGINES:
         raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
-    size = 2 * half_width + 1 if half_width is not None else (width if width is not None else 1)
-    if size < 1:
-        raise MMFlowError(f"a window holds at least 1 layer, but half_width={half_width}, width={width} came.")
+    if window < 1:
+        raise MMFlowError(f"a window holds at least 1 layer, but window={window} came.")
     for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True)):
         if len(prompt) != len(corruption.prompt):
             raise MMFlowError(
                 f"prompt {number} has {len(prompt)} positions, its corrupt run {len(corruption.prompt)}: positions"
                 " would not mean the same. Replace words by as many, and pictures by pictures of the same shape."
             )
-    return size
 
 
 def trace_spans(
-    number: int, prompt: Prompt, corruption: Corruption, asked: Sequence[str] | None, each: bool, control: bool
+    number: int, prompt: Prompt, corruption: Corruption, asked: Sequence[str] | None, each: bool, controls: int
 ) -> dict[str, list[int]]:
     """The positions of each span that is restored, by name; controls are named "random, as many as ..."."""
     start, words = first_difference(prompt, corruption)
@@ -245,13 +239,14 @@ def trace_spans(
             found[name] = at
     if each:
         found = {f"{name} {i}: {spans.tokens[p]}": [p] for name, at in found.items() for i, p in enumerate(at)}
-    if control:
+    if controls:
         generator = torch.Generator().manual_seed(drawn_by(0, prompt_identity(prompt)))
         for name, at in list(found.items()):
             traced = {*at, *words, len(prompt) - 1}  # where an effect is expected
             rest = [position for position in range(start, len(prompt)) if position not in traced]
             if each or len(rest) < len(at):
                 continue
-            chosen = torch.randperm(len(rest), generator=generator)[: len(at)].sort().values.tolist()
-            found[f"random, as many as {name}"] = [rest[i] for i in chosen]
+            for number in range(1, controls + 1):
+                chosen = torch.randperm(len(rest), generator=generator)[: len(at)].sort().values.tolist()
+                found[f"random{f' {number}' if number > 1 else ''}, as many as {name}"] = [rest[i] for i in chosen]
     return found

@@ -58,7 +58,7 @@ class CausalTraceResult(Result):
             raise MMFlowError(f"quantity must be one of {', '.join(QUANTITIES)}, not {quantity!r}.")
         one = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
         left = sum(self.header["left_out"].values())
-        size = self.header["width"]
+        size = int(self.header.get("window") or self.header["width"])  # of results before 0.3
         window = "single layers" if size == 1 else f"windows of {size} layers (half-width {size // 2})"
         hows = self.header["corruptions"]
         return (

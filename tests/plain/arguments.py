@@ -113,8 +113,8 @@ def test_a_batch_and_an_iterator_stand_for_their_prompts(nano):
     plain = mmf.lens(nano, two, **QUIET).to_frame()
     for other in (nano.batch(two), iter(two), tuple(two)):
         assert mmf.lens(nano, other, **QUIET).to_frame().equals(plain)
-    alone = mmf.prune_report(nano, two[0], mmf.FastV(k=4), timed=0, controls=False, **ABOUT).scores()
-    listed = mmf.prune_report(nano, two[:1], [mmf.FastV(k=4)], timed=0, controls=False, **ABOUT).scores()
+    alone = mmf.prune_report(nano, two[0], mmf.FastV(k=4), timed=0, controls=0, **ABOUT).scores()
+    listed = mmf.prune_report(nano, two[:1], [mmf.FastV(k=4)], timed=0, controls=0, **ABOUT).scores()
     assert alone.equals(listed)
 
 

@@ -128,9 +128,9 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
 
 def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(here, there, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
-    wanted = mmf.flow(here, prompts, window=3, control=2, **QUIET)
+    wanted = mmf.flow(here, prompts, window=3, controls=2, **QUIET)
     assert wanted.controls(3)
-    mmf.flow(there, prompts, window=3, control=2, folder=tmp_path, blocking=False, report=str)
+    mmf.flow(there, prompts, window=3, controls=2, folder=tmp_path, blocking=False, report=str)
     result = mmf.results.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
     assert result.to_frame().equals(wanted.to_frame())
     assert result.header["control"] == 2
@@ -349,17 +349,17 @@ def test_a_failed_job_tells_of_other_versions(here, there, server, monkeypatch):
     with pytest.raises(
         mmf.ServerError, match=r"failed on the server\. It has transformers 5\.23\.0 \(here 5\.99\.0\)\."
     ):
-        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=False, timed=0, **QUIET)
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=0, timed=0, **QUIET)
 
 
 def test_a_pattern_that_changes_nothing_there_is_told_as_here(here, there):
     """Planted: the ranking keeps all; only the server's forward can know."""
     keeps = mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0, rank=keep_all, reads="", exact=True)])
     with pytest.raises(mmf.NoEffectError, match="its ranking keeps every image token"):
-        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"all": keeps}, controls=False, timed=0, **QUIET)
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"all": keeps}, controls=0, timed=0, **QUIET)
 
 
 def test_a_ranking_that_raises_there_is_told_with_its_line(here, there):
     broken = mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
     with pytest.raises(mmf.ServerError, match=r"failed on the server[\s\S]*no such thing"):
-        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=False, timed=0, **QUIET)
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=0, timed=0, **QUIET)

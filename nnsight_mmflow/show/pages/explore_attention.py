@@ -202,5 +202,5 @@ def _refuse(maps: AttentionResult, size: int, done: int, most_bytes: int) -> Non
         f"a page of {layers} layers x {heads} heads x {len(maps.targets)} targets x {len(maps.sources)} sources would"
         f" take about {expected / 1e6:.0f} MB, more than {most_bytes / 1e6:.3g} MB, and open slowly. Show less:"
         f" mmf.explore(maps, layers=[{maps.layers[layers // 2]}]), heads=[{maps.heads[0]}]; or read less:"
-        " mmf.attention(graph, prompt, targets='question', sources='image'); or raise most_bytes."
+        " mmf.attention(graph, prompt, target='question', source='image'); or raise most_bytes."
     )
