@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.base import Adapter, mentions
 from nnsight_mmflow.adapters.processing import settings, squared_first
 from nnsight_mmflow.spans.geometry import ImageGeometry, tiled, whole
 from nnsight_mmflow.spans.views import Step, View, tile_stretches
@@ -30,6 +30,19 @@ class Idefics3(Adapter):
     towers = {"idefics3_vision": 0, "smolvlm_vision": 0}
     texts = ("llama",)
     projector_path = "connector"
+
+    def check_config(self) -> None:
+        """Refuses also what transformers 5.20 does not run: SmolVLM with other counts than its patches' size."""
+        super().check_config()
+        merger = getattr(type(self.model.model), "inputs_merger", None)
+        vision = self.config.vision_config
+        tokens = self._per_side(vision.image_size) ** 2
+        if merger is not None and mentions(merger, "vision_config") and tokens % vision.patch_size:
+            raise ModelError(
+                f"{type(self.model).__name__} of the transformers installed merges image features in blocks of"
+                f" {vision.patch_size}, but each tile has {tokens} tokens: it would end in an error. Install"
+                " transformers 5.21 or later."
+            )
 
     def images(
         self, inputs: Mapping[str, torch.Tensor], sizes: list[tuple[int, int]], squared: bool

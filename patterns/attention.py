@@ -11,7 +11,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError, SpanError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.inside.heads import QueryKeyReader
+from nnsight_mmflow.inside.heads import QueryKeyReader, differs
 from nnsight_mmflow.inside.maps import read_maps
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.prompt import Prompt
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1_000_000_000
 HEADS_AT_ONCE = 4
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the heads' largest number; halves: 0.02
 SINK = 10.0  # times an even share
 
 
@@ -243,9 +242,8 @@ def _run(
     with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False, logits_to_keep=1):
         read = read_maps(layers, reader, chosen, targets, sources, heads, positions, cap, causal, chunk)
         found = nnsight.save(read)
-    allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)
     for layer, one in zip(chosen, found, strict=True):
-        if one["error"] > allowed * max(one["scale"], 1e-3):
+        if differs(one["error"], one["scale"], one["dtype"]):
             raise MMFlowError(
                 f"layer {layer}: weights times values differ from what the heads gave by {one['error']:.1e} (their"
                 f" largest number is {one['scale']:.1e}): this family's attention does something that is not known"

@@ -43,6 +43,7 @@ class Skip(Pattern):
         NoEffectError: when run with `at`, if nothing changes (the span is empty, or these layers add nothing there).
             Without `at` what a layer would add is not known: it is not run.
         ModelError: in a generation with a cache without layer 0, whose cache counts positions.
+        MMFlowError: where transformers before 5.22 would take guessed tokens back from the cache of a layer left out.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -67,6 +68,10 @@ class Skip(Pattern):
                 " attention) is left out. Skip later layers, set use_cache=False, or trace the prompt alone."
             )
         if self.at is None:
+            if self.part != "mlp":
+                from nnsight_mmflow.model.older_generation import check_left_out  # here: it need not travel
+
+                check_left_out(str(self), form)
             if form is not None and form.past:
                 raise MMFlowError(
                     f"{self} leaves layers out for every position, but past_key_values holds the first {form.past}"

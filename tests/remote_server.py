@@ -18,7 +18,7 @@ from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import words as _remote
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
-KEY = "secret-of-the-tests"  # as in ndif_server.py
+KEY, ORDINARY_KEY = (f"5ec2e700-0000-4000-8000-00000000f1e{n}" for n in (5, 6))  # as in ndif_server.py
 QUIET = {"progress": False, "report": lambda text: None}
 
 
@@ -91,11 +91,12 @@ def there():
 
 
 @pytest.fixture
-def beside(server):
-    """The graph of an ordinary key: its blocks run in a process beside the model's, here emulated by copies."""
-    server.set("split", 1)
-    yield mmf.load(str(FOLDER), remote=True)
-    server.set("split", 0)
+def beside(client, monkeypatch):
+    """The graph of an ordinary key: its blocks run in a process beside the model's, here emulated."""
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "APIKEY", ORDINARY_KEY)
+    return mmf.load(str(FOLDER), remote=True)
 
 
 def no_weights(graph):

@@ -16,6 +16,10 @@ ROOTS = ("run", "run_each", "run_apart")  # of every pattern: edits call them, o
 NOT_OURS = {"trace", "session", "edit", "generate", "save", "to", "items", "values", "keys", "split", "load", "find"}
 # What is called before a block opens: refusals, preparations, where it runs.
 BEFORE = {"check", "prepared", "prompt", "prompts", "checked", "edited", "at", "but", "remotely", "backend_there"}
+# On NDIF an ordinary key's blocks see modules on the meta device: numbers and names are there, weights are not.
+THERE = {"scaling", "scale", "head_dim", "num_heads"}
+WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "get_parameter", "buffers", "named_buffers"}
+WEIGHTS |= {"get_buffer", "state_dict", "get_input_embeddings", "get_output_embeddings"}
 # Rooms whose objects stand in no block: they hold weights, tables, files or a browser's page.
 STAY = ("adapters", "arguments", "bridge", "checks", "command_line", "data", "files", "nano", "runs", "show", "workers")
 HOLDS = ("Result", "Report", "Job", "Maps")  # how classes that hold what came back are called
@@ -137,6 +141,7 @@ def faults(modules: dict[str, Module], on_a_server: set[str]) -> list[str]:
         for part in () if isinstance(node, ast.ClassDef) else ast.walk(node):  # a class: its methods stand for it
             if isinstance(part, ast.Call) and ast.unparse(part.func) == "super" and not part.args:
                 wrong.append(f"{where}.{name}: zero-argument super() breaks on a server")
+            wrong += [f"{where}.{name}: {told}" for told in read_weights(part)]
             if isinstance(part, ast.Import | ast.ImportFrom):
                 wrong += [f"{where}.{name}: imports {top}" for top in tops(part) - on_a_server - PROCESSORS]
     for where in {where for where, _ in reached(modules)}:
@@ -144,6 +149,25 @@ def faults(modules: dict[str, Module], on_a_server: set[str]) -> list[str]:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 wrong += [f"{where}: imports {top} when it is loaded" for top in tops(node) - on_a_server]
     return sorted(set(wrong))
+
+
+def read_weights(node: ast.AST) -> list[str]:
+    """What of a module it reads that a block of an ordinary key does not have, in words."""
+    asked = ""
+    if ast.unparse(node).startswith(("self.adapter.", "inspect.signature(")):  # a graph leaves its adapter behind
+        return []
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "attrgetter"):
+        asked = next((str(one.value) for one in node.args if isinstance(one, ast.Constant)), "")
+    elif isinstance(node, ast.Attribute):
+        asked = node.attr
+        if isinstance(node.value, ast.Attribute) and node.value.attr == "_module" and asked not in THERE:
+            return [f"reads {ast.unparse(node)}, which is empty on NDIF"]
+    if asked in WEIGHTS:
+        return [f"reads {ast.unparse(node)}, which is empty on NDIF"]
+    held = node.value if isinstance(node, ast.Assign | ast.NamedExpr | ast.Return) else None
+    if isinstance(held, ast.Attribute) and held.attr == "_module":
+        return [f"keeps {ast.unparse(held)}, whose weights are empty on NDIF"]
+    return []
 
 
 def tops(node: ast.Import | ast.ImportFrom) -> set[str]:

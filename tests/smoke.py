@@ -1,10 +1,12 @@
-"""What has to work under any releases of the libraries: `python tests/smoke.py`, in about a minute, without pytest.
+"""What has to work under any releases of the libraries: `python tests/smoke.py`, in half a minute, without pytest.
 
 The conformance suite on nano and on one tiny model of each family, every kind of pattern in a generation with a cache
-and without, every experiment on two prompts, a result saved and read again, a page and a figure. tests/matrix.py runs
-it in one environment after another. The last line is JSON: versions, what passed, and what failed with its words.
+and without, every experiment on two prompts, a result saved and read again, a page and a figure, the README's lines.
+Each step hands on its numbers: verdicts, logits, ids, frames. `--numbers FILE` writes them, and tests/matrix.py
+compares them between environments. The last line is JSON: versions, what passed, and what failed with its words.
 """
 
+import argparse
 import json
 import logging
 import os
@@ -16,17 +18,22 @@ import traceback
 import warnings
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 warnings.simplefilter("error", FutureWarning)  # of the newest libraries: met by their new way
-MAY_BE_REFUSED = ("paligemma2",)  # whose final logits older releases do not cap
+README = Path(__file__).parent.parent / "README.md"
 REFUSED: dict[str, str] = {}
 TOLD: list[str] = []  # what transformers logs of names that go away
 
+import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from families import EAGER_ONLY, FAMILIES, QUESTION, family  # noqa: E402
+from catalogue import LOOSE, UNTOLD, experiments, patterns, prompts  # noqa: E402
+from families import EAGER_ONLY, FAMILIES, QUESTION, family, refused_here  # noqa: E402
+from recorded import recorded  # noqa: E402
+from ten_lines import ten_lines  # noqa: E402
 from tiny import picture  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
@@ -37,9 +44,6 @@ SHOWN = (
     "python torch transformers nnsight transformer-lens numpy pandas pillow pyarrow matplotlib safetensors tqdm anyio"
     " jinja2 accelerate"
 ).split()
-QUIET = {"progress": False}
-TOLDLESS = {"progress": False, "report": str}
-LOOSE = {"only_correct": False, **TOLDLESS}
 GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 
@@ -55,42 +59,31 @@ def conformance(graph):
     report = mmf.check(graph, progress=False)
     wrong = [f"{line.name}: {line.detail}" for line in report.lines if line.outcome == "fail"]
     assert not wrong, "; ".join(wrong)
+    return {line.name: line.outcome for line in report.lines}
 
 
 def a_family(name):
     try:
         graph = family(name, "eager" if name in EAGER_ONLY else "sdpa")
     except mmf.ModelError as error:
-        if name not in MAY_BE_REFUSED:
+        if name not in refused_here():
             raise
         REFUSED[name] = str(error)
-        return
-    conformance(graph)
+        return None
+    outcomes = conformance(graph)
     prompt = graph.prompt(picture(0), QUESTION)
     with torch.no_grad():
         ids = graph.adapter.model.generate(**prompt.inputs, **GREEDY)[0, -4:].tolist()
+        logits = graph.adapter.model(**prompt.inputs).logits[0, -1]
     found = run_clean(graph, prompt, len(prompt) - 1, 4).tokens
     assert found == ids[: len(found)], f"the experiments' greedy answer is {found}, transformers' is {ids}"
-
-
-def patterns(nano, other):
-    edges = {"source": "image", "target": "question | last", "layers": (1, 2)}
+    spans = str(prompt.spans).splitlines()
     return {
-        **{f"Knockout {when}": mmf.Knockout(**edges, when=when) for when in ("prefill", "decode", "all")},
-        "ZeroWeights": mmf.ZeroWeights(**edges),
-        "Patch": mmf.Patch(at="image", layers=1, value=mmf.values.from_run(other)),
-        "Skip": mmf.Skip(layers=3),
-        "Skip at a span": mmf.Skip(layers=3, at="image"),
-        "HiMAP": mmf.HiMAP(k1=2, k2=4),
-        "HiMAP by mask": mmf.HiMAP(k1=2, k2=4, mode="mask"),
-        "FastV": mmf.FastV(k=2),
-        "PyramidDrop": mmf.PyramidDrop(),
-        "SparseVLM": mmf.prune.SparseVLM(),
-        "VisiPruner": mmf.prune.VisiPruner(),
-        "VisionZip": mmf.prune.VisionZip(dominant=12, contextual=4),
-        "FasterVLM": mmf.prune.FasterVLM(),
-        "Random": mmf.Random(),
-        "DropAll": mmf.DropAll(from_layer=3),
+        "conformance": outcomes,
+        "spans": spans,
+        "boxes": prompt.spans["image"].boxes(),
+        "ids": ids,
+        "logits": logits,
     }
 
 
@@ -105,56 +98,61 @@ def generation(graph, prompt, pattern):
     dropping = getattr(pattern, "mode", "") == "drop"
     found = [written(graph, prompt, pattern, **way) for way in ways[: 2 if dropping else 3]]
     assert all(one == found[0] for one in found), f"other tokens without a cache, or with a static one: {found}"
+    return {"ids": found[0]}
 
 
-def experiments(nano, prompts, folder):
-    one, two = prompts
-    pairs = mmf.nano.trace_pairs(nano, 2, "flag")
-    corrupt = mmf.corruption.other_image(nano, one, two.images[0])
-    trace = {"min_clean": 0.0, "max_corrupt": float("inf"), **LOOSE}
+def around(nano, prompt, folder):
+    """What is done with results: files, pages, figures, the command line."""
+    file = f"{folder}/result"
     return {
-        "flow": lambda: mmf.flow(nano, prompts, window=3, **LOOSE).save(folder),
-        "a result read again": lambda: mmf.results.FlowResult.load(folder).plot().savefig(f"{folder}/again.png"),
-        "flow by forwards": lambda: mmf.flow(nano, one, ["image->last"], window=9, engine="forward", **LOOSE),
-        "skip_flow": lambda: mmf.skip_flow(nano, prompts, ("image",), **LOOSE),
-        "lens": lambda: mmf.lens(nano, prompts, **LOOSE),
-        "word_overlap": lambda: mmf.word_overlap(nano, one, window=2, **TOLDLESS),
-        "contributions": lambda: mmf.contributions(nano, prompts, **TOLDLESS),
-        "causal_trace": lambda: mmf.causal_trace(nano, one, corrupt, **trace),
-        "saliency": lambda: mmf.saliency(nano, prompts, **TOLDLESS),
-        "disruption": lambda: mmf.disruption(nano, prompts, layers=(1,), **TOLDLESS),
-        "attribution": lambda: mmf.attribution_patching(nano, *pairs, exact=0, **TOLDLESS),
-        "prune_report": lambda: mmf.prune_report(nano, prompts, [mmf.FastV(k=2)], max_new_tokens=2, **TOLDLESS),
-        "kept_tokens": lambda: mmf.kept_tokens(nano, one, mmf.HiMAP(k1=2, k2=4)),
-        "edit": lambda: mmf.edit(nano, mmf.nano.edits(nano, 1), layers=4, **TOLDLESS),
-        "knockout_by_token": lambda: mmf.knockout_by_token(nano, one, **QUIET),
-        "knockout_by_patch": lambda: mmf.knockout_by_patch(nano, one, size=4, window=3, **QUIET),
-        "lens_by_patch": lambda: mmf.lens_by_patch(nano, one),
-        "attention, a page": lambda: mmf.explore(mmf.attention(nano, one), layer=4).save(f"{folder}/page.html"),
-        "attention_and_effect": lambda: mmf.attention_and_effect(nano, one, "image", layers=[4], controls=0, **QUIET),
+        "a result saved": lambda: saved(mmf.flow(nano, prompt, window=3, **LOOSE), file),
+        "a result read again": lambda: read_again(file),
+        "attention, a page": lambda: a_page(mmf.attention(nano, prompt), folder),
+        "times": lambda: mmf.prune_report(nano, [prompt], [mmf.FastV(k=2)], max_new_tokens=2, **UNTOLD),
         "the command line": lambda: run_command(folder),
+        "README's lines": lambda: ten_lines(README),
     }
+
+
+def saved(result, folder):
+    result.save(folder)
+    return result
+
+
+def read_again(folder):
+    result = mmf.results.FlowResult.load(folder)
+    result.plot().savefig(f"{folder}/again.png")
+    return result
+
+
+def a_page(attention, folder):
+    mmf.explore(attention, layer=4).save(f"{folder}/page.html")
+    return {"weights": attention.weights[4], "received": attention.received}
 
 
 def run_command(folder):
     from nnsight_mmflow.command_line import main
 
     assert main(["flow", "--window", "9", "--limit", "2", "--out", f"{folder}/command"]) == 0
+    return pd.read_csv(f"{folder}/command/flow.csv")
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numbers", type=Path, help="a JSON file, written with what each step found")
+    given = parser.parse_args()
     logging.getLogger("transformers").addHandler(Heard())
     nano = mmf.load("nano")
-    prompts = mmf.nano.prompts(nano, 2)
+    asked = prompts(nano)
     steps = {"nano": partial(conformance, nano), **{name: partial(a_family, name) for name in chosen(FAMILIES)}}
-    for name, pattern in patterns(nano, prompts[1]).items():
-        steps[f"{name} in a generation"] = partial(generation, nano, prompts[0], pattern)
-    failed, before = {}, time.time()
+    for name, pattern in patterns(asked[1]).items():
+        steps[f"{name} in a generation"] = partial(generation, nano, asked[0], pattern)
+    failed, numbers, before = {}, {}, time.time()
     with tempfile.TemporaryDirectory() as folder:
-        steps |= experiments(nano, prompts, folder)
+        steps |= experiments(nano, nano, asked) | around(nano, asked[0], folder)
         for name, step in steps.items():
             try:
-                step()
+                numbers[name] = recorded(step())
             except Exception as error:  # the next environment's table wants all of them
                 traceback.print_exc()
                 failed[name] = f"{type(error).__name__}: {error}"[:300]
@@ -163,6 +161,8 @@ def main():
     versions = {name: platform.python_version() if name == "python" else installed(name) for name in SHOWN}
     seconds = round(time.time() - before)
     told = {"versions": versions, "steps": len(steps), "failed": failed, "refused": REFUSED, "seconds": seconds}
+    if given.numbers:
+        given.numbers.write_text(json.dumps({name: found for name, found in numbers.items() if found is not None}))
     print(json.dumps(told))
     return 1 if failed else 0
 

@@ -132,6 +132,18 @@ def test_methods(pattern, padded, attention, request):
     assert (found - wanted).abs().nan_to_num(0).max() <= SAME * plain.abs().nan_to_num(0, posinf=0, neginf=0).max()
 
 
+@pytest.mark.parametrize(
+    "pattern", [mmf.PyramidDrop(), mmf.prune.SparseVLM()], ids=lambda pattern: type(pattern).__name__
+)
+def test_methods_whose_layers_follow_from_the_depth(pattern, request):
+    graph = mmf.load("nano")
+    prompt = mmf.nano.prompts(graph, 1)[0]
+    wanted = generated(graph, prompt, pattern)
+    request.getfixturevalue("split")
+    found = generated(apart(graph), prompt, pattern)
+    assert (found - wanted).abs().nan_to_num(0).max() <= SAME * wanted.abs().nan_to_num(0, posinf=0, neginf=0).max()
+
+
 def test_the_other_way_would_be_wrong(split):
     """Planted: the same generation without knowing of the split."""
     graph = family("llava")
@@ -158,6 +170,9 @@ def test_what_changes_nothing_is_told(split):
     with pytest.raises(mmf.ModelError, match=r"both change the attention of layer\(s\) \[1\]"):
         graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 1])), PLAIN)
     graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 2])), PLAIN)
+    stages = mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25), mode="mask")  # it closes keys between its stages too
+    with pytest.raises(mmf.ModelError, match=r"both change the attention of layer\(s\) \[2\]"):
+        graph.edited(prompt, (stages, mmf.Knockout(source="image", target="last", layers=[2])), PLAIN)
 
 
 def all_of_them(seen):

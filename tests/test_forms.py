@@ -18,6 +18,7 @@ from transformers import DynamicCache, StaticCache
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError
 from nnsight_mmflow.model.forms import form_of
+from nnsight_mmflow.model.older_generation import empty_caches_shrink
 
 SAME, VISIBLE = 2e-5, 1e-3
 N_TOKENS = 4
@@ -224,6 +225,8 @@ def refused(pattern, form, cache):
     """Whether the documentation's table says that a pattern does not go with a form, or older transformers fail it."""
     if cache == "chunks" and OLDER:
         return True
+    if (pattern, form) == ("skip", "lookup") and not empty_caches_shrink():
+        return True
     if pattern.startswith("prune"):
         return form in PLACES[pattern.split()[-1]] or cache in PLACES[pattern.split()[-1]]
     return cache == "chunks" and pattern in ("zeroed", "patch noise")
@@ -251,6 +254,19 @@ def reference(model, prompt, hooks, **settings):
     return plain.generate(model, prompt.inputs, hooks, **LENGTH, **lookup)
 
 
+REMEMBERED = {}  # of this file's one model: the reference has no cache, so that it is the same whatever ours is given
+
+
+def remembered(model, case, hooks, name, form):
+    """The reference for a pattern ("" for none) on the prompts of `made`, run once for each form."""
+    if model is not twin():
+        return reference(model, case.prompt, hooks, **form)
+    key = (name, str(form), len(case.rows))
+    if key not in REMEMBERED:
+        REMEMBERED[key] = reference(model, case.prompt, hooks, **form)
+    return REMEMBERED[key]
+
+
 def distance(one, other):
     """The largest difference of logits, and whether the same was written."""
     assert one.sequences.shape == other.sequences.shape
@@ -263,7 +279,7 @@ def check(graph, model, prompt, name, form, cache=None):
     case.factor = max(form.get("num_beams", 1), form.get("num_return_sequences", 1))
     pattern, hook = PATTERNS[name](case)
     found = ours(graph, prompt, (pattern,), **form, **(cache or {}))
-    wanted, clean = reference(model, prompt, (hook,), **form), reference(model, prompt, (), **form)
+    wanted, clean = remembered(model, case, (hook,), name, form), remembered(model, case, (), "", form)
     off, same = distance(found, wanted)
     size = float(torch.stack(wanted.logits).abs().max())
     assert same, "other tokens were written"
@@ -327,6 +343,14 @@ def test_families(name):
         if pattern.startswith("prune") and graph.enters_after > 2:
             continue  # image features are added in every layer of this tiny model
         settings = {**FORMS[form], "suppress_tokens": [graph.image_token_id]}
+        uncached, tiles = name == "paligemma" and cache == "none", name.startswith("internvl") and form == "beams"
+        if OLDER and (uncached or tiles):
+            chosen, _ = PATTERNS[pattern](Case(graph, prompt, pattern))
+            with pytest.raises(MMFlowError, match="writes wrong tokens for"):
+                graph.generate(prompt, chosen, **LENGTH, **settings, **CACHES[cache])
+            continue
+        if OLDER and name == "paligemma":
+            continue  # the reference has no cache, with which these releases are wrong: test_families.py has another
         check(graph, slow, prompt, pattern, settings, CACHES[cache])
 
 
@@ -347,7 +371,7 @@ def test_a_cache_of_the_first_positions(batched, kind):
                 graph.generate(prompt, chosen, past_key_values=cache, **LENGTH)
             continue
         found = ours(graph, prompt, (chosen,), do_sample=False, past_key_values=cache)
-        off, same = distance(found, reference(twin(), prompt, (hook,), do_sample=False))
+        off, same = distance(found, remembered(twin(), case, (hook,), pattern, FORMS["greedy"]))
         assert same, pattern
         assert off <= SAME, pattern
 
@@ -389,7 +413,7 @@ def test_an_assistant_that_guesses_several_tokens():
     no_image = {"do_sample": False, "suppress_tokens": [IMAGE_ID]}
     for pattern in PATTERNS:
         chosen, hook = PATTERNS[pattern](Case(graph, prompt, pattern))
-        if pattern.endswith("drop"):
+        if pattern.endswith("drop") or (pattern == "skip" and not empty_caches_shrink()):
             with pytest.raises(MMFlowError, match="assistant_model takes back tokens"):
                 graph.generate(prompt, chosen, assistant_model=assistant, **no_image, **LENGTH)
             continue
@@ -415,7 +439,7 @@ def test_apart_from_the_models_process(form, cache, split, monkeypatch):
         torch.manual_seed(0)
         with torch.no_grad(), model.trace(fn=model.generate, **graph.checked(here.prompt), **settings) as tracer:
             found = tracer.result.save()
-        off, same = distance(found, reference(twin(), here.prompt, (hook,), **FORMS[form]))
+        off, same = distance(found, remembered(twin(), here, (hook,), pattern, FORMS[form]))
         assert same, pattern
         assert off <= SAME, pattern
 
@@ -424,7 +448,7 @@ def test_apart_from_the_models_process(form, cache, split, monkeypatch):
     ("settings", "told"),
     [
         ({"cache_implementation": "static"}, "a static cache cannot be followed"),
-        ({"prefill_chunk_size": 5}, "prefill_chunk_size=5 cannot be followed"),
+        ({"prefill_chunk_size": 5}, f"prefill_chunk_size=5 {'with a picture' if OLDER else 'cannot be followed'}"),
         ({"prompt_lookup_num_tokens": 3, "suppress_tokens": [IMAGE_ID]}, "prompt_lookup_num_tokens cannot be followed"),
     ],
 )

@@ -8,7 +8,21 @@ import plain_forms as plain
 import pytest
 import torch
 from gold import twin
-from test_forms import FORMS, IMAGE_ID, LENGTH, PATTERNS, SAME, Case, distance, made, ours, reference, told
+from test_forms import (
+    FORMS,
+    IMAGE_ID,
+    LENGTH,
+    OLDER,
+    PATTERNS,
+    SAME,
+    Case,
+    distance,
+    made,
+    ours,
+    reference,
+    refused,
+    told,
+)
 from tiny import tiny_graph, tiny_model, tiny_processor
 from transformers import DynamicCache, GenerationConfig
 
@@ -20,6 +34,7 @@ from nnsight_mmflow.nano.questions import FOLDER
 
 KNOCKOUT = mmf.Knockout(source="image", target="last", layers=(1, 2), when="all")
 QUIET = {"progress": False, "report": lambda text: None}
+CHUNKS = {"prefill_chunk_size": 5}
 LOOKUP = {"prompt_lookup_num_tokens": 3, "suppress_tokens": [IMAGE_ID]}
 
 # (settings, what the refusal names): all with a pattern, none of them runs a forward
@@ -59,7 +74,10 @@ REFUSED = [
     ({"assistant_model": "tiny"}, "assistant_model is a str; expected"),
     ({"prompt_lookup_num_tokens": 3}, r"Add suppress_tokens=\[graph.image_token_id\]"),
     ({**LOOKUP, "use_cache": False}, "needs a cache that can shrink"),
-    ({"prefill_chunk_size": 5, "use_cache": False}, "needs a cache, which use_cache=False takes away"),
+    (
+        {"prefill_chunk_size": 5, "use_cache": False},
+        "prefill_chunk_size=5 with a picture" if OLDER else "needs a cache, which use_cache=False takes away",
+    ),
     ({"past_key_values": DynamicCache(), "use_cache": False}, "came with use_cache=False"),
     ({**LOOKUP, "cache_implementation": "static"}, "needs a cache that can shrink"),
     ({"stop_strings": "red"}, "stop_strings needs the tokenizer too"),
@@ -262,8 +280,10 @@ def test_what_a_bridge_cannot_follow_is_refused():
     graph = mmf.adapt(tiny_model(), tiny_processor())
     prompt, bridge = made(graph, False), graph.to_transformer_lens()
     bound = graph.bound(bridge, prompt)
-    for settings in ({"cache_implementation": "static"}, LOOKUP, {"prefill_chunk_size": 5}):
-        with pytest.raises(MMFlowError, match="which positions such a forward holds"):
+    cannot = "which positions such a forward holds"
+    chunked = "prefill_chunk_size=5 with a picture" if OLDER else cannot
+    for settings, why in (({"cache_implementation": "static"}, cannot), (LOOKUP, cannot), (CHUNKS, chunked)):
+        with pytest.raises(MMFlowError, match=why):
             bound.hf_generate(do_sample=False, **settings)
     with pytest.raises(MMFlowError, match="takes no num_beams"):
         bound.generate(num_beams=2)
@@ -304,6 +324,8 @@ def plant(monkeypatch, **changed):
     ],
 )
 def test_planted_assumptions_are_seen(pattern, settings, changed, graph, monkeypatch):
+    if OLDER and "prefill_chunk_size" in settings:
+        pytest.skip("older transformers write wrong tokens for a picture in chunks, so that it is refused")
     prompt = made(graph, False)
     chosen, hook = PATTERNS[pattern](Case(graph, prompt, pattern))
     wanted = reference(twin(), prompt, (hook,), do_sample=False)
@@ -339,6 +361,12 @@ def test_what_changes_nothing_is_told_in_every_form(form, cache, graph):
         mode="mask",
     )
     for patterns in ((same_run,), closed_twice, (keeps_all,)):
+        if OLDER and form == "beams" and patterns == (same_run,):  # a picture a beam: other rounding is a change
+            settings = {**FORMS[form], **cache}
+            off, same = distance(ours(graph, prompt, patterns, **settings), ours(graph, prompt, (), **settings))
+            assert same
+            assert 0 < off <= SAME
+            continue
         with pytest.raises(NoEffectError):
             ours(graph, prompt, patterns, **FORMS[form], **cache)
     decode = mmf.Knockout(source="image", target="last", layers=1, when="decode")
@@ -411,6 +439,8 @@ def test_the_documented_table_is_true(graph):
                 came = "exact"
             except MMFlowError:
                 came = "refused"
-            if came != cell:
+            form = {"beams": "beams", "several a step": "lookup"}.get(column, "")
+            here = cell if cell == "refused" or not refused(ROWS[name], form, column) else "refused"  # by this release
+            if came != here:
                 wrong.append((name, column, cell, came))
     assert not wrong

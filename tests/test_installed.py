@@ -1,5 +1,7 @@
 """What is published: wheel and sdist, installed outside of the repository, and run there as a newcomer would."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,15 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from recorded import compared
 
 import nnsight_mmflow as mmf
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MINUTES = 60 * 10
-# 2026-11-30: transformers 5.24 hands layers `cache=`; this goes with part 1 of issue 17.
-# torch alone stays pinned then: its newest build may be gigabytes of CUDA.
-HELD = ("transformers<5.24",)
 
 
 def ran(*command, cwd, **more):
@@ -127,14 +127,30 @@ def test_the_wheel_runs_outside_the_repository(built, tmp_path):
     assert (tmp_path / "mmflow-flow" / "flow.png").stat().st_size > 10_000
 
 
+def lines_of_the_readme(python, folder):
+    """The numbers of the README's ten lines and of a HiMAP generation, run by a Python outside the repository."""
+    folder.mkdir()
+    for file in (ROOT / "README.md", ROOT / "tests" / "ten_lines.py", ROOT / "tests" / "recorded.py"):
+        shutil.copy(file, folder)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = ran(python, "-W", "error::FutureWarning", "ten_lines.py", "README.md", cwd=folder, env=alone)
+    return json.loads(next(line for line in told.splitlines() if line.startswith("{")))
+
+
 @pytest.mark.install
 def test_the_wheel_installs_with_what_it_depends_on(built, tmp_path):
-    """As a newcomer's pip resolves it: the newest of everything that pyproject allows."""
+    """As a newcomer's pip resolves it: the newest of everything that pyproject allows; the same numbers as here.
+
+    torch alone is pinned: its newest build may be gigabytes of CUDA.
+    """
     venv.create(tmp_path / "fresh", with_pip=True)
     folder = tmp_path / "fresh" / "bin"
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     torch = next(line for line in pins if line.startswith("torch=="))
-    ran(folder / "python", "-m", "pip", "install", "-q", built[1], torch, *HELD, cwd=tmp_path, timeout=MINUTES)
+    ran(folder / "python", "-m", "pip", "install", "-q", built[1], torch, cwd=tmp_path, timeout=MINUTES)
+    wanted = lines_of_the_readme(sys.executable, tmp_path / "here")
+    assert len(wanted["generation"]["HiMAP"]["ids"]) > 8
+    assert compared(lines_of_the_readme(folder / "python", tmp_path / "there"), wanted)[0] == {}
     told = ran(folder / "mmflow", "flow", "--window", "1", cwd=tmp_path)
     are_used(told + ran(folder / "mmflow", "check", "nano", cwd=tmp_path))
     where = ran(folder / "python", "-c", "import nnsight_mmflow as m; print(m.__version__, m.__file__)", cwd=tmp_path)

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", ["inside.py", "beside.py"])
+@pytest.mark.parametrize("cases", ["inside.py", "beside.py", "words.py", "number_types.py"])
 def test_the_remote_cases_pass(cases):
     command = [
         sys.executable,

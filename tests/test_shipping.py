@@ -75,6 +75,12 @@ def sweep(model):
         ({"decorator": "@lru_cache"}, "planted.helper: @lru_cache is lost on a server"),
         ({"body": "super().__init__()"}, "planted.Child.__init__: zero-argument super() breaks on a server"),
         ({"extra": "import pandas"}, "planted: imports pandas when it is loaded"),
+        ({"inside": "out._module.weight"}, "planted.middle: reads out._module.weight, which is empty on NDIF"),
+        ({"inside": "out.bias"}, "planted.middle: reads out.bias, which is empty on NDIF"),
+        ({"inside": "sum(out.parameters())"}, "planted.middle: reads out.parameters, which is empty on NDIF"),
+        ({"inside": "out._module.device"}, "planted.middle: reads out._module.device, which is empty on NDIF"),
+        ({"inside": "kept = out._module"}, "planted.middle: keeps out._module, whose weights are empty on NDIF"),
+        ({"inside": "getattr(out, 'weight')"}, "planted.middle: reads getattr(out, 'weight'), which is empty on NDIF"),
         ({"inside": "import matplotlib.pyplot"}, "planted.middle: imports matplotlib"),
     ],
 )

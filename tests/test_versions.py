@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import QUESTION, family
+from families import FAMILIES, QUESTION, family
 from packaging.version import Version
 from tiny import picture
 from transformers import DynamicCache
@@ -20,6 +20,7 @@ from nnsight_mmflow.model import older_generation as _older_generation
 
 sys.path.insert(0, str(Path(__file__).parent))
 import matrix
+import recorded
 
 LENGTH = {"min_new_tokens": 3, "max_new_tokens": 3, "do_sample": False}
 
@@ -108,6 +109,36 @@ def test_what_older_transformers_get_wrong_is_refused_there(name, pictures, sett
             _older_generation.check_pictures(graph, {**LENGTH, **settings}, graph.checked(prompt))
 
 
+def test_families_that_older_transformers_get_wrong_are_refused_there(monkeypatch):
+    """PaliGemma 2, whose final logits are not capped, and SmolVLM, whose features are merged in wrong blocks."""
+    monkeypatch.setattr("nnsight_mmflow.adapters.base.mentions", lambda _forward, _name: False)
+    monkeypatch.setattr("nnsight_mmflow.adapters.idefics3.mentions", lambda _forward, _name: True)
+    merger = "nnsight_mmflow.adapters.idefics3.getattr"
+    monkeypatch.setattr(merger, lambda owner, name, *default: Older if name == "inputs_merger" else None, raising=False)
+    for name, told in (
+        ("paligemma2", "leaves out final_logit_softcapping"),
+        ("smolvlm", "in blocks of 8, but .* 4 tok"),
+    ):
+        model, processor = FAMILIES[name]()
+        with pytest.raises(ModelError, match=told):
+            mmf.adapt(model, processor)
+
+
+@pytest.mark.parametrize("part", ["layer", "attn", "mlp"])
+def test_layers_left_out_where_their_empty_caches_cannot_shrink(part, monkeypatch):
+    graph = family("llava")
+    prompt, skip = graph.prompt(picture(0), QUESTION), mmf.Skip(layers=2, part=part)
+    lookup = {**LENGTH, "prompt_lookup_num_tokens": 3, "suppress_tokens": [graph.image_token_id]}
+    for shrink in (True, False):  # planted: 5.17 to 5.21
+        monkeypatch.setattr(_older_generation, "empty_caches_shrink", lambda: shrink)  # noqa: B023
+        if shrink or part == "mlp":
+            graph.generate(prompt, skip, **lookup)
+            continue
+        with pytest.raises(MMFlowError, match=r"leaves the caches of its layers empty, and prompt_lookup_num_tokens"):
+            graph.generate(prompt, skip, **lookup)
+    graph.generate(prompt, skip, **LENGTH)
+
+
 def test_what_a_processor_hands_on_is_read_in_both_ways():
     class Old:
         valid_processor_kwargs = SimpleNamespace(_defaults={"images_kwargs": {"crop": True}})
@@ -119,6 +150,28 @@ def test_what_a_processor_hands_on_is_read_in_both_ways():
     assert image_defaults(old) == image_defaults(new) == {"crop": True}
     old.images_kwargs = new.images_kwargs = {"crop": False}  # which the older one does not read
     assert (image_defaults(old), image_defaults(new)) == ({"crop": True}, {"crop": False})
+
+
+def test_other_numbers_are_told_with_experiment_place_and_both_values():
+    wanted = {"flow": {"layer": [0, 1], "change": [-50.0, float("nan")]}, "lens": {"word": ["red", "blue"]}}
+    found = {"flow": {"layer": [0, 2], "change": [-50.0004, float("nan")]}, "lens": {"word": ["red"]}}
+    told, largest = recorded.compared(recorded.recorded(found), recorded.recorded(wanted))
+    assert told == {"flow.layer[1]": "2, under the tested set 1", "lens.word[1]": "'blue' is missing"}
+    assert largest == pytest.approx(8e-6)
+    told, _ = recorded.compared({"flow": {"change": [-50.001, 1.0]}}, {"flow": wanted["flow"] | {"layer": []}})
+    assert told.keys() == {"flow.change[0]", "flow.change[1]"}
+    assert told["flow.change[0]"] == "-50.001, under the tested set -50.0: off by 0.001, the column reaches 50"
+    smoke = {
+        "failed": {"lens": "KeyError"},
+        "refused": {"gemma3": "why"},
+        "steps": 3,
+        "versions": dict.fromkeys(matrix.COLUMNS),
+    }
+    seen = matrix.against(smoke, {"flow": found["flow"]}, wanted | {"gemma3": {"ids": [1]}})
+    assert list(seen["failed"]) == ["lens", "other numbers: flow.layer[1]"]
+    assert "| 8e-06 | 0 of 3; refused: gemma3; fails: flow, lens |" in matrix.row(
+        "newest", {**seen, "versions": dict.fromkeys(matrix.COLUMNS, "1")}
+    )
 
 
 def test_requirements_are_what_was_tried():

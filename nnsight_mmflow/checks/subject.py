@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import nnsight
 import numpy as np
 import torch
 
@@ -79,11 +80,22 @@ class Subject:
         Raises:
             Failed: it is larger than the number type explains.
         """
-        dtype = next(self.graph.adapter.model.parameters()).dtype
-        allowed = 2e-4 if dtype == torch.float32 else 0.05
-        difference = float((one - other).abs().max())
-        scale = max(1.0, float(other.abs().max()))
-        said = f"{what} differ by {difference:.1e} (largest {scale:.3g})"
-        if not difference <= allowed * scale:
-            raise Failed(f"{said}; {allowed * scale:.1e} is allowed for {dtype}")
+        difference, allowed = float((one - other).abs().max()), self.allowed(other)
+        said = f"{what} differ by {difference:.1e} (largest {float(other.abs().max()):.3g})"
+        if not difference <= allowed:
+            raise Failed(f"{said}; {allowed:.1e} is allowed for {self.dtype}")
         return said
+
+    def allowed(self, numbers: torch.Tensor) -> float:
+        """How much two ways to the same numbers may differ: float32 rounds in its sixth digit, halves in the second."""
+        return (2e-4 if self.dtype == "float32" else 0.05) * max(1.0, float(numbers.abs().max()))
+
+    @cached_property
+    def dtype(self) -> str:
+        """The model's number type; a server's is asked for, since it need not be what the configuration says."""
+        graph, layers = self.graph, self.graph.layers
+        if not graph.remote:
+            return str(next(graph.adapter.model.parameters()).dtype).removeprefix("torch.")
+        with torch.no_grad(), graph.trace(self.prompt, use_cache=False, logits_to_keep=1):
+            dtype = nnsight.save(str(layers[0].inputs[0][0].dtype))
+        return dtype.removeprefix("torch.")

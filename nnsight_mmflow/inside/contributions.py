@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow.inside.called import matrix_of
 from nnsight_mmflow.inside.heads import attention_weights
 from nnsight_mmflow.inside.masks import layer_mask
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtypin
     from jaxtyping import Float
     from nnsight import Envoy
 
-    from nnsight_mmflow.inside.heads import QueryKeyReader
+    from nnsight_mmflow.inside.called import matrix_of
+from nnsight_mmflow.inside.heads import QueryKeyReader
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Contributions:
         whole: (queries,): sum of the norms over all positions, for shares.
         error: largest difference between the sum over all positions and the attention's real output.
         scale: largest number of the attention's real output, to compare the error with.
+        dtype: of the attention's real output, such as "bfloat16"; what error is allowed depends on it.
     """
 
     norm: Float[torch.Tensor, "queries sources"]
@@ -43,6 +46,7 @@ class Contributions:
     whole: torch.Tensor
     error: float
     scale: float
+    dtype: str
 
 
 def plain_values(found: Contributions) -> dict[str, object]:
@@ -50,10 +54,10 @@ def plain_values(found: Contributions) -> dict[str, object]:
     return {name: one.detach().cpu() if isinstance(one, torch.Tensor) else one for name, one in vars(found).items()}
 
 
-def answer_direction(unembed: Envoy, token: int) -> torch.Tensor:
-    """Inside a trace: the unit vector along which a token's logit grows."""
-    weight = unembed._module.weight[token].detach().float()
-    return weight / weight.norm()
+def answer_direction(unembed: Envoy, token: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Inside a trace: the unit vector along which a token's logit grows; `hidden` is like what goes in there."""
+    row = matrix_of(unembed, hidden.shape[-1], hidden, slice(token, token + 1))[0][0].float()
+    return row / row.norm()
 
 
 def read_contributions(
@@ -61,9 +65,10 @@ def read_contributions(
     reader: QueryKeyReader,
     attentions: list[Envoy],
     outs: list[Envoy],
+    unembed: Envoy,
+    token: int,
     queries: list[int],
     sources: list[int],
-    direction: torch.Tensor,
     cap: float | None,
     causal: bool,
 ) -> list[Contributions]:
@@ -74,9 +79,10 @@ def read_contributions(
         reader: of queries, keys and values.
         attentions: each layer's attention.
         outs: each layer's output projection.
+        unembed: the unembedding.
+        token: the answer, on whose direction there the contributions are projected.
         queries: positions that read.
         sources: positions that are read.
-        direction: unit vector (width,), for the projection.
         cap: where the family squeezes its scores, the cap.
         causal: what a layer does that is handed no mask.
     """
@@ -84,12 +90,15 @@ def read_contributions(
     for layer, attention in enumerate(attentions):
         arguments, named = layers[layer].inputs
         hidden, rotary = arguments[0], named["position_embeddings"]
+        if not layer:
+            direction = answer_direction(unembed, token, hidden)
         mask = layer_mask(named.get("attention_mask"), hidden, 0, causal)[0, 0, queries]
         query, key = reader.read(layer, "previous", hidden, rotary)
         values = reader.value(layer)[0]
         weight = attention_weights(query[0][:, queries], key[0], mask, attention._module.scaling, cap).to(values)
-        real, out = attention.output[0][0, queries], outs[layer]._module
-        found.append(_reduced(weight, values, out.weight, out.bias, real, sources, direction))
+        real = attention.output[0][0, queries]
+        out, bias = matrix_of(outs[layer], len(values) * values.shape[-1], values)
+        found.append(_reduced(weight, values, out, bias, real, sources, direction))
     return found
 
 
@@ -97,7 +106,7 @@ def _reduced(
     weight: Float[torch.Tensor, "heads queries keys"],
     values: Float[torch.Tensor, "heads keys width"],
     out: Float[torch.Tensor, "model heads_width"],
-    bias: torch.Tensor | None,
+    bias: torch.Tensor,
     real: Float[torch.Tensor, "queries model"],
     sources: list[int],
     direction: torch.Tensor,
@@ -115,9 +124,9 @@ def _reduced(
             each.append(share[sources].norm(dim=-1))
         norm.append(summed[sources].norm(dim=-1))
         head_norm.append(torch.stack(each))
-        projection.append(summed[sources] @ direction.float())
+        projection.append(summed[sources] @ direction.to(summed))
         whole.append(summed.norm(dim=-1).sum())
-        total = summed.sum(0) if bias is None else summed.sum(0) + bias.float()
+        total = summed.sum(0) + bias.float()
         error = max(error, float((total - real[query].float()).abs().max()))
     return Contributions(
         torch.stack(norm).cpu(),
@@ -127,4 +136,5 @@ def _reduced(
         torch.stack(whole).cpu(),
         error,
         float(real.float().abs().max()),
+        str(real.dtype).removeprefix("torch."),
     )

@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.roles import Roles
 
+ALLOWED = {"float32": 1e-4, "float64": 1e-6}  # of the largest number, for what is computed again here; halves: 0.02
+
 
 @dataclass(frozen=True)
 class QueryKeyReader:
@@ -69,6 +71,11 @@ def attention_weights(
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     return (scores + mask.float()).softmax(-1)
+
+
+def differs(error: float, largest: float, dtype: str) -> bool:
+    """Whether what was computed again differs from the layer's own by more than its number type explains."""
+    return not error <= ALLOWED.get(dtype, 0.02) * max(largest, 1e-3)
 
 
 def rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

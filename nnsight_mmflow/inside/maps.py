@@ -33,12 +33,14 @@ class LayerMap:
         received: (positions,): what a position gets from later ones, in multiples of an even share (see `received_by`).
         error: largest difference between weights times values and the heads' real results.
         scale: largest number of the heads' real results, to compare the error with.
+        dtype: of the heads' real results, such as "bfloat16"; what error is allowed depends on it.
     """
 
     weights: Float[torch.Tensor, "heads targets sources"]
     received: torch.Tensor
     error: float
     scale: float
+    dtype: str
 
 
 def received_by(mean: Float[torch.Tensor, "queries keys"], readable: torch.Tensor) -> torch.Tensor:
@@ -96,6 +98,7 @@ def read_maps(
         mask = layer_mask(named.get("attention_mask"), hidden, 0, causal)[0]
         query, key = reader.read(layer, "previous", hidden, named["position_embeddings"])
         value, real = reader.value(layer)[0].float(), reader.heads(layer)[0, targets]
+        dtype = str(real.dtype).removeprefix("torch.")
         real = real.unflatten(-1, (query.shape[1], -1)).transpose(0, 1).float()
         scale = reader.graph.attention(layer)._module.scaling
         kept, mean, error = [], query.new_zeros(positions, positions, dtype=torch.float32), 0.0
@@ -110,6 +113,6 @@ def read_maps(
             kept.append(rows[mine][:, :, sources].detach().cpu())  # a server may follow gradients
         readable = (mask > torch.finfo(mask.dtype).min / 2).any(0).sum(-1)
         received = received_by(mean.detach(), readable).cpu()
-        one = LayerMap(torch.cat(kept), received, error, float(real.detach().abs().max()))
+        one = LayerMap(torch.cat(kept), received, error, float(real.detach().abs().max()), dtype)
         found.append(dict(vars(one)))  # a server cannot return our classes
     return found

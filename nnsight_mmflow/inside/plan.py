@@ -21,6 +21,7 @@ class Sizes:
         unembed_weights: weights of the unembedding.
         tower_flops: operations of the vision tower and projector for the prompt's pictures.
         bytes_per_number: of the weights' type.
+        assumed: whether that type is the configuration's, since the weights are on a server.
     """
 
     n_layers: int
@@ -29,6 +30,7 @@ class Sizes:
     unembed_weights: int
     tower_flops: int
     bytes_per_number: int
+    assumed: bool = False
 
     def layer_flops(self, queries: int, keys: int) -> int:
         """Operations of one decoder layer: two per weight and position, four per width, query and key."""
@@ -108,9 +110,15 @@ class Plan:
         return (
             f"Plan({len(self.edges)} edges x windows = {len(self.cells)} numbers from {self.n_rows} rows in"
             f" {len(self.chunks)} chunks; {self.row_flops / 1e9:.3g} GFLOP, against {self.naive_flops / 1e9:.3g} for"
-            f" one forward per window ({self.naive_flops / self.row_flops:.0f}x); about {self.bytes / 1e6:.0f} MB"
-            " beside the weights)"
+            f" one forward per window ({self.naive_flops / self.row_flops:.0f}x); about {self.memory} beside"
+            " the weights)"
         )
+
+    @property
+    def memory(self) -> str:
+        """`bytes` in words, with what is assumed."""
+        each = f" (at {self.sizes.bytes_per_number} bytes a number, which the server decides)" * self.sizes.assumed
+        return f"{self.bytes / 1e6:.0f} MB{each}"
 
     def _repr_html_(self) -> str:
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow.inside.called import matrix_of
+
 if TYPE_CHECKING:
     from nnsight import Envoy
 
@@ -31,12 +33,14 @@ def add_updates(outs: list[Envoy], parts: list[tuple[torch.Tensor, torch.Tensor]
 
 
 def digests_of(outs: dict[int, Envoy]) -> dict[int, str]:
-    """Inside a trace: by layer, the fingerprint of a projection's matrix."""
-    return {layer: digest_of(out._module.weight) for layer, out in outs.items()}
+    """Inside a trace: by layer, in the order in which they run, the fingerprint of a projection's matrix."""
+    keys = {layer: out.input for layer, out in outs.items()}
+    return {layer: digest_of(matrix_of(outs[layer], key.shape[-1], key)[0]) for layer, key in keys.items()}
 
 
 def digest_of(weight: torch.Tensor) -> str:
     """A short fingerprint of a matrix."""
     from hashlib import sha256
 
-    return sha256(weight.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    plain = weight.detach().float().cpu().contiguous() + 0.0  # -0.0 is 0.0
+    return sha256(plain.numpy().tobytes()).hexdigest()[:16]

@@ -53,8 +53,22 @@ def load_images_only(name: str, **kwargs: object) -> ProcessorMixin:
             owner = import_module(f"transformers.models.{module}.processing_{module}")
         except ImportError as error:
             if "torchvision" in str(error):
-                raise ModelError(f"{asked} cannot be loaded without torchvision: pip install torchvision.") from error
+                raise _lacks_torchvision(asked) from error
             continue
         if asked and hasattr(owner, asked):
-            return images_only(getattr(owner, asked)).from_pretrained(name, backend="pil", **kwargs)
+            try:
+                return images_only(getattr(owner, asked)).from_pretrained(name, backend="pil", **kwargs)
+            except ValueError as error:
+                if "dependencies: torchvision" in str(error):  # 5.17 looks for Idefics 3's where torchvision is
+                    raise _lacks_torchvision(asked) from error
+                raise
     raise ModelError(f"transformers has no processor {asked!r} for {kind!r} models: pass processor=.")
+
+
+def _lacks_torchvision(asked: str | None) -> ModelError:
+    import transformers
+
+    return ModelError(
+        f"{asked} of transformers {transformers.__version__} cannot be loaded without torchvision: pip install"
+        " torchvision."
+    )

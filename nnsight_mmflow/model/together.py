@@ -89,6 +89,7 @@ def check_apart(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, 
                 f" in a generation on NDIF tokens can leave before layer {graph.enters_after + 1} or later, not before"
                 f" {first}. A key that NDIF trusts has no such limit: graph.at(True, trusted=True)."
             )
+        # A method that prunes attends by itself from its first stage on; its own `layers` are the stages alone.
         layers = pattern.layer_list(graph) if first is None else list(range(first, graph.n_layers))
         twice = [layer for layer in layers if layer in taken]
         if twice:

@@ -11,6 +11,7 @@ from nnsight_mmflow.inside.names import with_its_cache
 from nnsight_mmflow.model.intervention import Intervention
 from nnsight_mmflow.model.loaded import Loaded
 from nnsight_mmflow.prompts.encode import checked_inputs
+from nnsight_mmflow.remote.pixels import travelling
 
 if TYPE_CHECKING:
     import torch
@@ -114,4 +115,5 @@ class Traced(Loaded):
         Raises:
             PromptError: image tokens and pictures that do not agree, or padding without an attention mask.
         """
-        return checked_inputs(self.adapter, prompt)
+        inputs = checked_inputs(self.adapter, prompt)
+        return travelling(inputs) if self.remote else inputs

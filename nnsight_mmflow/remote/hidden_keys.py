@@ -7,6 +7,7 @@ which headers lie. Keys are only ever taken out here.
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -15,6 +16,7 @@ from urllib.parse import quote
 
 HIDDEN = "[the API key]"
 SHORTEST = 4  # what is shorter stands in ordinary words
+ECHOED = re.compile(r"(Invalid API key format: )'.*?'(?=\. API keys|$)", re.DOTALL)  # NDIF tells what it was sent
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -46,7 +48,7 @@ def without_keys(text: str) -> str:
     """The text, with a mark where a key stood."""
     for key in keys():
         text = text.replace(key, HIDDEN)
-    return text
+    return ECHOED.sub(rf"\1{HIDDEN}", text)
 
 
 def can_be_sent() -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nnsight.schema.response import ResponseModel
     from nnsight.tracing.backend import Backend
 
+EXPIRED = (403, 404, 410)  # what a store answers for a result that is no longer kept
+
 
 @dataclass
 class Traffic:
@@ -131,8 +133,13 @@ class Placed:
             blocking: wait for the result.
             job: the id of one that was sent before, to fetch it.
         """
+        from httpx import HTTPStatusError
+        from nnsight.intervention.backends.remote import RemoteError
+
+        from nnsight_mmflow._progress import say
         from nnsight_mmflow.remote.hidden_keys import hiding, without_keys
         from nnsight_mmflow.remote.ready import make_ready
+        from nnsight_mmflow.remote.server_words import PART, meaning
 
         make_ready(self.remote)
         backend, traffic = self.model._remote_backend(self.remote, blocking, job, False), self.traffic
@@ -140,6 +147,8 @@ class Placed:
 
         def sent(tracer: object) -> bytes:
             blob = serialize(tracer)
+            if len(blob) > PART:
+                say(f"{self.name}: a request of {len(blob)} bytes is sent; some servers refuse more than {PART}.")
             traffic.requests, traffic.up = traffic.requests + 1, traffic.up + len(blob)
             return blob
 
@@ -154,11 +163,27 @@ class Placed:
             return note(response)
 
         def posted(request: RequestModel, blob: bytes) -> ResponseModel:
-            response = post(request, blob)
+            try:
+                response = post(request, blob)
+            except RemoteError as error:
+                if "parsing the body" not in str(error):
+                    raise
+                said = f"{error} ({len(blob)} bytes were sent)"
+                raise RemoteError(f"{said}: {meaning(said)}") from None
             response.description = without_keys(response.description or "")
             return response
 
-        backend._serialize, backend.finalize = sent, came
+        download = backend.download_result
+
+        def downloaded(url: str | bytes | None) -> object:
+            try:
+                return download(url)
+            except HTTPStatusError as error:  # its text holds the link, which opens the result to whoever has it
+                if error.response.status_code not in EXPIRED:
+                    raise
+            raise RemoteError("the result's link has expired")
+
+        backend._serialize, backend.finalize, backend.download_result = sent, came, downloaded
         backend.note, backend._post = noted, posted
         backend.request, backend.submit, backend.poll = map(hiding, (backend.request, backend.submit, backend.poll))
         return backend

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from nnsight_mmflow._errors import ServerError
 from nnsight_mmflow.remote.hidden_keys import can_be_sent, without_keys
+from nnsight_mmflow.remote.server_words import meaning
 
 PACKAGE = "nnsight_mmflow"
 
@@ -45,8 +46,13 @@ def make_ready(remote: bool | str) -> None:
     failed = ""
     try:
         answer = httpx.get(f"{host}/env", timeout=httpx.Timeout(10, read=60))
+        said = "" if answer.is_success else meaning(answer.text)
+        if said:
+            raise ServerError(without_keys(said))
         answer.raise_for_status()
         packages = answer.json().get("packages", {})
+    except ServerError:
+        raise
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
         failed = without_keys(f"no NDIF server answers at {host} ({error})")
     if failed:

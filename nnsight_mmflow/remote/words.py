@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from nnsight_mmflow import _errors
 from nnsight_mmflow._errors import MMFlowError, ModelError, ServerError
 from nnsight_mmflow.remote.ready import READY
+from nnsight_mmflow.remote.server_words import TRACEBACK, meaning
 
 if TYPE_CHECKING:
     from nnsight_mmflow.remote.place import Placed
@@ -18,8 +19,6 @@ Found = TypeVar("Found")
 OURS = re.compile(r"nnsight_mmflow\._errors\.(?P<name>\w+): (?P<told>.*)", re.DOTALL)
 TIME = re.compile(r"time ?out|timed out|time limit|too long", re.IGNORECASE)
 NETWORK = ("websocket", "httpx", "httpcore")  # whose errors are of the connection
-REFUSED = "the server refuses the API key: `nnsight login`, or set NDIF_API_KEY."
-UNKNOWN = re.compile(r"\b401\b|Unauthorized|API key")
 NOT_SENT = "Failed to send request: "  # how nnsight's client begins
 BROKEN = ("disconnected", "refused", "reset", "timed out", "unreachable", "Name or service")
 
@@ -37,10 +36,10 @@ def told(graph: Placed, text: str) -> MMFlowError:
         return kind(ours["told"].strip())
     if text.startswith(NOT_SENT) and any(sign in text for sign in BROKEN):
         return ServerError(broken(text.removeprefix(NOT_SENT)))
-    if "API key" in text or "Unauthorized" in text:
-        return ServerError(REFUSED)
-    if "no deployment" in text.lower() or "not deployed" in text.lower() or "not scheduled" in text.lower():
-        return ServerError(f"{graph.name} is not deployed on the server.{_near(graph)}")
+    near = "" if TRACEBACK in text else _near(graph)
+    said = meaning(text, name=graph.name, near=near, versions=_other_versions(graph))
+    if said:
+        return ServerError(said)
     if "out of memory" in text.lower():
         return ServerError(
             f"the server ran out of memory: make row_budget or batch_size smaller. It says: {text.splitlines()[-1]}"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from nnsight_mmflow._errors import MMFlowError, ServerError
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.remote.hidden_keys import without_keys
+from nnsight_mmflow.remote.server_words import meaning
 from nnsight_mmflow.remote.turns import turn_of
-from nnsight_mmflow.remote.words import NETWORK, REFUSED, UNKNOWN, broken, told
+from nnsight_mmflow.remote.words import NETWORK, broken, told
 
 if TYPE_CHECKING:
     from nnsight_mmflow.remote.place import Placed
@@ -50,5 +51,5 @@ def in_turn_and_words(graph: Placed, run: Callable[[], Found]) -> Found:
         if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
             raise
         why = str(error) or type(error).__name__
-        found = ServerError(REFUSED if UNKNOWN.search(why) else broken(why))
+        found = ServerError(meaning(why) or broken(why))
     raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key

@@ -65,7 +65,7 @@ def model_facts(graph: Graph) -> dict[str, object]:
     known: dict[str, object] = {
         "family": graph.family,
         "weights": _weights(graph),
-        "dtype": ", ".join(sorted({str(one.dtype).removeprefix("torch.") for one in model.parameters()})),
+        "dtype": "" if _elsewhere(graph) else ", ".join(sorted({str(one.dtype)[6:] for one in model.parameters()})),
         "quantisation": _quantisation(config),
         "attention": graph.backend,
         "tower_attention": _tower_attention(graph),
@@ -78,9 +78,14 @@ def model_facts(graph: Graph) -> dict[str, object]:
     return {name: value for name, value in known.items() if value not in (None, "", [])}
 
 
+def _elsewhere(graph: Graph) -> bool:
+    """Whether a server has the weights: nothing here tells what they are, nor their number type."""
+    return bool(graph.remote) and graph.remote != "local"
+
+
 def _weights(graph: Graph) -> str:
     """The fingerprint of the weights, or where they are."""
-    if graph.remote and graph.remote != "local":
+    if _elsewhere(graph):
         from nnsight.schema.config import CONFIG
 
         host = graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST

@@ -29,6 +29,7 @@ def sizes_of(graph: Graph, prompt: Prompt) -> Sizes:
         unembed_weights=roles["unembed"].weight.numel(),
         tower_flops=2 * sum(seeing.values()) * graph.adapter.tower_patches(prompt.inputs),
         bytes_per_number=roles["embed"].weight.element_size(),
+        assumed=graph.remote not in (False, "local"),
     )
 
 

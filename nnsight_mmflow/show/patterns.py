@@ -54,7 +54,7 @@ def plan_html(plan: Plan) -> str:
     rows = [
         ("forwards", f"1 and {len(plan.chunks)} chunks of rows, {plan.n_rows} rows in all", plan.n_rows + 1),
         ("operations (GFLOP)", plan.row_flops / 1e9, plan.naive_flops / 1e9),
-        ("memory beside the weights (MB)", plan.bytes / 1e6, ""),
+        ("memory beside the weights (MB)", plan.bytes / 1e6, "assumed" if plan.sizes.assumed else ""),
     ]
     told = f"{len(plan.edges)} edges, {len(plan.cells)} numbers wanted, {plan.length} positions"
     less = f"{plan.naive_flops / plan.row_flops:.0f} times fewer operations than one forward per window"

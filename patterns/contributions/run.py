@@ -9,17 +9,14 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.inside.contributions import Contributions, answer_direction, plain_values, read_contributions
-from nnsight_mmflow.inside.heads import QueryKeyReader
+from nnsight_mmflow.inside.contributions import Contributions, plain_values, read_contributions
+from nnsight_mmflow.inside.heads import QueryKeyReader, differs
 from nnsight_mmflow.runs.answers import with_target
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
-
-
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the output's largest number; halves: 0.02
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,11 @@ def read_prompt(
         torch.no_grad(),
         edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely),
     ):
-        direction = answer_direction(unembed, chosen)
-        read = read_contributions(layers, reader, attentions, outs, targets, sources, direction, cap, causal)
+        read = read_contributions(layers, reader, attentions, outs, unembed, chosen, targets, sources, cap, causal)
         plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
     found = [Contributions(**one) for one in plain]
-    allowed = TOLERANCE.get(next(graph.adapter.model.parameters()).dtype, 0.02)
     for layer, one in enumerate(found):
-        if one.error > allowed * max(one.scale, 1e-3):
+        if differs(one.error, one.scale, one.dtype):
             raise MMFlowError(
                 f"layer {layer}: the contributions of all positions sum up to something that differs from the"
                 f" attention's output by {one.error:.1e} (its largest number is {one.scale:.1e}): this family's"

@@ -18,6 +18,7 @@ from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.patterns.edit.edit import edit
 from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
 from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
+from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import answer_scores
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
@@ -169,6 +170,7 @@ def edit_report(
         ['efficacy', 'generalisation', 'specificity']
     """
     graph = graph.at(remote)
+    needs_gradients(graph, "edit_report")
     if graph.remote and (fine_tuning or bound is not None):
         raise ModelError(
             "fine-tuning trains weights, and those on a server are shared with others: give fine_tuning=False, or load"

@@ -231,12 +231,13 @@ def edited_view(graph: Graph, updates: dict[int, Update]) -> Graph:
 
 def weight_digests(graph: Graph, layers: Sequence[int]) -> dict[str, str]:
     """By where the matrix lies in the model, a short fingerprint of it, made where the weights are."""
-    from nnsight_mmflow.inside.updates import digests_of
+    from nnsight_mmflow.inside.updates import digest_of
     from nnsight_mmflow.patterns.edit.there import digests_there
 
-    found = (
-        digests_there(graph, layers) if graph.remote else digests_of({layer: graph.mlp_out(layer) for layer in layers})
-    )
+    if graph.remote:
+        found = digests_there(graph, layers)
+    else:
+        found = {layer: digest_of(graph.mlp_out(layer)._module.weight) for layer in layers}
     return {weight_path(graph, layer): digest for layer, digest in found.items()}
 
 

@@ -35,7 +35,7 @@ def edited_there(graph: Graph, updates: dict[int, Update], name: str) -> Graph:
 
 def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
     """A short fingerprint of each layer's matrix, made where the weights are."""
-    outs, model, remotely = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.remotely
+    outs, model, remotely = {layer: graph.mlp_out(layer) for layer in sorted(layers)}, graph.model, graph.remotely
     ids = torch.zeros(1, 1, dtype=torch.long)
     with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **remotely):
         found = nnsight.save(digests_of(outs))

@@ -71,7 +71,7 @@ class FlowJob(Job["FlowResult"]):
         return fetch(self.graph, self)
 
     def result(self, every: float = 1.0, timeout: float | None = None) -> FlowResult:
-        """Waits until all is done, and returns the FlowResult.
+        """Waits until all is done, and returns the FlowResult; prompts whose job ENDED without numbers are run again.
 
         Args:
             every: seconds between two looks.
@@ -81,7 +81,7 @@ class FlowJob(Job["FlowResult"]):
             ServerError: a job failed, or the time is over; what is fetched stays in the folder.
         """
         ends = None if timeout is None else time.monotonic() + timeout
-        while set(now := self.status) != {"FETCHED"}:
+        while set(now := self.status) - {"FETCHED", "ENDED"}:
             if ends is not None and time.monotonic() > ends:
                 raise ServerError(f"after {timeout} seconds the jobs stand at {now}: call result() again later.")
             time.sleep(every)
@@ -154,7 +154,9 @@ def read_job(file: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]
 
 @experiment
 def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
-    """Fetches what is done, and says how many prompts stand where."""
+    """Fetches what is done, and says how many prompts stand where; a job that failed is told once, then ENDED."""
+    from nnsight.intervention.backends.remote import RemoteError
+
     found: Counter[str] = Counter()
     with job.journal as journal:
         for task in job.work:
@@ -162,9 +164,14 @@ def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
             if identity in journal.done:  # by another process, it may be
                 job.jobs.pop(identity, None)
             if identity not in job.jobs:
-                found["FETCHED"] += 1
+                found["FETCHED" if identity in journal.done else "ENDED"] += 1
                 continue
-            status, numbers = fetch_there(graph, job.jobs[identity])
+            try:
+                status, numbers = fetch_there(graph, job.jobs[identity])
+            except RemoteError:  # it ended, and no later look finds more: what sends the rest sends it again
+                del job.jobs[identity]
+                job.save(job.folder / FILE)
+                raise
             if numbers is None:
                 found[status] += 1
                 continue

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow.patterns.flow.reference import run_by_forwards
+from nnsight_mmflow.remote.pixels import sent_bytes
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.sweep import answer_of, run_sweep
 
@@ -93,7 +94,7 @@ def requests_of(plan: Plan, most: int) -> int:
 
 def expected_bytes(prompt: Prompt, plan: Plan, most: int) -> tuple[int, int]:
     """(bytes up, bytes down) of one prompt, at most: tensors count as they are, though they are compressed."""
-    tensors = sum(tensor.nbytes for tensor in prompt.inputs.values())
+    tensors = sent_bytes(prompt.inputs)
     requests = requests_of(plan, most)
     return requests * (tensors + CODE_BYTES), requests * ANSWER_BYTES + len(plan.cells) * CELL_BYTES
 

@@ -98,7 +98,7 @@ def cost(left: list[Task], engine: str) -> str:
     return (
         f"at most {sum(plan.n_rows for plan in plans)} rows, {needed / 1e12:.3g} TFLOP by engine={engine!r}"
         f" (one forward per window: {naive / 1e12:.3g} TFLOP);"
-        f" about {max((plan.bytes for plan in plans), default=0) / 1e6:.0f} MB beside the weights."
+        f" about {max(plans, key=lambda plan: plan.bytes).memory if plans else '0 MB'} beside the weights."
     )
 
 

@@ -6,15 +6,32 @@ import subprocess
 import sys
 from functools import partial
 
+import nnsight
 import pytest
 import torch
-from remote_server import EXPERIMENTS, KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from remote_server import EXPERIMENTS, KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import words as _remote
 
 # Ordinary keys: what is read is a copy, and is written back.
+
+
+def test_blocks_of_an_ordinary_key_see_no_weights(beside, there, server, monkeypatch):
+    """The stand-in can tell: what is read of a module is empty, and a module that is called runs with its weights."""
+    from nnsight.schema.config import CONFIG
+
+    ones, found = torch.ones(1, 128), []
+    for key, graph in ((ORDINARY_KEY, beside), (KEY, there)):
+        monkeypatch.setattr(CONFIG.API, "APIKEY", key)
+        unembed, prompt = graph.unembed, mmf.nano.prompts(graph, 1)[0]
+        with torch.no_grad(), graph.trace(prompt, use_cache=False):
+            devices = nnsight.save([str(unembed._module.weight.device), str(unembed.weight.device)])
+            logits = nnsight.save(unembed(ones).detach())
+        found.append((devices, logits))
+    assert [devices for devices, _ in found] == [["meta", "meta"], ["cpu", "cpu"]]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -95,9 +112,11 @@ def test_gradients_do_not_cross(here, beside):
         lambda: mmf.saliency(beside, asked, progress=False),
         lambda: mmf.attribution_patching(beside, *mmf.nano.trace_pairs(here, 1, "flag"), progress=False),
         lambda: mmf.edit(beside, fact, 4, **QUIET),
+        lambda: mmf.edit_report(beside, fact, asked, 4, fine_tuning=False, **QUIET),
     ):
         with pytest.raises(mmf.ModelError, match="found by gradients, which do not reach"):
             run()
+    assert beside.traffic.requests == 0  # refused before anything is sent
 
 
 def test_kept_tokens_on_the_server(here, there, beside):
@@ -332,7 +351,7 @@ def test_with_a_model_that_is_not_there(here, there, monkeypatch):
     from nnsight.modeling import huggingface
 
     monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), "somebody/else")
-    with pytest.raises(mmf.ServerError, match=r"is not deployed on the server\. Deployed are: .*nano/data"):
+    with pytest.raises(mmf.ServerError, match=r"is not deployed .* Not Found .* Deployed are: .*nano/data"):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 

@@ -190,6 +190,7 @@ def test_a_wrong_answer_is_told_apart(here, there):
 
 
 def test_mmflow_check_remote(server, capsys, monkeypatch):
+    """An ordinary key's, and both in bfloat16, are in number_types.py."""
     from nnsight.schema.config import CONFIG
 
     from nnsight_mmflow.command_line import main
@@ -198,10 +199,6 @@ def test_mmflow_check_remote(server, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "all that applies passed" in shown
     assert "in the model's process" in shown
-    server.set("split", 1)
-    assert main(["check", str(FOLDER), "--remote", server.host]) == 0
-    server.set("split", 0)
-    assert "beside" in capsys.readouterr().out
     monkeypatch.setattr(CONFIG.API, "APIKEY", None)
     assert main(["check", str(FOLDER), "--remote"]) == 0
     assert capsys.readouterr().out.startswith("skipped: there is no API key")
