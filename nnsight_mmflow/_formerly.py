@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.patterns.flow.result import FlowResult
-    from nnsight_mmflow.prompts.prompt import Prompt
+from typing import Any
 
 OURS = ("nnsight_mmflow", "jaxtyping", "beartype")  # whose frames are no user's
 NAMES = {
@@ -94,15 +89,14 @@ def renamed(name: str) -> object:
     Raises:
         AttributeError: there never was such a name.
     """
-    import nnsight_mmflow
-
+    package = sys.modules["nnsight_mmflow"]
     if name == "flow_on_workers":
-        return flow_on_workers
+        return import_module("nnsight_mmflow.patterns.flow.on_workers").flow_on_workers
     if name not in NAMES:
-        raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(nnsight_mmflow.__all__)}.")
+        raise AttributeError(f"nnsight_mmflow has no {name!r}; it has {', '.join(package.__all__)}.")
     group, _, new = NAMES[name].rpartition(".")
     deprecated(f"mmf.{name}", f"mmf.{NAMES[name]}")
-    holder = import_module("nnsight_mmflow.checks") if group == "checks" else nnsight_mmflow
+    holder = import_module("nnsight_mmflow.checks") if group == "checks" else package
     return getattr(getattr(holder, group) if group and group != "checks" else holder, new)
 
 
@@ -128,22 +122,3 @@ def with_new_names(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
         deprecated(f"controls={found['controls']} of mmf.{run}", f"controls={int(found['controls'])}")
         found["controls"] = int(found["controls"])
     return found
-
-
-def flow_on_workers(
-    graph: Graph,
-    prompts: Prompt | Sequence[Prompt],
-    edges: Sequence[str] | None = None,
-    window: int | Sequence[int] = 9,
-    *,
-    workers: int = 2,
-    address: str | None = None,
-    load: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> FlowResult:
-    """What `mmf.flow(..., workers=mmf.Workers(count, address, load))` returns, as it was called before."""
-    from nnsight_mmflow.patterns.flow.flow import flow
-    from nnsight_mmflow.runs.workers import Workers
-
-    deprecated("mmf.flow_on_workers(..., workers=N)", "mmf.flow(..., workers=N)")
-    return flow(graph, prompts, edges, window, workers=Workers(workers, address, load), **settings)
