@@ -20,6 +20,7 @@ from nnsight_mmflow.checks.report import Line
 from nnsight_mmflow.runs.journal import Journal
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.runner import Task
 from nnsight_mmflow.show import overviews as _overviews
 from nnsight_mmflow.show.colors import PALE, SPAN_COLORS, in_order, span_color
 from nnsight_mmflow.show.prompts import stretches
@@ -263,7 +264,7 @@ def test_kept_tokens_and_a_report(nano, prompts):
 
 def test_a_job_shows_where_it_stands_and_no_id(graph, prompt, tmp_path):
     plan = make_plan(sizes_of(graph, prompt), prompt.spans, ("image->last",), (1,))
-    work = [(prompt, plan, "one"), (prompt, plan, "two")]
+    work = [Task(name, (prompt, prompt.spans, plan), f"prompt {name!r}") for name in ("one", "two")]
     job = mmf.results.FlowJob(graph, work, {}, Journal(None, {}), tmp_path, {"two": "SECRET"})
     html = job._repr_html_()
     text = "".join(checked(html).text)

@@ -230,10 +230,11 @@ def edit_report(
         measure=measure,
         collect=collect,
         cost=lambda left: (
-            f"{len(left)} edits ({', '.join(methods)}), each up to {known.steps} steps per fact;"
+            f"{', '.join(methods)}; each up to {known.steps} steps per fact;"
             f" {asked * len(methods)} prompts are asked afterwards."
         ),
         cells=row_cells("measure", "way", "answer", planned=planned),
+        unit="edit",
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
