@@ -22,6 +22,7 @@ from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
 from nnsight_mmflow.runs.sweep import run_sweep
 from nnsight_mmflow.spans.regions import random_partners, regions_of
 from nnsight_mmflow.spans.span import Span
+from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +95,7 @@ class KnockoutByPatchResult(Result):
 
     def summary(self) -> str:
         """The most harmful region of each window, beside the distribution over regions and the control."""
-        header = self.header
-        size = header["size"]
+        header, size = self.header, self.header["size"]
         what = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
         lines = [
             f"{header['model']}: {header['source']}->{header['target']}, closed for each of {header['n_regions']}"
@@ -197,6 +197,8 @@ def knockout_by_patch(
     blocks = graph.adapter.bidirectional(prompt.spans)
     plan = make_plan(sizes_of(graph, prompt), named, edges, (size_of_window,), row_budget, blocks, centres)
 
+    asked = {"layers": chosen, "window": window, "size": size, "seed": seed}
+
     def collect(entries: list[dict]) -> KnockoutByPatchResult:
         (kept,) = entries
         token, base = kept["token"], kept["base"]
@@ -207,10 +209,7 @@ def knockout_by_patch(
             "model": graph.name,
             "source": source,
             "target": target if isinstance(target, str) else target.name,
-            "layers": chosen,
-            "window": window,
-            "size": size,
-            "seed": seed,
+            **asked,
             "n_layers": graph.n_layers,
             "n_regions": len(regions),
             "answer": graph.processor.tokenizer.decode([token]).strip(),
@@ -223,10 +222,9 @@ def knockout_by_patch(
         }
         return KnockoutByPatchResult(_table(prompt, regions, plan, token, base, changes, controls), header, prompt)
 
-    settings = {"source": source, "target": list(spans[TARGET]), "layers": chosen, "window": window, "size": size}
     study = Study(
         name="knockout by patch",
-        settings={**settings, "controls": controls, "seed": seed},
+        settings={"source": source, "target": list(spans[TARGET]), **asked, "controls": controls},
         tasks=[prompt_task(prompt, prompt_identity(prompt), plan)],
         measure=measure,
         collect=collect,
@@ -268,8 +266,6 @@ def _table(
     controls: int,
 ) -> pd.DataFrame:
     import pandas as pd
-
-    from nnsight_mmflow.spans.windows import window_layers
 
     rows = []
     for _, size, centre in dict.fromkeys((None, size, centre) for _, size, centre in plan.cells):

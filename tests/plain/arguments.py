@@ -14,7 +14,7 @@ from nnsight_mmflow.arguments import checked as _arguments
 # What a message says where it names neither the argument nor the value.
 SAYS = (
     r"at least one|one for each|has no tiles|does not occur|is no span|a stage|a ranking|tokens (can leave|cannot stay)"
-    r"|share of tokens|keeps all|a box|a pattern is expected|input_ids are missing|show_attention takes|the groups"
+    r"|share of tokens|keeps all|a box|a pattern is expected|input_ids are missing|show.attention takes|the groups"
     r"|does not hold the picture|site must be"
 )
 
