@@ -20,9 +20,7 @@ def nano():
 
 @pytest.fixture(scope="module")
 def prompt(nano):
-    picture = mmf.nano.samples(1)[0].image
-    question = "is the circle above the square or the star ?"
-    return nano.prompt(picture, question, "star", boxes=[(32, 32, 48, 48)], options=("star", "square"))
+    return mmf.nano.prompts(nano, 3)[2]  # "is the cross to the right or to the left of the diamond ?"
 
 
 @pytest.mark.parametrize("expression", PRINTED)
@@ -34,7 +32,7 @@ def test_what_is_printed_can_be_typed(prompt, expression):
 
 @pytest.mark.parametrize("name", ["object", "other", "true_option", "false_option", "question_without_options"])
 def test_boxes_and_options_name_spans_everywhere(nano, prompt, name):
-    longer = nano.prompt(prompt.images[0], "is the circle above the square or the star ? and the circle ?")
+    longer = nano.prompt(prompt.images[0], prompt.question + " is the cross to the right ?")
     row = nano.batch([longer, prompt]).spans[1]
     padding = row.named["all"].row[0]
     assert padding > 0
@@ -54,12 +52,12 @@ def test_they_are_the_papers(prompt):
     spans = prompt.spans
     assert set(spans["object"]) | set(spans["other"]) == set(spans["image"])
     assert not set(spans["object"]) & set(spans["other"])
-    assert spans["true_option"] == spans["text('star', 0)"]
+    assert spans["true_option"] == spans["text('right', 0)"]
     assert spans["question_without_options"] == spans["question - true_option - false_option"]
 
 
 def test_without_boxes_and_options_it_is_said_what_to_give(nano):
-    plain = nano.prompt(mmf.nano.samples(1)[0].image, "what color is the circle ?")
+    plain = nano.prompt(mmf.nano.samples(1)[0].image, "what color is the diamond ?")
     with pytest.raises(mmf.SpanError, match=r"no boxes: graph.prompt\(..., boxes="):
         plain.spans["object"]
     with pytest.raises(mmf.SpanError, match=r"no options: graph.prompt\(..., options="):

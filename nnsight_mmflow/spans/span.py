@@ -47,11 +47,6 @@ class Span:
     row: tuple[int, int]
     images: tuple[ImageTokens, ...] = field(default=(), repr=False)
 
-    def __post_init__(self) -> None:
-        """Keeps positions that come as a range, as they are printed."""
-        if not isinstance(self.positions, tuple):
-            object.__setattr__(self, "positions", tuple(self.positions))
-
     def __iter__(self) -> Iterator[int]:
         return iter(self.positions)
 
@@ -244,10 +239,8 @@ def _grouped(name: str) -> str:
 
 
 def typed(positions: tuple[int, ...]) -> str:
-    """Positions as Python: range(3, 67), or (*range(3, 9), 70)."""
+    """Positions as Python: (*range(3, 9), 70)."""
     runs = _runs(positions)
-    if len(runs) == 1 and len(positions) > 2:
-        return f"range({runs[0][0]}, {runs[0][1] + 1})"
     parts = [f"*range({a}, {b + 1})" if b - a > 1 else ", ".join(map(str, range(a, b + 1))) for a, b in runs]
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})" if parts else "()"
 
