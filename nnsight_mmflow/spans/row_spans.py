@@ -115,7 +115,7 @@ class Spans:
         if not 0 <= (index or 0) < len(found):
             raise SpanError(f"text({substring!r}, {index}): it occurs {len(found)} time(s), counted from 0.")
         start = found[index or 0]
-        asked = [repr(substring), *([str(index)] if index else []), *([f"match={match!r}"] if match != "word" else [])]
+        asked = [repr(substring), *([] if index is None else [str(index)]), *([f"match={match!r}"] if match != "word" else [])]
         return self.covering(start, start + len(substring), f"text({', '.join(asked)})")
 
     def about(self, name: str) -> Span:
