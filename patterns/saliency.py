@@ -137,7 +137,7 @@ def saliency(
         MMFlowError: a prompt without an answer, or an unknown mode.
         NoEffectError: a prompt without an image.
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 3; spec himap, section 1.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 3.
 
     Example:
         >>> import nnsight_mmflow as mmf
