@@ -149,7 +149,7 @@ def edit_report(
     Raises:
         MMFlowError: no facts, `together` larger than their number, or others without an answer.
 
-    Source: arXiv 2406.04236, section 5 (figure 6 and figure 14); spec section 4.3.
+    Source: arXiv 2406.04236, section 5 (figure 6 and figure 14).
 
     Example:
         >>> import nnsight_mmflow as mmf
