@@ -1,4 +1,4 @@
-"""What an edited model is asked, and what it answered before."""
+"""What a report asks of each edit: the edited model, its answers, and those before."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from nnsight_mmflow.patterns.edit.edit import edit
 from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
 from nnsight_mmflow.patterns.edit.value import EditSettings, Fact
 from nnsight_mmflow.runs.answers import answer_scores
+from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.identity import prompt_identity
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+
 
 Method = tuple[str, "list[int] | float | None"]  # ("edit", layers), or ("fine-tuning", how far a number may move)
 # By model the last run, and what the unedited model answered in it: another run may find other weights.
 BEFORE: WeakKeyDictionary[torch.nn.Module, tuple[str, list[tuple[float, bool]]]] = WeakKeyDictionary()
 
 
-def measure_edit(
+def measure(
     graph: Graph,
     method: Method,
     group: list[Fact],
@@ -32,7 +35,7 @@ def measure_edit(
     settings: EditSettings,
     run: str,
 ) -> dict:
-    """What the journal keeps of one edit: what the edited model answers, and what it answered before."""
+    """What the journal keeps of one edit of that run: the edited model's answers, and those before."""
     before = _before(graph, others, run)
     try:
         edited = _edited(graph, method, group, layers, settings)
@@ -59,7 +62,12 @@ def _edited(graph: Graph, method: Method, group: list[Fact], layers: list[int], 
     return fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
 
 
-def questions(group: list[Fact], others: Sequence[Prompt]) -> tuple[list[tuple[str, str, Prompt, str]], list[int]]:
+def _named(prompts: Sequence[Prompt]) -> str:
+    """The fingerprint of prompts in their order, with what they are called."""
+    return fingerprint([(prompt_identity(prompt), prompt.key, prompt.kind) for prompt in prompts])
+
+
+def _questions(group: list[Fact], others: Sequence[Prompt]) -> tuple[list[tuple[str, str, Prompt, str]], list[int]]:
     """((measure, way, prompt, right answer) of all that is asked of an edited model, which of the others are)."""
     asked = [("efficacy", "the prompt itself", fact.prompt, fact.target) for fact in group]
     asked += [
@@ -78,7 +86,7 @@ def _asked(
     graph: Graph, edited: Graph, group: list[Fact], others: Sequence[Prompt], before: list[tuple[float, bool]]
 ) -> list[dict]:
     """What the edited model answers."""
-    asked, kept = questions(group, others)
+    asked, kept = _questions(group, others)
     prompts, answers = [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked]
     own = len(asked) - len(kept)
     was = answer_scores(graph, prompts[:own], answers[:own]) + [before[number] for number in kept]

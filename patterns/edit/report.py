@@ -13,12 +13,12 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.patterns.edit.asked import Method, measure_edit, questions
+from nnsight_mmflow.patterns.edit.asked import Method, _named, _questions
+from nnsight_mmflow.patterns.edit.asked import measure as measure_edit
 from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
-from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.runs.runner import Cells, Study, Task, row_cells, run_study
 
@@ -213,7 +213,7 @@ def edit_report(
         return EditReport(pd.DataFrame(rows), header)
 
     def planned(task: Task, entry: dict) -> Cells:
-        return [(measure, way, answer) for measure, way, _, answer in questions(task.given[1], others)[0]]
+        return [(measure, way, answer) for measure, way, _, answer in _questions(task.given[1], others)[0]]
 
     # Keys and kinds matter here: they say which others an edit leaves out, and what the rows are called.
     study = Study(
@@ -236,11 +236,6 @@ def _fact_identity(fact: Fact) -> str:
     """The fingerprint of a fact: its prompt, its place, the new answer, and what else it is asked with."""
     same = {way: _named(prompts) for way, prompts in fact.same.items()}
     return fingerprint([_named([fact.prompt]), fact.target, fact.position(), same])
-
-
-def _named(prompts: Sequence[Prompt]) -> str:
-    """The fingerprint of prompts in their order, with what they are called."""
-    return fingerprint([(prompt_identity(prompt), prompt.key, prompt.kind) for prompt in prompts])
 
 
 def _methods(layers: list[int], controls: Sequence[int], fine_tuning: bool, bound: float | None) -> dict[str, Method]:
