@@ -275,19 +275,6 @@ def test_only_what_is_left_is_handed_out_and_comes_back_in_any_order(tmp_path, m
     assert result.equals(mmf.flow(graph, prompts, **settings).to_frame())
 
 
-def test_a_job_on_workers_gets_the_same_and_waits_for_nobody(tmp_path, monkeypatch):
-    graph = mmf.load("nano")
-    prompts = mmf.nano.prompts(graph, 3)
-    settings = {"edges": ["image->last"], "window": 3, "only_correct": False, **QUIET}
-    ray = NoProcess()
-    monkeypatch.setattr(_workers, "cluster", contextmanager(lambda workers, address: iter([ray])))
-    job = mmf.flow(graph, prompts, workers=2, blocking=False, folder=tmp_path, **settings)
-    assert isinstance(job, mmf.Job)
-    assert job.result(timeout=60).to_frame().equals(mmf.flow(graph, prompts, **settings).to_frame())
-    assert job.status == {"FETCHED": 3}
-    assert ray.killed == len(ray.made), "its workers end with it"
-
-
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
