@@ -76,7 +76,7 @@ def known_class(name: str) -> str:
 
 
 def __getattr__(name: str) -> object:
-    """The adapters and what one is made of, loaded when they are first used: `from nnsight_mmflow.adapters import ...`."""
+    """The adapters and what one is made of, loaded when first used: `from nnsight_mmflow.adapters import Llava`."""
     there = {"Adapter": "adapters.base", "TextModel": "adapters.text"}
     own = (place.removeprefix("nnsight_mmflow.").split(":") for place in TABLE.values())
     return lazily(name, __name__, there | {cls: module for module, cls in own})
