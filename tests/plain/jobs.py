@@ -4,11 +4,13 @@ A job is no result, so the shape checks of the other tests would refuse it.
 """
 
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 from test_workers import NoProcess
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.flow.measure import measure
 from nnsight_mmflow.runs.journal import Journal
 from nnsight_mmflow.workers import crew as _workers
 
@@ -66,11 +68,14 @@ def test_what_is_wrong_is_told_at_once_and_not_by_the_job(nano, prompts, tmp_pat
                 mmf.flow(nano, prompts, blocking=False, **{**SETTINGS, **wrong})
 
 
-def test_a_job_still_running_is_waited_for_later(nano, prompts, whole):
+def test_a_job_still_running_is_waited_for_later(nano, prompts, whole, monkeypatch):
+    go = Event()
+    monkeypatch.setattr(
+        "nnsight_mmflow.patterns.flow.flow.measure", lambda *given: measure(*given) if go.wait(60) else None
+    )
     job = mmf.flow(nano, prompts, blocking=False, **SETTINGS)
-    try:
-        job.result(timeout=0)
-    except mmf.MMFlowError as error:
-        assert "call result() again later" in str(error)
+    with pytest.raises(mmf.MMFlowError, match=r"0 of 3 finished, RUNNING\): call result\(\) again later"):
+        job.result(timeout=0.1)
+    go.set()
     assert job.result(timeout=60).to_frame().equals(whole)
     assert repr(job) == "Job(flow: 3 of 3 finished, FETCHED)"
