@@ -259,7 +259,7 @@ def test_kept_tokens_and_a_report(nano, prompts):
     text = "".join(checked(report._repr_html_()).text)
     assert "<model>: 1 of 2 checks failed" in text
     assert text.index("off by <9>") < text.index("1e-6")
-    assert repr(report) == "Report('<model>', 2 checks, 1 failed)"
+    assert repr(report) == "CheckReport('<model>', 2 checks, 1 failed)"
 
 
 def test_a_job_shows_where_it_stands_and_no_id(graph, prompt, tmp_path):

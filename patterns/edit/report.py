@@ -15,7 +15,7 @@ from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.patterns.edit.asked import Method, _named, _questions
 from nnsight_mmflow.patterns.edit.asked import measure as measure_edit
-from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
+from nnsight_mmflow.patterns.edit.value import EditSettings, Fact, settings_of
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
@@ -177,7 +177,7 @@ def edit_report(
         raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
     where = layer_list(layers, graph.n_layers)
     controls = layer_list(control_layers, graph.n_layers) if len(control_layers) else ()
-    known = SETTINGS[settings] if isinstance(settings, str) else settings
+    known = settings_of(settings)
     methods = _methods(where, controls, fine_tuning, bound)
     groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]
     header = {

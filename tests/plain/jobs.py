@@ -60,7 +60,7 @@ def test_what_is_wrong_is_told_at_once_and_not_by_the_job(nano, prompts, tmp_pat
         for wrong, text in (
             ({"folder": tmp_path / "other"}, "a run with other settings"),
             ({"folder": tmp_path / "held"}, "this very process"),
-            ({"folder": tmp_path / "file"}, "a file, not a folder"),
+            ({"folder": tmp_path / "file"}, "there is a file of that name"),
             ({"edges": ["question->image"]}, "are source and target swapped"),
             ({"workers": 2, "remote": True}, "exclude each other"),
         ):
