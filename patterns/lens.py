@@ -74,7 +74,7 @@ def lens(
 
     Args:
         graph: the model.
-        prompts: one or several, with `answer` set, which is followed; those answered otherwise are left out and counted.
+        prompts: one or several, with `answer` set: it is followed. Those answered otherwise are left out and counted.
         at: the span whose positions are read.
         norm: apply the final norm before the unembedding. False is the released code's way: layers 0 to L-1 raw, the
             last point normed (L + 1 points).

@@ -189,7 +189,6 @@ def _table(
     top: int,
 ) -> pd.DataFrame:
     import numpy as np
-    import pandas as pd
 
     ids = torch.tensor([best for best, _ in read]).flatten().tolist()
     tokenizer = graph.processor.tokenizer

@@ -109,8 +109,8 @@ def edit(
         measure=measure,
         collect=lambda entries: _edited(graph, facts, chosen, [found_of(entry) for entry in entries], known),
         cost=lambda left: (
-            f"layer(s) {chosen}; up to {known.steps} steps each, a step runs the prompt from the constraint on, forwards"
-            " and backwards."
+            f"layer(s) {chosen}; up to {known.steps} steps each, a step runs the prompt from the constraint on,"
+            " forwards and backwards."
         ),
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)

@@ -93,7 +93,8 @@ def causal_trace(
     Raises:
         NoEffectError: a span that lies before the first position that the corruption changes, so that clean and
             corrupt activations are the same there; two runs that do not differ.
-        MMFlowError: lengths that differ, a prompt without an answer, none that counts, arguments that contradict each other.
+        MMFlowError: lengths that differ, a prompt without an answer, none that counts, arguments that contradict each
+            other.
 
     Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 2.
 

@@ -14,7 +14,7 @@ import nnsight_mmflow as mmf
 COMMON = ("folder", "remote", "workers", "blocking", "progress", "report")  # what every experiment takes
 LOOSE = {"only_correct": False}
 TRACE = {"min_clean": 0.0, "max_corrupt": float("inf"), **LOOSE}
-CLIPPED = mmf.EditSettings(steps=8)
+SHORT = mmf.EditSettings(steps=4)
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,15 @@ def facts_and_others(here, one, two) -> tuple:
 
 ROWS = (
     Row("flow", "FlowResult", both, {"window": 3, **LOOSE}),
-    Row(
-        "flow by forwards", "FlowResult", first, {"edges": ["image->last"], "window": 9, "engine": "forward", **LOOSE}
-    ),
+    Row("flow by forwards", "FlowResult", first, {"edges": ["image->last"], "window": 9, "engine": "forward", **LOOSE}),
     Row("skip_flow", "SkipFlowResult", both, {"spans": ["image"], **LOOSE}),
     Row("lens", "LensResult", both, LOOSE),
     Row("word_overlap", "WordOverlapResult", both, {"window": 9}),
     Row("contributions", "ContributionsResult", both),
-    Row("causal_trace", "CausalTraceResult", other_pictures, TRACE),
+    Row("causal_trace", "CausalTraceResult", other_pictures, {"sites": ("mlp",), **TRACE}),
     Row("causal_trace by noise", "CausalTraceResult", noise, TRACE),
     Row("saliency", "SaliencyResult", both, gradients=True),
+    Row("saliency by released code", "SaliencyResult", first, {"mode": "released"}, gradients=True),
     Row("disruption", "DisruptionResult", both, {"layers": (1,)}),
     Row("attribution_patching", "AttributionPatchingResult", pairs, {"exact": 0}, gradients=True),
     Row(
@@ -107,12 +106,12 @@ ROWS = (
         {"max_new_tokens": 2, "timed": 0},
     ),
     Row("kept_tokens", "KeptTokensResult", lambda *given: (*first(*given), mmf.HiMAP(k1=2, k2=4))),
-    Row("edit", "EditResult", facts, {"layers": 4, "settings": CLIPPED}, gradients=True, finishes=True),
+    Row("edit", "EditResult", facts, {"layers": 4, "settings": SHORT}, gradients=True, finishes=True),
     Row(
         "edit_report",
         "EditReport",
         facts_and_others,
-        {"layers": 4, "settings": CLIPPED, "fine_tuning": False},
+        {"layers": 4, "settings": SHORT, "fine_tuning": False},
         gradients=True,
     ),
     Row("knockout_by_token", "FlowResult", first),
