@@ -70,8 +70,8 @@ def causal_trace(
         spans: expressions over the clean prompt's spans. None takes what the corruption can reach of: image, the
             constraint (the words that were replaced), the question behind it, the last position.
         sites: "mlp", "attn" (what they add to the residual stream), "resid" (the stream itself).
-        window: how many consecutive layers around each centre, truncated at both ends: ROME's W; the released code's
-            W is 2 * W - 1 here.
+        window: how many consecutive layers around each centre, truncated at both ends (ROME's W). The released script's
+            W, where it is above 1, counts on each side: window=2 * W + 1.
         each_position: restore each position of a span on its own, as the paper does, instead of the whole span.
         only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
             and then none needs an answer.
@@ -96,7 +96,7 @@ def causal_trace(
         MMFlowError: lengths that differ, a prompt without an answer, none that counts, arguments that contradict each
             other.
 
-    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 2.
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236).
 
     Example:
         >>> import nnsight_mmflow as mmf
