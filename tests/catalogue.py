@@ -11,7 +11,7 @@ import nnsight_mmflow as mmf
 
 UNTOLD = {"progress": False, "report": str}
 LOOSE = {"only_correct": False, **UNTOLD}
-BY_GRADIENTS = {row.name for row in ROWS if row.gradients}  # which do not reach a process apart from the model's
+BY_GRADIENTS = {row.function for row in ROWS if row.gradients}  # which do not reach a process apart from the model's
 
 
 def prompts(graph):
