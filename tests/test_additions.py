@@ -1,9 +1,11 @@
 """One of each kind is added, as CONTRIBUTING.md says: an intervention, a pruning method, an experiment, a family."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -282,3 +284,16 @@ def test_a_family_by_an_entry_point_or_a_line_of_the_table(monkeypatch):
         assert torch.isfinite(logits).all()
     report = mmf.check(graph, progress=False)
     assert [line.name for line in report.lines if line.outcome == "fail"] == []
+
+
+def test_every_file_that_contributing_names_is_there():
+    root = Path(__file__).parent.parent
+    told = (root / "CONTRIBUTING.md").read_text()
+    named = {name for name in re.findall(r"`([\w./]+/[\w./]*)`", told) if "NAME" not in name}
+    bases = (root, root / "nnsight_mmflow", root / "tests")
+    lacking = sorted(name for name in named if not any((base / name.removeprefix("./")).exists() for base in bases))
+    assert len(named) > 30
+    assert lacking == []
+    rooms = {line.split("|")[1] for line in told.splitlines() if line.startswith("| `")}
+    listed = set(re.findall(r"`(\w+)/`", " ".join(rooms))) - {"patterns", "adapters"}
+    assert listed == {init.parent.name for init in (root / "nnsight_mmflow").glob("*/__init__.py")}

@@ -1,4 +1,4 @@
-"""Every experiment has a row in kit/experiments.py, takes what all take, and keeps what all promise: plain/experiments.py.
+"""Every experiment has a row in kit/experiments.py, takes what all take, and keeps its promises: plain/experiments.py.
 
 On a server: remote/inside.py, remote/beside.py.
 """

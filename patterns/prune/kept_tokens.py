@@ -51,8 +51,8 @@ class KeptTokensResult(Result):
     def layers(self) -> list[list[int]]:
         """For each layer the numbers of the image tokens that it sees, in order."""
         seen: list[list[int]] = [[] for _ in range(int(self.header["n_layers"]))]
-        for layer, tokens in self.table.groupby("layer")["token"]:
-            seen[int(layer)] = tokens.tolist()
+        for layer, token in zip(self.table["layer"].tolist(), self.table["token"].tolist(), strict=True):
+            seen[layer].append(token)
         return seen
 
     @property
