@@ -110,7 +110,7 @@ class Result:
                 other = file.with_name(name)
                 if other.exists() and made != sha256(other.read_bytes()).hexdigest():
                     raise ValueError(f"{name} is not the one that {file.name} was saved with")
-            return pd.read_parquet(io.BytesIO(data)), header
+            return _with_lists(pd.read_parquet(io.BytesIO(data))), header
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"the {cls.__name__} in {folder} cannot be read ({error}). Run the experiment again with this folder:"
@@ -134,6 +134,14 @@ class Result:
     def _repr_html_(self) -> str:
 
         return later("result_html")(self)
+
+
+def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with lists where it was saved with lists: parquet gives arrays."""
+    for name in table.select_dtypes("object"):
+        if any(hasattr(cell, "tolist") for cell in table[name]):
+            table[name] = [cell.tolist() if hasattr(cell, "tolist") else cell for cell in table[name]]
+    return table
 
 
 def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> Band:

@@ -37,7 +37,11 @@ def asked(nano):
 @contextmanager
 def at_each_forward(graph, act):
     """Does something whenever the first decoder layer runs."""
-    handle = graph.adapter.roles()["layers"][0].register_forward_pre_hook(lambda *_: act())
+
+    def before(*_):  # what a hook returns would stand for the layer's input
+        act()
+
+    handle = graph.adapter.roles()["layers"][0].register_forward_pre_hook(before)
     try:
         yield
     finally:
@@ -77,7 +81,8 @@ def test_it_tells_its_cost_goes_on_and_shows_itself(nano, asked, measured, row, 
 
         def stops(journal, *entries):
             kept(journal, *entries)
-            raise PlantedError("once the first is kept")
+            if journal.path is not None:  # not that of an experiment within another
+                raise PlantedError("once the first is kept")
 
         planted.setattr(Journal, "add", stops)
         with pytest.raises(PlantedError):
