@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import edges_of
 from nnsight_mmflow.bridge.site_names import SITE_OF
+from nnsight_mmflow.command_line.experiments import METHODS
 from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.prompts.asked import checked_boxes
 from nnsight_mmflow.prompts.pictures import open_pictures
+from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
 from nnsight_mmflow.spans.grammar import NAMES, check_expression
+from nnsight_mmflow.workers.ray import import_ray
 
 ADDED = ("object", "other", "true_option", "false_option", "question_without_options")  # by boxes and options
 
@@ -24,23 +29,31 @@ def check_early(given: argparse.Namespace) -> None:
     if bound is not None and not 0 < bound < float("inf"):
         raise MMFlowError(f"--bound {bound}: how far a number may move, above 0.")
     _spans(given)
-    one = getattr(given, "question", None) and not getattr(given, "data", None)
-    if given.command == "trace":  # that it is not one way is told first
-        one = one and sum(map(bool, (given.other_image, given.blank, given.constraint))) == 1
-    for name in ("image", "other_image"):
-        if one and getattr(given, name, None):
-            open_pictures(getattr(given, name))
+    template = getattr(given, "template", None)
+    if template not in (None, "chat", *PAPER_TEMPLATES):
+        raise MMFlowError(f"--template {template}: chat, {' or '.join(PAPER_TEMPLATES)}.")
+    if getattr(given, "workers", None) and find_spec("ray") is None:
+        import_ray()  # which says what to install
+    _pictures(given)
     _methods(given)
     depth = _depth(given)
     if depth is not None:
         _layers(given, depth)
 
 
+def _pictures(given: argparse.Namespace) -> None:
+    for name in ("image", "other_image"):
+        pictures = open_pictures(getattr(given, name, None))
+        if name == "image" and pictures and getattr(given, "box", None):
+            checked_boxes([given.box], pictures[0].size)
+
+
 def _spans(given: argparse.Namespace) -> None:
     for edge in edges_of("--edges", given.edges) if getattr(given, "edges", None) else ():
         for end in edge.split("->"):
             check_expression(end.strip(), (*NAMES, *ADDED))
-    for name in ("at", "spans"):
+    named = ("at", "spans", "source", "target") if given.command != "edit" else ()  # whose target is an answer
+    for name in named:
         asked = getattr(given, name, None) or ()
         for expression in [asked] if isinstance(asked, str) else asked:
             check_expression(expression)
@@ -51,15 +64,13 @@ def _spans(given: argparse.Namespace) -> None:
 
 def _methods(given: argparse.Namespace) -> None:
     if getattr(given, "methods", None):
-        from nnsight_mmflow.command_line.options import METHODS
-
         unknown = [name for name in given.methods if name not in METHODS]
         if unknown:
             raise MMFlowError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
 
 
 def _layers(given: argparse.Namespace, depth: int) -> None:
-    for name in ("layers", "controls"):
+    for name in ("layers", "control_layers"):
         if getattr(given, name, None):
             layer_list(getattr(given, name), depth)
     k1, k2 = getattr(given, "k1", None), getattr(given, "k2", None)
@@ -74,7 +85,7 @@ def _depth(given: argparse.Namespace) -> int | None:
     """How many layers the model has, by its configuration; None where that cannot be had, which loading tells."""
     from nnsight_mmflow.model.checkpoints import read_config
 
-    if not any(getattr(given, name, None) is not None for name in ("layers", "controls", "k1", "k2")):
+    if not any(getattr(given, name, None) is not None for name in ("layers", "control_layers", "k1", "k2")):
         return None
     name = given.model
     if name == "nano":
