@@ -20,7 +20,7 @@ RUNS = {
     "flow": ("--window 3 --edges image->last --controls 1", "flow.png flow.csv flow.parquet report.md"),
     "lens": ("--all --top 3", "lens.png lens.csv lens.parquet"),
     "trace": ("--sites mlp --window 3 --controls 0", "by_flag/causal_trace.png by_name/causal_trace.csv report.md"),
-    "attribution-patching": ("--spans last --exact 3", "attribution.csv by_flag/attribution.png by_name/attribution.json"),
+    "attribution-patching": ("--spans last --exact 3", "attribution.csv by_flag/attribution.png"),
     "contributions": ("--heads", "contributions.png contributions.csv contributions.parquet"),
     "skip-flow": ("--spans image --scope from_layer --all", "skip_flow.png skip_flow.csv skip_flow.parquet"),
     "word-overlap": ("--window 3 --top 5", "word_overlap.png word_overlap.csv word_overlap.parquet"),
@@ -90,8 +90,12 @@ def test_every_experiment_has_the_same_options_with_the_same_meaning():
 
 def test_options_go_to_the_function_under_their_own_names():
     """An option that the function has no word for would end in a TypeError, or be forgotten."""
-    ours = {"flow": (), "trace": (), "edit": ("layers", "control_layers", "together", "bound", "settings"),
-            "saliency": ("scope", "stage"), "prune": ("methods", "k1", "k2", "mode"), "attention-and-effect": ("box",)}  # fmt: skip
+    ours = {
+        "edit": ("layers", "control_layers", "together", "bound", "settings"),
+        "saliency": ("scope", "stage"),
+        "prune": ("methods", "k1", "k2", "mode"),
+        "attention-and-effect": ("box",),
+    }
     for name, experiment in EXPERIMENTS.items():
         taken = inspect.signature(getattr(mmf, experiment.function)).parameters
         there = options_of(name)
