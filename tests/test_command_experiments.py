@@ -94,7 +94,6 @@ def test_options_go_to_the_function_under_their_own_names():
         "edit": ("layers", "control_layers", "together", "bound", "settings"),
         "saliency": ("scope", "stage"),
         "prune": ("methods", "k1", "k2", "mode"),
-        "attention-and-effect": ("box",),
     }
     for name, experiment in EXPERIMENTS.items():
         taken = inspect.signature(getattr(mmf, experiment.function)).parameters
@@ -160,8 +159,10 @@ def test_single_questions_stand_in_one_table(nano, questions, tmp_path, monkeypa
     prompt = mmf.nano.prompts(nano, 1)[0]
     prompt.images[0].save(tmp_path / "a.png")
     one = ["attention-and-effect", "--image", str(tmp_path / "a.png"), "--question", prompt.question, "--layers", "4"]
-    box = [str(edge) for edge in prompt.boxes[0]]
-    assert main([*one, "--box", *box, "--controls", "0", "--out", str(tmp_path / "one")]) == 0
+    assert (
+        main([*one, "--source", f"image.box({prompt.boxes[0]})", "--controls", "0", "--out", str(tmp_path / "one")])
+        == 0
+    )
     source = prompt.spans["image"].box(prompt.boxes[0])
     wanted = mmf.attention_and_effect(
         nano, prompt, source, layers=4, controls=0, progress=False, report=lambda text: None

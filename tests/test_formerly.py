@@ -1,5 +1,7 @@
 """Names of earlier versions stand for the same things as the new ones, and tell them."""
 
+from functools import partial
+
 import pytest
 
 import nnsight_mmflow as mmf
@@ -41,3 +43,43 @@ def test_patterns_and_adapters_are_found_where_they_are():
 
     assert (Knockout, Patch) == (mmf.Knockout, mmf.Patch)
     assert "LlavaForConditionalGeneration" in TABLE
+
+
+def test_an_earlier_keyword_gives_the_same_numbers_and_tells_the_new_one():
+    nano = mmf.load("nano")
+    prompts, quiet = mmf.nano.prompts(nano, 1), {"progress": False, "report": str}
+    clean, corrupt = mmf.nano.trace_pairs(nano, 1, "flag")
+    fact, loose = mmf.nano.edits(nano, 1), {"fine_tuning": False, "settings": mmf.EditSettings(steps=1)}
+    flow = partial(mmf.flow, nano, prompts, ["image->last"], only_correct=False, **quiet)
+    trace = partial(mmf.causal_trace, nano, clean, corrupt, ["last"], ["mlp"], **quiet)
+    patches = partial(mmf.knockout_by_patch, nano, prompts[0], size=4, **quiet)
+    maps = partial(mmf.attention, nano, prompts[0], layers=[3])
+    report = partial(mmf.edit_report, nano, fact, prompts, 3, **loose, **quiet)
+    prune = partial(mmf.prune_report, nano, prompts, [mmf.FastV(k=5)], timed=0, max_new_tokens=1, **quiet)
+    for run, old, new in (
+        (flow, {"control": 1}, {"controls": 1}),
+        (trace, {"control": False}, {"controls": 0}),
+        (trace, {"width": 3}, {"window": 3}),
+        (trace, {"half_width": 1}, {"window": 3}),
+        (patches, {"control": False}, {"controls": 0}),
+        (maps, {"targets": "last", "sources": "image"}, {"target": "last", "source": "image"}),
+        (report, {"controls": [5]}, {"control_layers": [5]}),
+        (prune, {"controls": False}, {"controls": 0}),
+    ):
+        with pytest.warns(_formerly.FormerNameWarning, match=f"{next(iter(new))}="):
+            before = run(**old).to_frame()
+        assert before.equals(run(**new).to_frame())
+
+
+def test_flow_on_workers_is_flow_with_workers(monkeypatch):
+    nano, asked = mmf.load("nano"), {}
+    monkeypatch.setattr("nnsight_mmflow.patterns.flow.on_workers.flow", lambda *given, **named: asked.update(named))
+    with pytest.warns(_formerly.FormerNameWarning, match="mmf.flow"):
+        mmf.flow_on_workers(nano, [], workers=3, address="auto", folder="x")
+    assert asked == {"workers": mmf.Workers(3, "auto"), "folder": "x"}
+
+
+def test_a_mistyped_keyword_is_a_type_error():
+    nano = mmf.load("nano")
+    with pytest.raises(TypeError, match="windw"):
+        mmf.flow(nano, mmf.nano.prompts(nano, 1), windw=3)

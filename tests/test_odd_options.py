@@ -34,9 +34,7 @@ IGNORED = [
     *[((name, "--data", "q.csv"), "--data needs --images DIR") for name in ASKED],
     *[((name, *ONE), "give --answer") for name in ("lens", "saliency", "prune")],
     (("prune", "--workers", "2", "--timed", "3"), "--workers and --timed 3 exclude each other"),
-    (("attention-and-effect", *ONE), "what of the picture is read? --source SPAN, or --box"),
-    (("attention-and-effect", "--box", "0", "0", "8", "8"), "--box says nothing without --image"),
-    (("attention-and-effect", *ONE, "--box", "0", "0", "8", "8", "--source", "image"), "--source and --box exclude"),
+    (("attention-and-effect", *ONE), "what of the picture is read? --source SPAN"),
     (("prune", "--k1", "3", "--methods", "visionzip"), "--k1 says nothing without one of --methods fastv"),
     (("prune", "--k2", "3", "--methods", "fastv", "fastervlm"), "--k2 says nothing without one of --methods himap"),
     *[

@@ -14,9 +14,15 @@ from nnsight_mmflow.prompts.asked import checked_boxes
 from nnsight_mmflow.prompts.pictures import open_pictures
 from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
 from nnsight_mmflow.spans.grammar import NAMES, check_expression
+from nnsight_mmflow.command_line.experiments import METHODS
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.prompts.pictures import open_pictures
+from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
+from nnsight_mmflow.spans.grammar import NAMES, check_expression
+from nnsight_mmflow.spans.row_spans import NEEDS
 from nnsight_mmflow.workers.ray import import_ray
 
-ADDED = ("object", "other", "true_option", "false_option", "question_without_options")  # by boxes and options
+SPANS = (*NAMES, *NEEDS)
 
 
 def check_early(given: argparse.Namespace) -> None:
@@ -34,29 +40,28 @@ def check_early(given: argparse.Namespace) -> None:
         raise MMFlowError(f"--template {template}: chat, {' or '.join(PAPER_TEMPLATES)}.")
     if getattr(given, "workers", None) and find_spec("ray") is None:
         import_ray()  # which says what to install
-    _pictures(given)
+    for name in ("image", "other_image"):
+        open_pictures(getattr(given, name, None))
     _methods(given)
     depth = _depth(given)
     if depth is not None:
         _layers(given, depth)
 
 
-def _pictures(given: argparse.Namespace) -> None:
-    for name in ("image", "other_image"):
-        pictures = open_pictures(getattr(given, name, None))
-        if name == "image" and pictures and getattr(given, "box", None):
-            checked_boxes([given.box], pictures[0].size)
-
-
 def _spans(given: argparse.Namespace) -> None:
     for edge in edges_of("--edges", given.edges) if getattr(given, "edges", None) else ():
         for end in edge.split("->"):
-            check_expression(end.strip(), (*NAMES, *ADDED))
+<<<<<<< HEAD
+            check_expression(end.strip(), SPANS)
     named = ("at", "spans", "source", "target") if given.command != "edit" else ()  # whose target is an answer
     for name in named:
+=======
+            check_expression(end.strip(), SPANS)
+    for name in ("at", "spans"):
+>>>>>>> house
         asked = getattr(given, name, None) or ()
         for expression in [asked] if isinstance(asked, str) else asked:
-            check_expression(expression)
+            check_expression(expression, SPANS)
     for site in getattr(given, "sites", None) or ():
         if site not in ("mlp", "attn", "resid") and site not in SITE_OF:
             raise MMFlowError(f"--sites {site}: of mlp, attn, resid.")

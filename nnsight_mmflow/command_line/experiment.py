@@ -50,7 +50,7 @@ def run(given: argparse.Namespace) -> None:
     experiment = EXPERIMENTS[given.command]
     graph, runs = _runs(given)
     options = {_dest(one.flag, one.keywords): None for one in experiment.options}
-    asked = {name: value for name in options if (value := getattr(given, name, None)) is not None and name != "box"}
+    asked = {name: value for name in options if (value := getattr(given, name, None)) is not None}
     measured: Callable[..., Result] = getattr(mmf, experiment.function)
     tables: list[pd.DataFrame] = []
     kind = ""
@@ -97,8 +97,7 @@ def _runs(given: argparse.Namespace) -> tuple[Graph, list[Run]]:
             Run(
                 _folder_name(number, prompt) if one_of_many else "",
                 (prompt,),
-                _source(prompt, given),
-                f"question {prompt.key or number}" if one_of_many else "",
+                of=f"question {prompt.key or number}" if one_of_many else "",
             )
             for number, prompt in enumerate(prompts)
         ]
@@ -109,20 +108,3 @@ def _runs(given: argparse.Namespace) -> tuple[Graph, list[Run]]:
 def _folder_name(number: int, prompt: Prompt) -> str:
     """The number of a question and, where it can be part of a file's name, its key."""
     return f"{number}_{prompt.key}" if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", prompt.key) else str(number)
-
-
-def _source(prompt: Prompt, given: argparse.Namespace) -> dict[str, object]:
-    """What is read of the picture where no span is named: what lies in the box, or in the question's own boxes.
-
-    Raises:
-        MMFlowError: the question has none.
-    """
-    if given.command != "attention-and-effect" or given.source:
-        return {}
-    boxes = [tuple(given.box)] if given.box else prompt.boxes
-    if not boxes:
-        raise MMFlowError(
-            f"question {prompt.key or prompt.question!r} has no boxes that say what of its picture is read: --source"
-            " SPAN names a span."
-        )
-    return {"source": prompt.spans["image"].box(*boxes)}

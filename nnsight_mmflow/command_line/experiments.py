@@ -204,14 +204,7 @@ EXPERIMENTS = {
         "attention_and_effect",
         "how much a target looks at a source in each layer, and what happens when it may not",
         (
-            span("--source", f"{SOURCE} (what the question's boxes show)", None),
-            option(
-                "--box",
-                "it is what shows these pixels of --image",
-                nargs=4,
-                type=float,
-                metavar=("X0", "Y0", "X1", "Y1"),
-            ),
+            span("--source", f"{SOURCE}: object is what the question's boxes show", "object"),
             TARGET,
             layers("which (all)"),
             count("--controls", "so many random spans of the same size", 5, 0),

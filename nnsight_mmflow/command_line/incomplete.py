@@ -28,8 +28,10 @@ def refuse_incomplete(given: argparse.Namespace) -> None:
         _questions(given)
         if experiment.why_answer and given.image and not given.answer:
             raise MMFlowError(f"{given.command} {experiment.why_answer}: give --answer.")
-    if given.command == "attention-and-effect" and given.image and not (given.source or given.box):
-        raise MMFlowError("what of the picture is read? --source SPAN, or --box X0 Y0 X1 Y1 in pixels.")
+    if given.command == "attention-and-effect" and given.image and given.source == "object":
+        raise MMFlowError(
+            "what of the picture is read? --source SPAN, such as 'image.box((x0, y0, x1, y1))' in pixels."
+        )
 
 
 def _questions(given: argparse.Namespace) -> None:

@@ -34,7 +34,6 @@ NEEDS: dict[str, Needs] = {
     **{name: {**ASKED, **BY_KIND.get(experiment.takes, {})} for name, experiment in EXPERIMENTS.items()},
     "nano": {},
 }
-NEEDS["attention-and-effect"]["box"] = ("image",)
 
 # Two options of which the first would be ignored beside the second, and why.
 TOGETHER: Beside = (
@@ -62,7 +61,6 @@ BESIDE: dict[str, Beside] = {name: TOGETHER for name in EXPERIMENTS} | {
         *((name, "image", _REPORTED) for name in ("together", "control_layers", "bound")),
         ("workers", "image", "one fact is one edit, which one process finds"),
     ),
-    "attention-and-effect": (*TOGETHER, ("source", "box", "each says what is read")),
 }
 NANO = {"train": ("out", "seed", "steps", "device"), "eval": ("model", "limit"), "samples": ("out",)}
 PRUNED = {"k1": ("fastv", "himap", "pyramiddrop", "sparsevlm"), "k2": ("himap", "pyramiddrop", "sparsevlm")}
