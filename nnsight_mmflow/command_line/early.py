@@ -51,14 +51,9 @@ def check_early(given: argparse.Namespace) -> None:
 def _spans(given: argparse.Namespace) -> None:
     for edge in edges_of("--edges", given.edges) if getattr(given, "edges", None) else ():
         for end in edge.split("->"):
-<<<<<<< HEAD
             check_expression(end.strip(), SPANS)
     named = ("at", "spans", "source", "target") if given.command != "edit" else ()  # whose target is an answer
     for name in named:
-=======
-            check_expression(end.strip(), SPANS)
-    for name in ("at", "spans"):
->>>>>>> house
         asked = getattr(given, name, None) or ()
         for expression in [asked] if isinstance(asked, str) else asked:
             check_expression(expression, SPANS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.command_line.experiments import EACH, EXPERIMENTS, PAIRS
+from nnsight_mmflow.command_line.own_options import Option
 from nnsight_mmflow.command_line.pairs import graph_and_pairs
 from nnsight_mmflow.command_line.shared import graph_and_prompts, only_correct, who_measures
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure
@@ -49,8 +50,8 @@ def run(given: argparse.Namespace) -> None:
     folder = output_folder(given.out)
     experiment = EXPERIMENTS[given.command]
     graph, runs = _runs(given)
-    options = {_dest(one.flag, one.keywords): None for one in experiment.options}
-    asked = {name: value for name in options if (value := getattr(given, name, None)) is not None}
+    names = dict.fromkeys(_dest(one) for one in experiment.options)
+    asked = {name: value for name in names if (value := getattr(given, name, None)) is not None}
     measured: Callable[..., Result] = getattr(mmf, experiment.function)
     tables: list[pd.DataFrame] = []
     kind = ""
@@ -74,8 +75,9 @@ def run(given: argparse.Namespace) -> None:
     say(f"written to {folder}: {kind}.csv of all, and in {', '.join(one.name for one in runs)} each: {files}")
 
 
-def _dest(flag: str, keywords: dict[str, object]) -> str:
-    return str(keywords.get("dest") or flag.removeprefix("--").replace("-", "_"))
+def _dest(option: Option) -> str:
+    """What the function calls an option."""
+    return str(option.keywords.get("dest") or option.flag.removeprefix("--").replace("-", "_"))
 
 
 def _write(result: Result, folder: Path) -> None:
