@@ -10,12 +10,6 @@ from nnsight_mmflow._kinds import edges_of
 from nnsight_mmflow.bridge.site_names import SITE_OF
 from nnsight_mmflow.command_line.experiments import METHODS
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.prompts.asked import checked_boxes
-from nnsight_mmflow.prompts.pictures import open_pictures
-from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
-from nnsight_mmflow.spans.grammar import NAMES, check_expression
-from nnsight_mmflow.command_line.experiments import METHODS
-from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.pictures import open_pictures
 from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
 from nnsight_mmflow.spans.grammar import NAMES, check_expression
