@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -28,7 +28,7 @@ class Formerly(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: str | Sequence[object] | None,
+        values: object,
         option_string: str | None = None,
     ) -> None:
         """Keeps the values, and the name."""

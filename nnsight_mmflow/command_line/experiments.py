@@ -28,6 +28,7 @@ from nnsight_mmflow.command_line.own_options import (
 )
 
 PROMPTS, EACH, PAIRS, FACTS = "prompts", "each", "pairs", "facts"
+FEW = 12  # of nano's own questions, where each takes many forwards: two of each scene type
 METHODS = ("fastv", "himap", "pyramiddrop", "sparsevlm", "visionzip", "fastervlm")
 
 
@@ -110,7 +111,7 @@ EXPERIMENTS = {
             SEED,
         ),
         PAIRS,
-        nano=48,
+        nano=FEW,
     ),
     "contributions": Experiment(
         "contributions",
@@ -130,6 +131,7 @@ EXPERIMENTS = {
             one_of("--scope", "these layers, or every layer from that one on", "window", "from_layer"),
             one_of("--part", "what of a layer is left out", "layer", "attn", "mlp"),
         ),
+        nano=FEW,
         judged=True,
     ),
     "word-overlap": Experiment(
@@ -140,6 +142,7 @@ EXPERIMENTS = {
             count("--window", AT_ONCE, 9),
             count("--top", "how many words are compared", 10),
         ),
+        nano=FEW,
     ),
     "saliency": Experiment(
         "saliency",
@@ -162,6 +165,7 @@ EXPERIMENTS = {
             layers("which (all)"),
             SEED,
         ),
+        nano=FEW,
     ),
     "knockout-by-patch": Experiment(
         "knockout_by_patch",
