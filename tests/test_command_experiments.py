@@ -171,6 +171,15 @@ def test_single_questions_stand_in_one_table(nano, questions, tmp_path, monkeypa
     assert found["mass"].to_numpy() == pytest.approx(wanted.table["mass"].to_numpy(), rel=1e-9)
 
 
+def test_words_stand_beside_their_positions(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(mmf, "load", lambda *given, **more: nano)
+    prompt = mmf.nano.prompts(nano, 1)[0]
+    assert main(["knockout-by-token", "--limit", "1", "--window", "3", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "flow.csv").drop_duplicates("edge")
+    assert " ".join(table["token"]) in prompt.question
+    assert [int(edge[6:-6]) for edge in table["edge"]] == list(prompt.spans["question"])
+
+
 @pytest.mark.usefixtures("loads_nothing")
 @pytest.mark.parametrize("command", EXPERIMENTS)
 def test_where_it_runs_is_checked_before_a_model_is_loaded(command, tmp_path, capsys, monkeypatch):

@@ -14,11 +14,10 @@ from nnsight_mmflow.command_line.experiments import EACH, EXPERIMENTS, PAIRS
 from nnsight_mmflow.command_line.own_options import Option
 from nnsight_mmflow.command_line.pairs import graph_and_pairs
 from nnsight_mmflow.command_line.shared import graph_and_prompts, only_correct, who_measures
+from nnsight_mmflow.command_line.words import add_words, write_words
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.results import Result
@@ -33,12 +32,14 @@ class Run:
         given: what the function takes behind the graph.
         settings: what it takes by name, beside the command's own options.
         of: what it is of, for messages.
+        prompt: where it is of a single one.
     """
 
     name: str
     given: tuple[object, ...]
     settings: dict[str, object] = field(default_factory=dict)
     of: str = ""
+    prompt: Prompt | None = None
 
 
 def run(given: argparse.Namespace) -> None:
@@ -46,6 +47,7 @@ def run(given: argparse.Namespace) -> None:
     import pandas as pd
 
     import nnsight_mmflow as mmf
+    from nnsight_mmflow.patterns.flow.result import FlowResult
 
     folder = output_folder(given.out)
     experiment = EXPERIMENTS[given.command]
@@ -62,9 +64,14 @@ def run(given: argparse.Namespace) -> None:
         except MMFlowError as error:
             raise type(error)(f"{one.of}: {error}" if one.of else str(error)) from None
         kind = result.kind
-        _write(result, where)
+        result.save(where)  # again: a run tells that it could not be saved, a command ends with it
+        figure, table = result.plot(), result.to_frame()
+        if isinstance(result, FlowResult) and one.prompt is not None:
+            write_words(figure, one.prompt)
+            add_words(table, one.prompt)
+        write_figure(where / f"{kind}.png", figure, dpi=150)
+        write_csv(where / f"{kind}.csv", table)
         say(f"{one.of}: {result.summary()}" if one.of else result.summary())
-        table = result.to_frame()
         table.insert(0, "run", one.name)
         tables.append(table)
     files = f"{kind}.png, {kind}.csv, {kind}.parquet"
@@ -78,12 +85,6 @@ def run(given: argparse.Namespace) -> None:
 def _dest(option: Option) -> str:
     """What the function calls an option."""
     return str(option.keywords.get("dest") or option.flag.removeprefix("--").replace("-", "_"))
-
-
-def _write(result: Result, folder: Path) -> None:
-    result.save(folder)  # again: a run tells that it could not be saved, a command ends with it
-    write_figure(folder / f"{result.kind}.png", result.plot(), dpi=150)
-    write_csv(folder / f"{result.kind}.csv", result.to_frame())
 
 
 def _runs(given: argparse.Namespace) -> tuple[Graph, list[Run]]:
@@ -100,6 +101,7 @@ def _runs(given: argparse.Namespace) -> tuple[Graph, list[Run]]:
                 _folder_name(number, prompt) if one_of_many else "",
                 (prompt,),
                 of=f"question {prompt.key or number}" if one_of_many else "",
+                prompt=prompt,
             )
             for number, prompt in enumerate(prompts)
         ]
