@@ -2,24 +2,26 @@
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.command_line import build_parser, experiments, main
+from nnsight_mmflow.command_line import build_parser, experiments, main, pairs
 from nnsight_mmflow.command_line.experiments import EXPERIMENTS
+from nnsight_mmflow.command_line.facts import graph_and_facts
 
 COMMON = (
     "--model --attention --dtype --device --image --question --answer --data --images --skip-bad --limit --template"
     " --instruction --pad-to-square --out --remote --trusted --workers --ray-address"
 ).split()
-# What each is given beside --limit 2, so that it is quick; and what lies in its folder then.
+# What each is given beside --limit 2, so that it is quick; and what lies in its folder then. test_command_line.py runs
+# trace and edit so.
 RUNS = {
     "flow": ("--window 3 --edges image->last --controls 1", "flow.png flow.csv flow.parquet report.md"),
     "lens": ("--all --top 3", "lens.png lens.csv lens.parquet"),
-    "trace": ("--sites mlp --window 3 --controls 0", "by_flag/causal_trace.png by_name/causal_trace.csv report.md"),
     "attribution-patching": ("--spans last --exact 3", "attribution.csv by_flag/attribution.png"),
     "contributions": ("--heads", "contributions.png contributions.csv contributions.parquet"),
     "skip-flow": ("--spans image --scope from_layer --all", "skip_flow.png skip_flow.csv skip_flow.parquet"),
@@ -30,13 +32,12 @@ RUNS = {
     "knockout-by-token": ("--window 3", "flow.csv 0_*/flow.png 1_*/flow.parquet"),
     "lens-by-patch": ("--layers 4 --top 2", "lens_by_patch.csv 0_*/lens_by_patch.png 1_*/lens_by_patch.parquet"),
     "attention-and-effect": ("--layers 3 4 --controls 2", "attention_and_effect.csv 1_*/attention_and_effect.png"),
-    "edit": ("--control-layers 9 --settings paper", "one_at_a_time/layers.png 2_at_once/scores.csv report.md"),
     "prune": ("--methods fastv --timed 0 --max-new-tokens 2", "prune_report.png prune_report.csv report.md"),
 }  # fmt: skip
 # What those need beside a file of questions that have neither constraints nor new answers.
 OF_A_FILE = {
-    "trace": "--blank",
-    "attribution-patching": "--constraint color --token shape",
+    "trace": "--blank --sites mlp --window 3 --controls 0",
+    "attribution-patching": "--constraint color --token ring",
     "edit": "--constraint color --target red --layers 4",
 }
 
@@ -122,9 +123,10 @@ def test_every_experiment_has_a_command_or_readme_says_why_not():
         assert hasattr(mmf, name)
 
 
-@pytest.mark.parametrize("command", EXPERIMENTS)
+@pytest.mark.parametrize("command", RUNS)
 def test_each_runs_on_nanos_own_questions(command, nano, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **more: nano)
+    monkeypatch.setattr(pairs, "RUNS", pairs.RUNS[:2])
     more, files = RUNS[command]
     asked = (command, "--limit", "2", *more.split(), "--out", str(tmp_path))
     assert main(list(asked)) == 0
@@ -143,7 +145,7 @@ def test_each_runs_on_nanos_own_questions(command, nano, tmp_path, capsys, monke
 @pytest.mark.parametrize("command", EXPERIMENTS)
 def test_each_runs_on_the_same_file_of_questions(command, nano, questions, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **more: nano)
-    more = (*RUNS[command][0].split(), *OF_A_FILE.get(command, "").split())
+    more = (*RUNS.get(command, ("",))[0].split(), *OF_A_FILE.get(command, "").split())
     assert main([command, *questions, "--limit", "1", *more, "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert f"written to {tmp_path}: " in told, told
@@ -169,6 +171,30 @@ def test_single_questions_stand_in_one_table(nano, questions, tmp_path, monkeypa
     )
     found = pd.read_csv(tmp_path / "one" / "attention_and_effect.csv")
     assert found["mass"].to_numpy() == pytest.approx(wanted.table["mass"].to_numpy(), rel=1e-9)
+
+
+def test_facts_of_a_file_have_its_constraints_and_new_answers(nano, questions, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mmf, "load", lambda *given, **more: nano)
+    rows = mmf.nano.constraint_questions()[:3]
+    for number, row in enumerate(rows):
+        row.image.save(tmp_path / f"{number}.png")
+    rows = [replace(row, image=f"{number}.png") for number, row in enumerate(rows)]
+    file = mmf.data.write_constraint_questions([*rows[:2], replace(rows[2], replaced_answers=())], tmp_path / "a.jsonl")
+    asked = ["edit", "--data", str(file), "--images", str(tmp_path), "--layers", "4"]
+    _, facts, others = graph_and_facts(build_parser().parse_args([*asked, "--limit", "2"]))
+    assert [fact.target for fact in facts] == [row.replaced_answers[0] for row in rows[:2]]
+    assert [fact.prompt.spans.tokens[fact.position()] for fact in facts] == ["place", "place"]
+    assert [prompt.answer for prompt in others] == [row.answers[0] for row in rows[:2]]
+    _, facts, _ = graph_and_facts(build_parser().parse_args([*asked, "--target", "yarm"]))
+    assert [fact.target for fact in facts] == ["yarm"] * 3
+    for more, text in (
+        ([], f"what is the new answer of question {rows[2].key}?"),
+        (["--constraint", "this place"], "--constraint says nothing to"),
+        ([*questions, "--target", "red"], "which words of the questions"),
+        ([*questions, "--target", "red", "--constraint", "umbrella"], "'umbrella' does not occur"),
+    ):
+        assert main([*asked, *more, "--out", str(tmp_path / "out")]) == 2
+        assert text in capsys.readouterr().err
 
 
 def test_words_stand_beside_their_positions(nano, tmp_path, monkeypatch):

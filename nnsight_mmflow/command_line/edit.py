@@ -113,8 +113,9 @@ def _report(
         write_figure(where / "edit_report.png", shown.plot(), dpi=150)
         say(result.summary())
     write_text(folder / "report.md", report_text(results, by_layer=bool(controls)))
-    pictures = [f"{name}/edit_report.png" for name in results] + ([f"{ONE}/layers.png"] if controls else [])
-    say(f"written to {folder}: report.md, {', '.join(pictures)}")
+    more = f"{ONE}/layers.png, " if controls else ""
+    files = "edit_report.png, scores.csv, edit_report.parquet"
+    say(f"written to {folder}: report.md, {more}and in {', '.join(results)} each: {files}")
 
 
 def report_text(results: dict[str, EditReport], by_layer: bool = True) -> str:

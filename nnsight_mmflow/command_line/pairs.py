@@ -83,7 +83,7 @@ def _of_file(graph: Graph, read: Rows, given: argparse.Namespace) -> Pairs:
         hint = ""
         try:
             prompt = row.prompt(graph, how_asked(given))
-            hint = "" if given.blank or given.other_image else " Or --token WORD."
+            hint = "" if given.blank or given.other_image or given.token else " Or --token WORD."
             corrupt = _corrupted(graph, prompt, given, row.constraint, row)
         except MMFlowError as error:
             if not given.skip_bad:

@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> None:
     write_figure(folder / "prune_report.png", result.plot(), dpi=150)
     write_text(folder / "report.md", report_text(result))
     say(str(result))
-    say(f"written to {folder}: report.md, prune_report.png, prune_report.csv")
+    say(f"written to {folder}: report.md, prune_report.png, prune_report.csv, prune_report.parquet")
 
 
 def _tokens_per_picture(prompt: Prompt) -> int:

@@ -51,4 +51,7 @@ def run(given: argparse.Namespace) -> None:
         "",
     ]
     write_text(folder / "report.md", "\n".join(lines))
-    say(f"written to {folder}: report.md, paper/saliency.png, released/saliency.png, disruption/disruption.png")
+    say(
+        f"written to {folder}: report.md, in paper and released each: saliency.png, saliency.csv, saliency.parquet, and"
+        " in disruption: disruption.png, disruption.csv, disruption.parquet"
+    )

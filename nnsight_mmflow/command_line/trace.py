@@ -46,8 +46,9 @@ def run(given: argparse.Namespace) -> None:
         results[name] = result
         say(result.summary())
     write_text(folder / "report.md", report_text(results))
-    pictures = ", ".join(str(Path(name) / "causal_trace.png") for name in results)
-    say(f"written to {folder}: report.md, {pictures}")
+    files = "causal_trace.png, causal_trace.csv, causal_trace.parquet"
+    within = f"and in {', '.join(results)} each: " if len(results) > 1 else ""
+    say(f"written to {folder}: report.md, {within}{files}")
 
 
 def report_text(results: dict[str, CausalTraceResult]) -> str:
