@@ -75,6 +75,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], object]]]] = {
         "half_width": ("window", lambda half: 2 * half + 1),
     },
     "knockout_by_patch": {"control": ("controls", int)},
+    "edit_report": {"controls": ("control_layers", lambda layers: layers)},
     "attention": {"targets": ("target", lambda span: span), "sources": ("source", lambda span: span)},
 }
 

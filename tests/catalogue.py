@@ -10,7 +10,8 @@ import nnsight_mmflow as mmf
 QUIET = {"progress": False}
 UNTOLD = {"progress": False, "report": str}
 LOOSE = {"only_correct": False, **UNTOLD}
-BY_GRADIENTS = ("saliency", "attribution", "edit", "edit_report")  # which do not reach a process apart from the model's
+# By gradients, which do not reach a process apart from the model's.
+BY_GRADIENTS = ("saliency", "attribution_patching", "edit", "edit_report")
 
 
 def longest(seen):
@@ -81,7 +82,7 @@ def experiments(graph, here, prompts):
         "causal_trace by noise": lambda: mmf.causal_trace(graph, one, mmf.corruption.noisy_image(one), **trace),
         "saliency": lambda: mmf.saliency(graph, prompts, **UNTOLD),
         "disruption": lambda: mmf.disruption(graph, prompts, layers=(1,), **UNTOLD),
-        "attribution": lambda: mmf.attribution_patching(graph, clean, corrupt, exact=0, **UNTOLD),
+        "attribution_patching": lambda: mmf.attribution_patching(graph, clean, corrupt, exact=0, **UNTOLD),
         "prune_report": lambda: mmf.prune_report(graph, prompts, [mmf.FastV(k=2)], max_new_tokens=2, timed=0, **UNTOLD),
         "kept_tokens": lambda: mmf.kept_tokens(graph, one, mmf.HiMAP(k1=2, k2=4)).layers,
         "edit": lambda: mmf.edit(graph, mmf.nano.edits(here, 1), layers=4, **UNTOLD),

@@ -92,7 +92,7 @@ def test_what_is_refused(graph, prompt):
         mmf.attention(graph, prompt, heads=[0, 4])
     with pytest.raises(mmf.MMFlowError, match=r"layers \[9\] do not exist"):
         mmf.attention(graph, prompt, layers=9)
-    with pytest.raises(mmf.SpanError, match="sources='image & question' holds no position"):
+    with pytest.raises(mmf.SpanError, match="source='image & question' holds no position"):
         mmf.attention(graph, prompt, source="image & question")
     with pytest.raises(mmf.MMFlowError, match="layer 3 was not read: the maps hold 1, 2"):
         mmf.attention(graph, prompt, layers=[1, 2]).at(3)

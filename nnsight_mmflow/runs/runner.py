@@ -155,7 +155,6 @@ def _run(
         bundles = _bundles(study, left)
         if crew is not None:
             jobs, names = [_job(study, bundle) for bundle in bundles], [bundle[0].name for bundle in bundles]
-            jobs, names = [_job(study, bundle) for bundle in bundles], [bundle[0].name for bundle in bundles]
             measured = crew.results(entries_of, jobs, names)
         else:
             measured = _measured_here(graph, study, journal, bundles)
