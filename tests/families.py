@@ -421,7 +421,7 @@ EAGER_ONLY = ("paligemma2",)  # transformers gives Gemma 2 no sdpa: its attentio
 @functools.cache
 def refused_here() -> set[str]:
     """Those that the transformers installed gets wrong, so that they are refused at load (test_versions.py)."""
-    from nnsight_mmflow.inside.names import mentions
+    from nnsight_mmflow.adapters.base import mentions
 
     merger = getattr(hf.smolvlm.SmolVLMModel, "inputs_merger", None)
     refused = {

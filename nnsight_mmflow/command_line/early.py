@@ -10,8 +10,7 @@ from nnsight_mmflow.bridge.site_names import SITE_OF
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.prompts.pictures import open_pictures
 from nnsight_mmflow.spans.grammar import NAMES, check_expression
-
-ADDED = ("object", "other", "true_option", "false_option", "question_without_options")  # by boxes and options
+from nnsight_mmflow.spans.row_spans import NEEDS
 
 
 def check_early(given: argparse.Namespace) -> None:
@@ -39,7 +38,7 @@ def check_early(given: argparse.Namespace) -> None:
 def _spans(given: argparse.Namespace) -> None:
     for edge in edges_of("--edges", given.edges) if getattr(given, "edges", None) else ():
         for end in edge.split("->"):
-            check_expression(end.strip(), (*NAMES, *ADDED))
+            check_expression(end.strip(), (*NAMES, *NEEDS))
     for name in ("at", "spans"):
         asked = getattr(given, name, None) or ()
         for expression in [asked] if isinstance(asked, str) else asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,11 @@ class Prompt:
     key: str = ""
     kind: str = ""
     made: Making = field(default=Making(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Its spans know the boxes and options, which name spans too."""
+        if (self.spans.boxes, self.spans.options) != (self.boxes, self.options):
+            object.__setattr__(self, "spans", replace(self.spans, boxes=self.boxes, options=self.options))
 
     def __len__(self) -> int:
         """The number of positions."""
@@ -145,11 +150,5 @@ def join(prompts: list[Prompt], adapter: Adapter, pad_token_id: int, pad_token: 
 
 def _shifted(spans: Spans, by: int, pad_token: str) -> Spans:
     named: dict[str, Span] = {name: span.shifted(by) for name, span in spans.named.items()}
-    return Spans(
-        named,
-        (pad_token,) * by + spans.tokens,
-        ((0, 0),) * by + spans.offsets,
-        spans.prompt_text,
-        spans.question,
-        spans.after_images,
-    )
+    tokens, offsets = (pad_token,) * by + spans.tokens, ((0, 0),) * by + spans.offsets
+    return replace(spans, named=named, tokens=tokens, offsets=offsets)

@@ -87,7 +87,9 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
     elif is_dataclass(value):  # what is cached beside the fields does not count
         yield kind
         yield from _parts(class_parts(type(value)), within)
-        yield from _parts({one.name: getattr(value, one.name) for one in fields(value)}, within)
+        yield from _parts(
+            {one.name: getattr(value, one.name) for one in fields(value) if one.metadata.get("identity", True)}, within
+        )
     elif hasattr(value, "__dict__"):
         yield kind
         yield from _parts(class_parts(type(value)), within)

@@ -43,6 +43,8 @@ def _unknown(tree: ast.expr, names: Collection[str]) -> ast.expr | None:
         return _unknown(tree.value.value if tiles else tree.value, names)  # type: ignore[attr-defined]
     if isinstance(tree, ast.Attribute) and tree.attr in PARTS:
         return _unknown(tree.value, names)
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Attribute) and tree.func.attr == "box":
+        return _unknown(tree.func.value, names)
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
         return None  # its arguments are read where the words are
     return tree

@@ -11,6 +11,12 @@ from nnsight_mmflow._errors import SpanError
 from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
 from nnsight_mmflow.spans.span import Span, ranges
+from nnsight_mmflow.spans.views import Box
+
+NEEDS = {  # spans that are there where the prompt was given these
+    **dict.fromkeys(("object", "other"), "boxes"),
+    **dict.fromkeys(("true_option", "false_option", "question_without_options"), "options"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Spans:
         prompt_text: the prompt, its images as placeholders.
         question: (start, end) of the question in `prompt_text`.
         after_images: where the text after the last image starts in `prompt_text`.
+        boxes: what the question is about; with them `object` and `other` (the rest of the image) are spans too.
+        options: (true, false); with them `true_option`, `false_option` and `question_without_options` are.
     """
 
     named: dict[str, Span]
@@ -36,6 +44,8 @@ class Spans:
     prompt_text: str = ""
     question: tuple[int, int] = (0, 0)
     after_images: int = 0
+    boxes: tuple[Box, ...] = field(default=(), repr=False, compare=False, metadata={"identity": False})
+    options: tuple[str, str] | None = field(default=None, repr=False, compare=False, metadata={"identity": False})
 
     def __getitem__(self, expression: str) -> Span:
         """The span of that name or expression.
@@ -49,6 +59,8 @@ class Spans:
             )
         if expression in self.named:
             return self.named[expression]
+        if expression in NEEDS:
+            return self.about(expression)
         try:
             tree = ast.parse(expression.strip(), mode="eval").body
         except (SyntaxError, AttributeError, TypeError) as error:
@@ -103,7 +115,35 @@ class Spans:
         if not 0 <= (index or 0) < len(found):
             raise SpanError(f"text({substring!r}, {index}): it occurs {len(found)} time(s), counted from 0.")
         start = found[index or 0]
-        return self.covering(start, start + len(substring), f"text({substring!r})")
+        asked = [repr(substring), *([str(index)] if index else []), *([f"match={match!r}"] if match != "word" else [])]
+        return self.covering(start, start + len(substring), f"text({', '.join(asked)})")
+
+    def about(self, name: str) -> Span:
+        """A span that the prompt's boxes or options name, whichever of NEEDS it is.
+
+        Raises:
+            SpanError: the prompt has none, or they are not found in it.
+
+        Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620): object and other patches, the options.
+        """
+        if NEEDS[name] == "boxes":
+            if not self.boxes or not self.named["image"]:
+                raise SpanError("the prompt has no boxes: graph.prompt(..., boxes=((x0, y0, x1, y1),))")
+            found = self["image[0]"].box(*self.boxes)
+            return replace(found if name == "object" else self.named["image"] - found, name=name)
+        if not self.options:
+            raise SpanError("the prompt has no options: graph.prompt(..., options=(true, false))")
+        true, false = (self._option(option) for option in self.options)
+        spans = {"true_option": true, "false_option": false}
+        return replace(spans.get(name) or self.named["question"] - true - false, name=name)
+
+    def _option(self, option: str) -> Span:
+        """The option's tokens in the question: whole words, the first of several."""
+        start, end = self.question
+        found = self.text(option, 0)
+        if not set(found) & set(self.named["question"]):
+            raise SpanError(f"option {option!r} does not stand in the question {self.prompt_text[start:end]!r}.")
+        return found
 
     def covering(self, start: int, end: int, name: str) -> Span:
         """The tokens that overlap characters start to end of the prompt's text (image tokens never do)."""
@@ -170,6 +210,17 @@ class Spans:
             raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.")
         return self.text(given["substring"], index, match=given.get("match", "word"))
 
+    def _box_call(self, call: ast.Call, called: ast.Attribute, expression: str) -> Span:
+        """A .box(...) inside an expression: boxes in pixels, (x0, y0, x1, y1) each."""
+        try:
+            boxes = [ast.literal_eval(argument) for argument in call.args]
+            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except ValueError:
+            boxes, named = [], {}
+        if not boxes or set(named) - {"rule"}:
+            raise SpanError(f"{ast.unparse(call)!r} cannot be read: boxes are numbers: image.box((0, 0, 9, 9)).")
+        return self._evaluate(called.value, expression).box(*boxes, **named)
+
     def _tile(self, tree: ast.Attribute, expression: str, number: int) -> Span:
         image = self._evaluate(tree.value, expression)
         tiles = image.tile
@@ -200,6 +251,10 @@ class Spans:
             return self._evaluate(tree.value, expression)[tree.slice.value]
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
             return self._text_call(tree)
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Attribute) and tree.func.attr == "box":
+            return self._box_call(tree, tree.func, expression)
+        if isinstance(tree, ast.Name) and tree.id in NEEDS:
+            return self.about(tree.id)
         if isinstance(tree, ast.Attribute) and tree.attr in ("base", "newline", "separator"):
             return getattr(self._evaluate(tree.value, expression), tree.attr)
         raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")

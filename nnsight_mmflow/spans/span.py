@@ -64,7 +64,8 @@ class Span:
         return hash((self.positions, self.row))
 
     def __repr__(self) -> str:
-        return f"Span({self.name!r}: {len(self)} position{'' if len(self) == 1 else 's'}, {ranges(self.positions)})"
+        """As it can be typed again: the same positions of the same row."""
+        return f"Span({self.name!r}, {typed(self.positions)}, {self.row})"
 
     def _repr_html_(self) -> str:
 
@@ -168,7 +169,8 @@ class Span:
         held = tuple(image.positions[i] for i in found if image.positions[i] in mine)
         if not held:
             raise SpanError(f"{list(boxes)} lies outside the {len(self)} tokens of {self.name}.")
-        return Span(f"{self.name}.box{boxes if len(boxes) > 1 else boxes[0]}", held, self.row, (image,))
+        asked = ", ".join(repr(tuple(box)) for box in boxes) + (f", rule={rule!r}" if rule else "")
+        return Span(f"{_grouped(self.name)}.box({asked})", held, self.row, (image,))
 
     def boxes(self) -> tuple[Box | None, ...]:
         """Each token's own pixels in the original picture; None for padding and class tokens."""
@@ -236,12 +238,25 @@ def _grouped(name: str) -> str:
     return f"({name})" if " " in name else name
 
 
+def typed(positions: tuple[int, ...]) -> str:
+    """Positions as Python: (*range(3, 9), 70)."""
+    runs = _runs(positions)
+    parts = [f"*range({a}, {b + 1})" if b - a > 1 else ", ".join(map(str, range(a, b + 1))) for a, b in runs]
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})" if parts else "()"
+
+
 def ranges(positions: tuple[int, ...]) -> str:
     """Positions as runs: 3-66, 70."""
+    runs = _runs(positions)
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:4]) + (", ..." if len(runs) > 4 else "")
+
+
+def _runs(positions: tuple[int, ...]) -> list[list[int]]:
+    """Stretches without a gap, each by its first and last position."""
     runs: list[list[int]] = []
     for position in positions:
         if runs and position == runs[-1][1] + 1:
             runs[-1][1] = position
         else:
             runs.append([position, position])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:4]) + (", ..." if len(runs) > 4 else "")
+    return runs

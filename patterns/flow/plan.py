@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.patterns.flow.controls import with_controls
-from nnsight_mmflow.patterns.flow.edges import NEEDS, default_edges, named_spans
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 from nnsight_mmflow.patterns.flow.measure import expected_bytes, requests_of
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.spans.row_spans import NEEDS
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.plan import Plan
