@@ -86,7 +86,7 @@ def test_heads_that_gave_something_else_are_noticed(graph, prompt):
 def test_what_is_refused(graph, prompt):
     with pytest.raises(mmf.MMFlowError, match="one prompt, but a Batch came"):
         mmf.attention(graph, graph.batch([prompt, prompt]))
-    with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB. Ask for less: layers=\[2\], targets=\"last\""):
+    with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB. Ask for less: layers=\[2\], target=\"last\""):
         mmf.attention(graph, prompt, most_bytes=1000)
     with pytest.raises(mmf.MMFlowError, match=r"heads \[4\] were asked for; there are 4"):
         mmf.attention(graph, prompt, heads=[0, 4])
