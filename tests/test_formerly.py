@@ -1,5 +1,7 @@
 """Names of earlier versions stand for the same things as the new ones, and tell them."""
 
+import inspect
+
 import pytest
 
 import nnsight_mmflow as mmf
@@ -17,6 +19,34 @@ def test_an_earlier_name_is_the_same_thing_and_tells_the_new_one(old):
         thing = getattr(thing, part, None) or getattr(__import__("nnsight_mmflow.checks").checks, part)
     assert found is thing
     assert old not in mmf.__all__
+
+
+KEYWORDS = {  # by experiment and earlier keyword: a value, the keyword of now, its value
+    ("flow", "control"): (2, "controls", 2),
+    ("causal_trace", "control"): (False, "controls", 0),
+    ("causal_trace", "width"): (3, "window", 3),
+    ("causal_trace", "half_width"): (1, "window", 3),
+    ("knockout_by_patch", "control"): (True, "controls", 1),
+    ("edit_report", "controls"): ([9], "control_layers", [9]),
+    ("attention", "targets"): ("last", "target", "last"),
+    ("attention", "sources"): ("image", "source", "image"),
+}
+
+
+@pytest.mark.parametrize(("run", "old"), KEYWORDS)
+def test_an_earlier_keyword_is_the_same_argument_and_tells_the_new_one(run, old):
+    given, new, value = KEYWORDS[run, old]
+    with pytest.warns(_formerly.FormerNameWarning, match=f"{old}= of mmf.{run} is now {new}=;") as told:
+        assert _formerly.with_new_names(run, {old: given, "progress": False}) == {new: value, "progress": False}
+    assert told[0].filename == __file__
+    assert {new, old} & set(inspect.signature(getattr(mmf, run)).parameters) == {new}
+
+
+def test_every_earlier_keyword_is_tried(graph, prompt):
+    assert set(KEYWORDS) == {(run, old) for run, names in _formerly.ARGUMENTS.items() for old in names}
+    with pytest.warns(_formerly.FormerNameWarning, match="targets= of mmf.attention"):
+        told = mmf.attention(graph, prompt, layers=[1], targets="last")
+    assert told.weights.equal(mmf.attention(graph, prompt, layers=[1], target="last").weights)
 
 
 def test_no_name_of_now_warns(recwarn):
