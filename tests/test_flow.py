@@ -186,7 +186,7 @@ def test_a_failure_leaves_the_model_clean(graph, monkeypatch):
     model = graph.adapter.model
     with torch.no_grad():
         before = model(**prompt.inputs).logits
-    from nnsight_mmflow.runs import sweep
+    from nnsight_mmflow.inside import sweep
 
     def broken(*given):
         raise RuntimeError("planted")
