@@ -58,7 +58,7 @@ class DisruptionResult(Result):
         """D_l = log(E_vv / E_vt) by layer, E = 1 - score consistency; above 0 flow between image tokens matters more.
 
         NaN where a disruption changed no top five at all. Source: section 4.2 of the paper; E is in its supplement
-        only, and this is the reading that does not saturate (spec himap, 2.1).
+        only, and this is the reading that does not saturate.
         """
         import numpy as np
 
@@ -128,7 +128,7 @@ def disruption(
     Raises:
         MMFlowError: unknown ways, scope or stage; image tokens that would have nothing left to read.
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 4; spec himap, section 2.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 4.
 
     Example:
         >>> import nnsight_mmflow as mmf

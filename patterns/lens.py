@@ -91,7 +91,7 @@ def lens(
         MMFlowError: no prompt counted, or one without an answer.
         SpanError: `at` is no span of a prompt.
 
-    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), spec section 5.
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620).
 
     Example:
         >>> import nnsight_mmflow as mmf

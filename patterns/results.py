@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.edit.result import EditResult as EditResult
     from nnsight_mmflow.patterns.flow.job import FlowJob as FlowJob
     from nnsight_mmflow.patterns.flow.result import FlowResult as FlowResult
-    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatchResult as KnockoutByPatchResult
+    from nnsight_mmflow.patterns.knockout_by_patch_result import KnockoutByPatchResult as KnockoutByPatchResult
     from nnsight_mmflow.patterns.lens import LensResult as LensResult
     from nnsight_mmflow.patterns.lens_by_patch import LensByPatchResult as LensByPatchResult
     from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult as KeptTokensResult

@@ -123,8 +123,7 @@ def saliency(
         prompts: with `answer` set: the loss is the cross entropy of its first token.
         mode: "paper" (equations 1 to 6, sums by source token; equation 6 with its indices put right), or "released"
             (the released code: A * A * dL/dA, means of absolute values over heads, sums by target token, flows not
-            divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone (spec
-            1.4).
+            divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone.
         heads_at_once: heads whose weights are held at a time.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
@@ -137,7 +136,7 @@ def saliency(
         MMFlowError: a prompt without an answer, or an unknown mode.
         NoEffectError: a prompt without an image.
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 3; spec himap, section 1.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 3.
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -84,7 +84,7 @@ def word_overlap(
         NoEffectError: the module's output there was zero already.
         SpanError: `at` is no span of a prompt.
 
-    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), appendix; spec section 5.
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), appendix.
 
     Example:
         >>> import nnsight_mmflow as mmf

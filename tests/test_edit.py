@@ -390,8 +390,8 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
     mine = frame[(frame["method"] == "edit, layer 1") & (frame["edit"] == 1) & (frame["measure"] != "specificity")]
     assert np.allclose(mine["probability"], [probability for probability, _ in by_hand], rtol=1e-3)
     # what is finished is not run again
-    monkeypatch.setattr("nnsight_mmflow.patterns.edit.report.edit", None)
-    monkeypatch.setattr("nnsight_mmflow.patterns.edit.report.fine_tune", None)
+    monkeypatch.setattr("nnsight_mmflow.patterns.edit.asked.edit", None)
+    monkeypatch.setattr("nnsight_mmflow.patterns.edit.asked.fine_tune", None)
     again = mmf.edit_report(graph, facts, others, folder=tmp_path, settings=SHORT, **run)
     assert again.to_frame().equals(frame)
     assert mmf.results.EditReport.load(tmp_path).to_frame().equals(frame)

@@ -1,6 +1,6 @@
 """Names of earlier versions stand for the same things as the new ones, and tell them."""
 
-import inspect
+from functools import partial
 
 import pytest
 
@@ -19,34 +19,6 @@ def test_an_earlier_name_is_the_same_thing_and_tells_the_new_one(old):
         thing = getattr(thing, part, None) or getattr(__import__("nnsight_mmflow.checks").checks, part)
     assert found is thing
     assert old not in mmf.__all__
-
-
-KEYWORDS = {  # by experiment and earlier keyword: a value, the keyword of now, its value
-    ("flow", "control"): (2, "controls", 2),
-    ("causal_trace", "control"): (False, "controls", 0),
-    ("causal_trace", "width"): (3, "window", 3),
-    ("causal_trace", "half_width"): (1, "window", 3),
-    ("knockout_by_patch", "control"): (True, "controls", 1),
-    ("edit_report", "controls"): ([9], "control_layers", [9]),
-    ("attention", "targets"): ("last", "target", "last"),
-    ("attention", "sources"): ("image", "source", "image"),
-}
-
-
-@pytest.mark.parametrize(("run", "old"), KEYWORDS)
-def test_an_earlier_keyword_is_the_same_argument_and_tells_the_new_one(run, old):
-    given, new, value = KEYWORDS[run, old]
-    with pytest.warns(_formerly.FormerNameWarning, match=f"{old}= of mmf.{run} is now {new}=;") as told:
-        assert _formerly.with_new_names(run, {old: given, "progress": False}) == {new: value, "progress": False}
-    assert told[0].filename == __file__
-    assert {new, old} & set(inspect.signature(getattr(mmf, run)).parameters) == {new}
-
-
-def test_every_earlier_keyword_is_tried(graph, prompt):
-    assert set(KEYWORDS) == {(run, old) for run, names in _formerly.ARGUMENTS.items() for old in names}
-    with pytest.warns(_formerly.FormerNameWarning, match="targets= of mmf.attention"):
-        told = mmf.attention(graph, prompt, layers=[1], targets="last")
-    assert told.weights.equal(mmf.attention(graph, prompt, layers=[1], target="last").weights)
 
 
 def test_no_name_of_now_warns(recwarn):
@@ -71,3 +43,43 @@ def test_patterns_and_adapters_are_found_where_they_are():
 
     assert (Knockout, Patch) == (mmf.Knockout, mmf.Patch)
     assert "LlavaForConditionalGeneration" in TABLE
+
+
+def test_an_earlier_keyword_gives_the_same_numbers_and_tells_the_new_one():
+    nano = mmf.load("nano")
+    prompts, quiet = mmf.nano.prompts(nano, 1), {"progress": False, "report": str}
+    clean, corrupt = mmf.nano.trace_pairs(nano, 1, "flag")
+    fact, loose = mmf.nano.edits(nano, 1), {"fine_tuning": False, "settings": mmf.EditSettings(steps=1)}
+    flow = partial(mmf.flow, nano, prompts, ["image->last"], only_correct=False, **quiet)
+    trace = partial(mmf.causal_trace, nano, clean, corrupt, ["last"], ["mlp"], **quiet)
+    patches = partial(mmf.knockout_by_patch, nano, prompts[0], size=4, **quiet)
+    maps = partial(mmf.attention, nano, prompts[0], layers=[3])
+    report = partial(mmf.edit_report, nano, fact, prompts, 3, **loose, **quiet)
+    prune = partial(mmf.prune_report, nano, prompts, [mmf.FastV(k=5)], timed=0, max_new_tokens=1, **quiet)
+    for run, old, new in (
+        (flow, {"control": 1}, {"controls": 1}),
+        (trace, {"control": False}, {"controls": 0}),
+        (trace, {"width": 3}, {"window": 3}),
+        (trace, {"half_width": 1}, {"window": 3}),
+        (patches, {"control": False}, {"controls": 0}),
+        (maps, {"targets": "last", "sources": "image"}, {"target": "last", "source": "image"}),
+        (report, {"controls": [5]}, {"control_layers": [5]}),
+        (prune, {"controls": False}, {"controls": 0}),
+    ):
+        with pytest.warns(_formerly.FormerNameWarning, match=f"{next(iter(new))}="):
+            before = run(**old).to_frame()
+        assert before.equals(run(**new).to_frame())
+
+
+def test_flow_on_workers_is_flow_with_workers(monkeypatch):
+    nano, asked = mmf.load("nano"), {}
+    monkeypatch.setattr("nnsight_mmflow.patterns.flow.on_workers.flow", lambda *given, **named: asked.update(named))
+    with pytest.warns(_formerly.FormerNameWarning, match="mmf.flow"):
+        mmf.flow_on_workers(nano, [], workers=3, address="auto", folder="x")
+    assert asked == {"workers": mmf.Workers(3, "auto"), "folder": "x"}
+
+
+def test_a_mistyped_keyword_is_a_type_error():
+    nano = mmf.load("nano")
+    with pytest.raises(TypeError, match="windw"):
+        mmf.flow(nano, mmf.nano.prompts(nano, 1), windw=3)

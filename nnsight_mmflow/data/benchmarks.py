@@ -1,6 +1,6 @@
 """ScienceQA, A-OKVQA, TextVQA and POPE in their published formats, and how each of them counts an answer as right.
 
-From a local file, or rows as the `datasets` library gives them. Source: spec himap, section 1.2, and the benchmarks'
+From a local file, or rows as the `datasets` library gives them. Source: the benchmarks'
 own evaluation rules.
 """
 
@@ -32,7 +32,7 @@ class Benchmark:
     """Questions of a benchmark.
 
     Attributes:
-        name: which.
+        name: of the benchmark, such as "POPE".
         questions: with the prompt's text and the answer that stands for all.
         answers: by key, all answers that count.
         instruction: what is put behind each question.

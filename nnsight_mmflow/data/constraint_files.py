@@ -1,7 +1,7 @@
 """Reads VQA-Constraints as it was released (OK-VQA, Movies, Known), or our own JSON lines; names its known defects.
 
 The files are not redistributable and are not shipped: users load their own copy. They hold no answers: those are joined
-from a mapping or from the files that hold them. Source: spec causal-trace, sections 1.2 and 1.5.
+from a mapping or from the files that hold them. Source: VQA-Constraints (arXiv 2406.04236) as released.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Questions with constraints: the words of a question that the model must use to find the answer.
 
 A visual constraint refers to something in the picture ("this director"); text constraints narrow the answer down
-("2006"). Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 1.
+("2006"). Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236).
 """
 
 from __future__ import annotations

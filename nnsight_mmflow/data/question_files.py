@@ -1,6 +1,6 @@
 """Question files: the paper's CSV columns (GQA), or JSON lines with the same fields; every bad row named by its line.
 
-One schema for both; `read_questions` states it. Source: Cross-modal Information Flow, spec section 6.
+One schema for both; `read_questions` states it. Source: Cross-modal Information Flow.
 """
 
 from __future__ import annotations

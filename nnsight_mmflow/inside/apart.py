@@ -60,7 +60,7 @@ def own_mask(
 
     Args:
         layout: of the prompt.
-        layer: which.
+        layer: the number of the layer.
         queries: the positions that read.
         keys: the positions that are read.
         like: gives type and device.

@@ -88,9 +88,9 @@ def close_edges_apart(
 
     Args:
         attentions: of the chosen layers, in ascending order.
-        edges: as there.
-        heads: as there.
-        n_heads: as there.
+        edges: for each row the target queries and the source keys.
+        heads: the heads in which they close; None for all.
+        n_heads: how many heads the layer has.
         layout: what positions may read.
         step: how many tokens came since the prompt, this one included.
     """

@@ -26,7 +26,7 @@ def next_of_each(
         edited: it, under each choice of patterns.
         inputs: the prompt's tensors.
         token: as in `next_under`.
-        top: as there.
+        top: how many of the most likely tokens are told.
         lenient: patterns that change nothing give None, and are no error.
     """
     found: list[tuple[float, list[int]] | None] = []
@@ -60,7 +60,7 @@ def words_of_each(
         edited: it, under each choice of patterns.
         inputs: the prompt's tensors.
         positions: where the words are read.
-        top: how many.
+        top: how many words at each position.
     """
     found = []
     with torch.no_grad():  # the caller's does not travel

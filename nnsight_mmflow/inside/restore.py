@@ -110,8 +110,8 @@ def cells_of(
         corrupt: what each layer was handed in the corrupt run.
         cache: of the corrupt run; it is cut up.
         values: as in `run_cells`.
-        places: as there.
-        token: as there.
+        places: for each position of the prompt its row in `values`.
+        token: the answer whose probability is followed.
     """
     length = first_start + corrupt[0].hidden.shape[1]
     found: list[torch.Tensor] = []

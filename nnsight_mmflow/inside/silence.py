@@ -67,14 +67,14 @@ def words_of_each(
     Args:
         model: the model.
         layers: its decoder layers.
-        n_layers: how many.
+        n_layers: how many layers there are.
         inputs: the prompt's tensors.
         start: the first position that is computed more than once.
         enters_after: of the model.
         causal: of the model.
         apart: whether blocks run in a process apart from the model's.
         cells: the name of a site, and by layer the module that is silenced, and whether its output is a tuple.
-        positions: where.
+        positions: where the module is silenced, and words are read.
         top: how many ids.
     """
     found = []

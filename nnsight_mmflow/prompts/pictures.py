@@ -54,7 +54,7 @@ def as_square(picture: Picture, mean: Sequence[float]) -> Picture:
     Raises:
         DataError: the square would have more pixels than the limit.
 
-    Source: Cross-modal Information Flow, spec section 1.4; CLIP's mean gives (122, 116, 104).
+    Source: Cross-modal Information Flow; CLIP's mean gives (122, 116, 104).
     """
     from PIL import Image
 

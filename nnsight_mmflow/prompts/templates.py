@@ -24,7 +24,7 @@ _LLAMA_3_SYSTEM = (
 _LLAMA_3_TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 # Text before the question ({images}: the placeholders), between question and instruction, and after the instruction.
-# Source: Cross-modal Information Flow, spec section 1.2; byte-equal, the space before the second newline included.
+# Source: Cross-modal Information Flow; byte-equal, the space before the second newline included.
 PAPER_TEMPLATES = {
     "vicuna_v1": (f"{_VICUNA_SYSTEM} USER: {{images}}", " \n", " ASSISTANT:"),
     "llava_llama_3": (

@@ -80,6 +80,8 @@ def unpacked(steps: torch.Tensor, values: torch.Tensor, which: torch.Tensor, sha
         which: for each of the tensor's rows which of these.
         shape: of the tensor.
     """
+    import torch  # here: under shape checks, which wrap this function, its module does not travel
+
     levels = steps.cumsum(-1, dtype=torch.int32).cumsum(-2, dtype=torch.int32) % 256
     planes = torch.stack([values[color][levels[:, color]] for color in range(len(values))], 1)
     return planes[which].reshape(shape)

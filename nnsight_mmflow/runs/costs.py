@@ -1,6 +1,6 @@
 """What pruning saves, counted: the paper's floating-point operations, and those of the real decoder; cache bytes.
 
-Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), equation 10; spec himap, section 4.1.
+Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), equation 10.
 """
 
 from __future__ import annotations

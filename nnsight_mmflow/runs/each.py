@@ -72,7 +72,7 @@ def words_under(
         prompt: what is asked.
         patterns: the choices; () is the plain model.
         positions: where the words are read.
-        top: how many.
+        top: how many words at each position.
     """
     inputs, model, remotely = graph.checked(prompt), graph.model, graph.remotely
     edited = [graph.edited(prompt, chosen) for chosen in patterns]

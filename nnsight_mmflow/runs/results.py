@@ -123,7 +123,7 @@ class Result:
 def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> Band:
     """Mean and 95% bootstrap interval of each column over the rows (prompts), as three arrays.
 
-    Source: Cross-modal Information Flow, spec section 3 (the mean of ratios; 1000 resamples).
+    Source: Cross-modal Information Flow (the mean of ratios; 1000 resamples).
     """
     import numpy as np
 

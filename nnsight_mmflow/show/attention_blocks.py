@@ -55,7 +55,7 @@ def attention(
     Args:
         what: AttentionResult; a SpanCache of a TransformerLens run (pooled already); or a tensor (heads, queries, keys)
             with `prompt`.
-        layer: which.
+        layer: the layer whose attention is drawn.
         prompt: what a tensor or a SpanCache is of.
         by: how positions are grouped: "span", "image_row", "tile", "text_token", "token", or names with spans, such as
             {"object": prompt.spans["image"].box(...), "rest": ...}.

@@ -136,7 +136,7 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionResult) -> Panels:
 
 def _of_result(prompt: Prompt, image: int, result: Result) -> Panels:
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult
-    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatchResult
+    from nnsight_mmflow.patterns.knockout_by_patch_result import KnockoutByPatchResult
     from nnsight_mmflow.patterns.saliency import SaliencyResult
     from nnsight_mmflow.show.contributions import contribution_panels
     from nnsight_mmflow.show.patches import patch_panels

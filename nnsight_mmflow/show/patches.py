@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nnsight_mmflow._figure import ShownFigure
-    from nnsight_mmflow.patterns.knockout_by_patch import KnockoutByPatchResult
+    from nnsight_mmflow.patterns.knockout_by_patch_result import KnockoutByPatchResult
     from nnsight_mmflow.patterns.lens_by_patch import LensByPatchResult
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.boxes import DrawnBoxes

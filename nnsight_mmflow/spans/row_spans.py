@@ -87,7 +87,7 @@ class Spans:
             substring: the exact characters.
             index: which one, counted from 0, where it occurs more than once.
             match: "word" takes whole words where there are any; "first" takes the first hit after the images, even
-                inside another word (the rule of the Cross-modal Information Flow code, spec section 1.3).
+                inside another word (the rule of the Cross-modal Information Flow code).
 
         Raises:
             SpanError: it does not occur, or occurs more than once and no index was given.
@@ -115,7 +115,8 @@ class Spans:
         if not 0 <= (index or 0) < len(found):
             raise SpanError(f"text({substring!r}, {index}): it occurs {len(found)} time(s), counted from 0.")
         start = found[index or 0]
-        asked = [repr(substring), *([str(index)] if index else []), *([f"match={match!r}"] if match != "word" else [])]
+        asked = [repr(substring), *([] if index is None else [str(index)])]
+        asked += [f"match={match!r}"] if match != "word" else []
         return self.covering(start, start + len(substring), f"text({', '.join(asked)})")
 
     def about(self, name: str) -> Span:

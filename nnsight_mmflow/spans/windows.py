@@ -1,6 +1,6 @@
 """Windows of consecutive layers around a centre, cut off at both ends (not shifted).
 
-Source: Cross-modal Information Flow, spec section 2. With an even size the window leans one layer towards the input.
+Source: Cross-modal Information Flow. With an even size the window leans one layer towards the input.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def contributions(
         MMFlowError: the sum over all positions does not give the attention's output: the family's attention does
             something that this does not know.
 
-    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 3.1.
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236).
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -129,7 +129,7 @@ class ContributionsResult(Result):
             MMFlowError: the prompts are not those of this result, or the source is not the image.
             ModelError: the family adds image features in later layers as well.
 
-        Source: the control that arXiv 2406.04236 lacks; spec section 3.2.
+        Source: the control that arXiv 2406.04236 lacks.
         """
         import pandas as pd
 
@@ -149,7 +149,7 @@ class ContributionsResult(Result):
         Raises:
             MMFlowError: prompts without an answer, or all of them right, or all wrong.
 
-        Source: arXiv 2406.04236, figures 15 to 17; spec section 3.4 (there: n about 34 and 50, no interval).
+        Source: arXiv 2406.04236, figures 15 to 17 (there: n about 34 and 50, no interval).
         """
         from nnsight_mmflow.patterns.contributions.controls import correctness
 

@@ -61,7 +61,7 @@ def edit(
         MMFlowError: no fact, two facts at the same place, unknown settings.
         ModelError: the matrix is no plain floating-point weight (a quantised model), or an ordinary key on NDIF.
 
-    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), section 5; spec section 4.
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), section 5.
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -40,7 +40,7 @@ def fine_tune(
         bound: no number may move further than this from where it was (L-infinity); None: no limit.
         first_token: learn the answer's first token alone.
 
-    Source: the baselines of arXiv 2406.04236, section 5; their settings are ROME's (spec section 4.3).
+    Source: the baselines of arXiv 2406.04236, section 5; their settings are ROME's.
     """
     if not 0 < learning_rate <= MOST_LEARNED:
         raise MMFlowError(f"learning_rate={learning_rate}: above 0, and at most {MOST_LEARNED}.")

@@ -6,23 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakKeyDictionary
 
-import torch
-
-from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
+from nnsight_mmflow._errors import MMFlowError, ModelError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.patterns.edit.edit import edit
-from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.asked import Method, _named, _questions
+from nnsight_mmflow.patterns.edit.asked import measure as measure_edit
 from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
 from nnsight_mmflow.remote.words import needs_gradients
-from nnsight_mmflow.runs.answers import answer_scores
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
-from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.runs.runner import Cells, Study, Task, row_cells, run_study
 
@@ -35,10 +30,6 @@ if TYPE_CHECKING:
     from nnsight_mmflow.runs.workers import Workers
 
 MEASURES = ("efficacy", "generalisation", "specificity")
-
-
-Method = tuple[str, "list[int] | float | None"]  # ("edit", layers), or ("fine-tuning", how far a number may move)
-BEFORE: WeakKeyDictionary[torch.nn.Module, dict[str, list[tuple[float, bool]]]] = WeakKeyDictionary()
 
 
 class EditReport(Result):
@@ -157,7 +148,7 @@ def edit_report(
     Raises:
         MMFlowError: no facts, `together` larger than their number, or others without an answer.
 
-    Source: arXiv 2406.04236, section 5 (figure 6 and figure 14); spec section 4.3.
+    Source: arXiv 2406.04236, section 5 (figure 6 and figure 14).
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -227,7 +218,7 @@ def edit_report(
         name="edit report",
         settings={"layers": where, "settings": asdict(known), "others": _named(others), "bound": bound},
         tasks=tasks,
-        measure=measure,
+        measure=measure_edit,
         collect=collect,
         cost=lambda left: (
             f"{len(left)} edits ({', '.join(methods)}), each up to {known.steps} steps per fact;"
@@ -238,46 +229,10 @@ def edit_report(
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def measure(
-    graph: Graph, method: Method, group: list[Fact], others: list[Prompt], layers: list[int], settings: EditSettings
-) -> dict:
-    """What the journal keeps of one edit: what the edited model answers, and what it answered before."""
-    before = _before(graph, others)
-    try:
-        edited = _edited(graph, method, group, layers, settings)
-    except NoEffectError:  # an answer given already, or that this layer cannot change: counted as it is
-        edited = graph
-    return {"rows": _asked(graph, edited, group, others, before)}
-
-
-def _before(graph: Graph, others: list[Prompt]) -> list[tuple[float, bool]]:
-    """What the unedited model answers to the others: asked once for all edits."""
-    key = _named(others)
-    known = BEFORE.setdefault(graph.model._module, {})
-    if key not in known:
-        known.clear()
-        known[key] = answer_scores(graph, others, [str(prompt.answer) for prompt in others])
-    return known[key]
-
-
-def _edited(graph: Graph, method: Method, group: list[Fact], layers: list[int], settings: EditSettings) -> Graph:
-    how, value = method
-    if how == "edit":
-        where: list[int] = value  # type: ignore[assignment]
-        return edit(graph, group, where, settings=settings, progress=False, report=lambda text: None).graph
-    limit: float | None = value  # type: ignore[assignment]
-    return fine_tune(graph, group, layers, bound=limit, first_token=settings.first_token)
-
-
 def _fact_identity(fact: Fact) -> str:
     """The fingerprint of a fact: its prompt, its place, the new answer, and what else it is asked with."""
     same = {way: _named(prompts) for way, prompts in fact.same.items()}
     return fingerprint([_named([fact.prompt]), fact.target, fact.position(), same])
-
-
-def _named(prompts: Sequence[Prompt]) -> str:
-    """The fingerprint of prompts in their order, with what they are called."""
-    return fingerprint([(prompt_identity(prompt), prompt.key, prompt.kind) for prompt in prompts])
 
 
 def _methods(layers: list[int], controls: Sequence[int], fine_tuning: bool, bound: float | None) -> dict[str, Method]:
@@ -290,41 +245,3 @@ def _methods(layers: list[int], controls: Sequence[int], fine_tuning: bool, boun
     if bound is not None:
         made[f"fine-tuning within {bound:g}, {told}"] = ("fine-tuning", bound)
     return made
-
-
-def _questions(group: list[Fact], others: Sequence[Prompt]) -> tuple[list[tuple[str, str, Prompt, str]], list[int]]:
-    """((measure, way, prompt, right answer) of all that is asked of an edited model, which of the others are)."""
-    asked = [("efficacy", "the prompt itself", fact.prompt, fact.target) for fact in group]
-    asked += [
-        ("generalisation", way, prompt, fact.target)
-        for fact in group
-        for way, prompts in fact.same.items()
-        for prompt in prompts
-    ]
-    edited_keys = {prompt.key for _, _, prompt, _ in asked if prompt.key}
-    kept = [number for number, prompt in enumerate(others) if prompt.key not in edited_keys]
-    asked += [("specificity", others[n].kind or "other prompts", others[n], str(others[n].answer)) for n in kept]
-    return asked, kept
-
-
-def _asked(
-    graph: Graph, edited: Graph, group: list[Fact], others: Sequence[Prompt], before: list[tuple[float, bool]]
-) -> list[dict]:
-    """What the edited model answers."""
-    asked, kept = _questions(group, others)
-    prompts, answers = [prompt for _, _, prompt, _ in asked], [answer for *_, answer in asked]
-    own = len(asked) - len(kept)
-    was = answer_scores(graph, prompts[:own], answers[:own]) + [before[number] for number in kept]
-    now = answer_scores(edited, prompts, answers)
-    return [
-        {
-            "measure": measure,
-            "way": way,
-            "prompt": prompt.key,
-            "answer": answer,
-            "probability": after[0],
-            "right": after[1],
-            "right_before": earlier[1],
-        }
-        for (measure, way, prompt, answer), after, earlier in zip(asked, now, was, strict=True)
-    ]

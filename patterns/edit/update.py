@@ -1,6 +1,6 @@
 """The update of one matrix that gives chosen keys chosen new outputs, in closed form, and what it does to other keys.
 
-Source: arXiv 2406.04236, section 5, in the exact form of the spec's section 4.1: no covariance, and nothing inverted
+Source: arXiv 2406.04236, section 5. In an exact form: no covariance, and nothing inverted
 that is larger than the number of facts.
 """
 

@@ -1,6 +1,6 @@
 """The paper's edges, and the spans that a prompt's boxes and options add.
 
-Source: Cross-modal Information Flow, spec sections 1.3 and 4.1.
+Source: Cross-modal Information Flow.
 """
 
 from __future__ import annotations

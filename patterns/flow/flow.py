@@ -86,7 +86,7 @@ def flow(
         NoEffectError: an edge that would change nothing.
         MMFlowError: no prompt counted, or one without the boxes, options or answer that are asked for.
 
-    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), spec sections 2 to 4.
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620).
 
     Example:
         >>> import nnsight_mmflow as mmf

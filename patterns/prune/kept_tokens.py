@@ -28,7 +28,7 @@ class KeptTokensResult:
     """The image tokens that each layer still sees.
 
     Attributes:
-        prompt: whose.
+        prompt: the prompt whose image tokens these are.
         layers: for each layer their numbers in the prompt's image, counted from 0, in order.
         counts: how many each layer sees.
     """

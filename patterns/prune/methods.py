@@ -23,7 +23,7 @@ class HiMAP(Prune):
         k2, r2: before layer k2 the share r2 of the rest leaves.
         deep: "column" (attention received, as in the code) or "row" (attention paid, as equation 9 is printed).
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 5; spec section 3.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 5.
     """
 
     k1: int = 2
@@ -50,7 +50,7 @@ class FastV(Prune):
         k, r: before layer k the share r leaves.
         rank: "last" (attention from the last position, as in the code) or "mean" (received on average, the paper).
 
-    Source: An Image is Worth 1/2 Tokens After Layer 2 (arXiv 2403.06764); spec himap, section 5.
+    Source: An Image is Worth 1/2 Tokens After Layer 2 (arXiv 2403.06764).
     """
 
     k: int = 2
@@ -73,7 +73,7 @@ class PyramidDrop(Prune):
         layers: before which tokens leave; None: at a quarter, a half and three quarters of the depth.
         keep: the shares of the prompt's image tokens that stay after each.
 
-    Source: PyramidDrop (arXiv 2410.17247); spec himap, section 5. Positions stay original here.
+    Source: PyramidDrop (arXiv 2410.17247). Positions stay original here.
     """
 
     layers: tuple[int, ...] | None = None

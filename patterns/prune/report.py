@@ -145,7 +145,7 @@ def prune_report(
         MMFlowError: a prompt without an answer, or no method.
         NoEffectError: a method that drops nothing.
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 6; spec himap, sections 4 and 5.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 6.
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -80,7 +80,7 @@ class SparseVLM(Prune):
         keep: the shares of the prompt's image tokens that stay after each (300, 200 and 110 of 576), clusters aside.
         recycle: whether part of what is dropped is merged back.
 
-    Source: SparseVLM (arXiv 2410.04417); spec himap, section 5. Density has no added noise here, so equal runs are
+    Source: SparseVLM (arXiv 2410.04417). Density has no added noise here, so equal runs are
     equal.
     """
 

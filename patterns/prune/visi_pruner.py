@@ -77,7 +77,7 @@ class VisiPruner(Prune):
     Raises:
         NoEffectError: when run, if no layer fires.
 
-    Source: VisiPruner (arXiv 2510.17205); spec himap, section 5.
+    Source: VisiPruner (arXiv 2510.17205).
     """
 
     first_layer: int | None = None

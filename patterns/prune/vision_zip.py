@@ -36,7 +36,7 @@ class FasterVLM(Prune):
         r: the share that leaves.
         positions: "renumbered", as in the released code, or "original".
 
-    Source: [CLS] Attention is All You Need (arXiv 2412.01818); spec himap, section 5.
+    Source: [CLS] Attention is All You Need (arXiv 2412.01818).
     """
 
     r: float = 0.5
@@ -103,7 +103,7 @@ class VisionZip(Prune):
         positions: "renumbered", as in the released code; with "original" each token stands where its patch stood, and
             the class token in the place of the first patch that leaves.
 
-    Source: VisionZip (arXiv 2412.04467); spec himap, section 5.
+    Source: VisionZip (arXiv 2412.04467).
     """
 
     dominant: int = 54

@@ -69,8 +69,8 @@ def causal_trace(
         spans: expressions over the clean prompt's spans. None takes what the corruption can reach of: image, the
             constraint (the words that were replaced), the question behind it, the last position.
         sites: "mlp", "attn" (what they add to the residual stream), "resid" (the stream itself).
-        window: how many consecutive layers around each centre, truncated at both ends: ROME's W; the released code's
-            W is 2 * W - 1 here.
+        window: how many consecutive layers around each centre, truncated at both ends (ROME's W). The released script's
+            W, where it is above 1, counts on each side: window=2 * W + 1.
         each_position: restore each position of a span on its own, as the paper does, instead of the whole span.
         only_correct: leave out prompts that the model answers wrongly (with `answer` set).
         min_clean: leave out prompts whose clean probability is lower.
@@ -93,7 +93,7 @@ def causal_trace(
             corrupt activations are the same there; two runs that do not differ.
         MMFlowError: lengths that differ, no prompt that counts, arguments that contradict each other.
 
-    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236), spec section 2.
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236).
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -55,7 +55,7 @@ def replace_phrase(graph: Graph, prompt: Prompt, constraint: str, phrase: str) -
     Raises:
         PromptError: the constraint does not stand in the question, or the phrase has another number of tokens.
 
-    Source: arXiv 2406.04236, spec section 2.3 ("phrase").
+    Source: arXiv 2406.04236 ("phrase").
     """
     start = prompt.question.find(constraint)
     if start < 0 or not constraint:
@@ -78,7 +78,7 @@ def repeat_token(graph: Graph, prompt: Prompt, constraint: str, word: str) -> Co
         PromptError: the word is unknown to the tokenizer.
         SpanError: the constraint does not stand in the question.
 
-    Source: arXiv 2406.04236, spec section 2.3 ("repeat-token").
+    Source: arXiv 2406.04236 ("repeat-token").
     """
     from dataclasses import replace
 
@@ -165,7 +165,7 @@ def _color(color: Sequence[int]) -> tuple[int, int, int]:
 def noisy_image(prompt: Prompt, scale: float = 3.0, seed: int = 0) -> Corruption:
     """Gaussian noise on the merged embedding of every image token: the classic, which cannot be undone in one place.
 
-    Source: arXiv 2406.04236, spec section 2.3 ("standard"); there it shows nothing, by construction almost.
+    Source: arXiv 2406.04236 ("standard"); there it shows nothing, by construction almost.
     """
     return Corruption(
         prompt,
