@@ -6,8 +6,7 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import command_line
-from nnsight_mmflow.command_line import COMMANDS, main
-from nnsight_mmflow.command_line import shared as _shared
+from nnsight_mmflow.command_line import COMMANDS, main, shared
 from nnsight_mmflow.command_line.experiments import EXPERIMENTS
 from nnsight_mmflow.spans.grammar import NAMES, check_expression
 from nnsight_mmflow.spans.row_spans import Spans
@@ -60,7 +59,7 @@ EARLY = [  # told without the model
     ("trace --sites mlp foo", "--sites foo"),
     ("trace --spans photo", "'photo' is not known"),
     ("trace --spans image ~~photo", "'photo' is not known"),
-    ("trace --half-width -1", "--half-width: -1 is less than 0"),
+    ("trace --window 0", "--window: 0 is less than 1"),
     ("trace --image nosuch.png --question what --blank", "there is no image file 'nosuch.png'"),
     ("trace --image {picture} --question what --other-image nosuch.png", "there is no image file 'nosuch.png'"),
     ("edit --layers 99", "layers [99] do not exist; there are 10"),
@@ -182,7 +181,7 @@ def test_the_table_of_what_is_told_early_can_fail(names, capsys, tmp_path, monke
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(mmf, "load", loads)
-    monkeypatch.setattr(_shared, "check_early", lambda given: None)
+    monkeypatch.setattr(shared, "check_early", lambda given: None)
     assert len(failing(EARLY, names, capsys, tmp_path)) > 30  # the parser tells the rest
 
 
