@@ -221,7 +221,7 @@ def test_files(edited, tmp_path):
     alone = mmf.results.EditResult.load(tmp_path)
     assert alone.updates.keys() == edit.updates.keys()
     for use in (alone.apply, lambda: alone.graph):
-        with pytest.raises(mmf.MMFlowError, match=r"Edit.load\(folder, graph\)"):
+        with pytest.raises(mmf.MMFlowError, match=r"mmf.results.EditResult.load\(folder, graph\)"):
             use()
     with pytest.raises(mmf.DataError, match="made on other weights of layer 1"):
         mmf.results.EditResult.load(tmp_path, tiny_graph("llama", seed=4))

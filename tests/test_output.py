@@ -13,6 +13,7 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.command_line import main
+from nnsight_mmflow.command_line.experiments import EXPERIMENTS
 from nnsight_mmflow.files import output as _output
 from nnsight_mmflow.files.folder_lock import FolderLock
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
@@ -98,13 +99,13 @@ def test_what_is_no_path_is_not_taken_for_the_working_directory(nano, prompts, t
     with pytest.raises(mmf.DataError, match="holds no FlowResult"):
         mmf.results.FlowResult.load("n" * 300)
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
-    for command in ("flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"):
+    for command in (*EXPERIMENTS, "nano samples"):
         assert main([*command.split(), "--out", ""]) == 2
         assert "--out is empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"])
+@pytest.mark.parametrize("command", [*EXPERIMENTS, "nano samples"])
 def test_a_command_says_it_in_a_sentence_before_it_loads(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("mine")

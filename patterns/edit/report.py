@@ -20,6 +20,7 @@ from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Cells, Study, Task, row_cells, run_study
 
 if TYPE_CHECKING:
@@ -172,9 +173,7 @@ def edit_report(
         raise MMFlowError(f"bound={bound}: how far a number may move, above 0; None for no limit.")
     if not facts or not 0 < together <= len(facts):
         raise MMFlowError(f"{len(facts)} fact(s), {together} at once: at least one edit is needed.")
-    silent = [prompt.key or prompt.question for prompt in others if prompt.answer is None]
-    if silent:
-        raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
+    check_answers(others, "edit_report", what="other prompts")
     where = layer_list(layers, graph.n_layers)
     controls = layer_list(control_layers, graph.n_layers) if len(control_layers) else ()
     known = settings_of(settings)

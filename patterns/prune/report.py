@@ -22,6 +22,7 @@ from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, Task, listed, run_study
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ def prune_report(
     """
     graph = graph.at(remote)
     given = listed(prompts, "prune_report")
-    silent = [prompt.key or prompt.question for prompt in given if prompt.answer is None]
-    if silent:
-        raise MMFlowError(f"every prompt needs an answer; {len(silent)} of {len(given)} have none: {silent[:3]}.")
+    check_answers(given, "prune_report")
     if timed and workers:
         raise MMFlowError("times are measured alone, not beside other workers: give timed=0, or leave workers out.")
     named = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}

@@ -94,7 +94,7 @@ class Checks:
         on = (self.here, self.there)
         here, there = (experiments(graph, self.here, self.prompts) for graph in on)
         for name in there:
-            if self.key == "ordinary" and name in BY_GRADIENTS:
+            if self.key == "ordinary" and name.split(" by ")[0] in BY_GRADIENTS:
                 found[f"refused: {name}"] = partial(self.refused, there[name])
             else:
                 found[f"experiments: {name}"] = partial(self.experiment, here[name], there[name])

@@ -7,9 +7,11 @@ import sys
 from functools import partial
 
 import nnsight
+import pandas as pd
 import pytest
 import torch
-from remote_server import EXPERIMENTS, KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from kit.experiments import ROWS, prompts_of
+from remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
@@ -85,14 +87,11 @@ def test_a_generation_that_takes_itself_for_trusted_is_wrong_beside_the_model(he
     assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
 
 
-@pytest.mark.parametrize(
-    "name", ["flow", "lens", "skip_flow", "disruption", "contributions", "knockout_by_patch", "lens_by_patch"]
-)
-def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
-    prompts = mmf.nano.prompts(here, 1)
-    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
-    numbers = one.select_dtypes("number").columns
-    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.gradients], ids=lambda row: row.name)
+def test_an_experiment_beside_the_model_equals_it_here(here, beside, row):
+    given = row.given(here, *prompts_of(here))
+    one, other = (row.run(graph, given, progress=False, report=str).to_frame() for graph in (here, beside))
+    pd.testing.assert_frame_equal(other, one, rtol=1e-6, atol=1e-6)
 
 
 def test_causal_tracing_beside_the_model(here, beside):
