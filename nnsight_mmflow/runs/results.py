@@ -138,7 +138,7 @@ class Result:
 
 def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
     """The table with lists where it was saved with lists: parquet gives arrays."""
-    for name in [name for name, kind in table.dtypes.items() if kind.kind == "O" and kind.name == "object"]:
+    for name in [name for name, kind in table.dtypes.items() if str(kind) == "object"]:
         if any(hasattr(cell, "tolist") for cell in table[name]):
             table[name] = [cell.tolist() if hasattr(cell, "tolist") else cell for cell in table[name]]
     return table
