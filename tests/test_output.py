@@ -321,7 +321,7 @@ def test_a_damaged_edit_is_refused_in_words(tmp_path):
     with pytest.raises(mmf.DataError, match=r"edit.safetensors does not hold the updates"):
         mmf.results.EditResult.load(tmp_path)
     (tmp_path / "edit.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(mmf.DataError, match=r"edit.safetensors does not hold the updates"):
+    with pytest.raises(mmf.DataError, match=r"edit.safetensors is not the one that edit.json was saved with"):
         mmf.results.EditResult.load(tmp_path)
 
 
