@@ -126,7 +126,7 @@ _GROUPS = {
     "nano": "nano",
     "corruption": "patterns.trace.corruption",
     "values": "patterns.values",
-    "prune": "patterns.prune.prune",
+    "prune": "patterns.prune",
     "results": "patterns.results",
     "data": "data",
     "bridge": "bridge",

@@ -260,8 +260,6 @@ def random_spans(prompt: Prompt, source: Span, count: int, seed: int) -> list[Sp
     """
     import numpy as np
 
-    if count < 0:
-        raise MMFlowError(f"controls={count}: a number of draws, 0 for none.")
     outside = prompt.spans["image"] - source
     if count and len(outside) < len(source):
         raise MMFlowError(

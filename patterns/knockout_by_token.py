@@ -36,7 +36,7 @@ def knockout_by_token(
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> FlowResult:
-    """A FlowResult whose edges are token_N->target, one for each token N of the source: for `show_tokens`.
+    """A FlowResult whose edges are token_N->target, one for each token N of the source: for `mmf.show.tokens`.
 
     It is `mmf.flow` with a span for each token: a few forwards in all. A token that is the target itself is left out.
 

@@ -123,7 +123,7 @@ def lens(
         tasks=[prompt_task(prompt, prompt_identity(prompt), *asked.values()) for prompt in given],
         measure=measure,
         collect=collect,
-        cost=lambda left: "a forward and an answer each",
+        cost=lambda left: "a forward and an answer each.",
         cells=lambda task, entry: (
             [(row["layer"], row["position"]) for row in entry["rows"] if row["site"] == "resid"],
             [(layer, p) for layer in layers for p in list(task.given[0].spans[at]) * entry["counted"]],

@@ -35,7 +35,7 @@ def made_flow(effects, n_layers, prompts=20, windows=(1,), control=0, noise=2.0,
         "left_out": {},
         "plan": "",
         "seed": 0,
-        **({"control": control} if control else {}),
+        **({"controls": control} if control else {}),
     }
     return mmf.results.FlowResult(table, header)
 

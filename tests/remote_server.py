@@ -15,7 +15,7 @@ import torch
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
-from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote import ready
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
 KEY, ORDINARY_KEY = (f"5ec2e700-0000-4000-8000-00000000f1e{n}" for n in (5, 6))  # as in ndif_server.py
@@ -77,7 +77,7 @@ def client(server, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
-    monkeypatch.setattr(_remote, "READY", {})
+    monkeypatch.setattr(ready, "READY", {})
 
 
 @pytest.fixture(scope="module")

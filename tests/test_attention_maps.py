@@ -86,13 +86,13 @@ def test_heads_that_gave_something_else_are_noticed(graph, prompt):
 def test_what_is_refused(graph, prompt):
     with pytest.raises(mmf.MMFlowError, match="one prompt, but a Batch came"):
         mmf.attention(graph, graph.batch([prompt, prompt]))
-    with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB. Ask for less: layers=\[2\], targets=\"last\""):
+    with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB. Ask for less: layers=\[2\], target=\"last\""):
         mmf.attention(graph, prompt, most_bytes=1000)
     with pytest.raises(mmf.MMFlowError, match=r"heads \[4\] were asked for; there are 4"):
         mmf.attention(graph, prompt, heads=[0, 4])
     with pytest.raises(mmf.MMFlowError, match=r"layers \[9\] do not exist"):
         mmf.attention(graph, prompt, layers=9)
-    with pytest.raises(mmf.SpanError, match="sources='image & question' holds no position"):
+    with pytest.raises(mmf.SpanError, match="source='image & question' holds no position"):
         mmf.attention(graph, prompt, source="image & question")
     with pytest.raises(mmf.MMFlowError, match="layer 3 was not read: the maps hold 1, 2"):
         mmf.attention(graph, prompt, layers=[1, 2]).at(3)

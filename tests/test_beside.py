@@ -71,7 +71,7 @@ def test_it_saves_draws_and_stands_beside_a_map(nano, asked, thing, result, tmp_
     assert [axis.get_ylabel() for axis in axes] == ["attention mass (%)", "change of the answer's\nprobability (%)"]
     maps = mmf.attention(nano, asked, layers=[4])
     body = mmf.show.attention(maps, 4, effect=again).body
-    assert "image.box(32, 32, 48, 48) -&gt; last (4 tokens)" in body
+    assert "image.box((32, 32, 48, 48)) -&gt; last (4 tokens)" in body
     assert "mean of 5 draws [range]" in body
     alone = mmf.attention_and_effect(nano, asked, thing, layers=[4], controls=0, progress=False)
     assert len(alone.to_frame()) == 1

@@ -40,10 +40,10 @@ def test_rows_equal_one_forward_per_cell(name, how, attention):
     graph = GRAPHS[name](attention)
     prompt, corrupt = pair(graph, how)
     sites = ("mlp", "attn", "resid")
-    widths = [1, 3] if name == "llama" else [3]
-    for width in widths:
+    windows = [1, 3] if name == "llama" else [3]
+    for window in windows:
         rows, forward = (
-            mmf.causal_trace(graph, prompt, corrupt, sites=sites, width=width, engine=engine, **LOOSE).to_frame()
+            mmf.causal_trace(graph, prompt, corrupt, sites=sites, window=window, engine=engine, **LOOSE).to_frame()
             for engine in ("rows", "forward")
         )
         assert (rows["log_probability_change"] - forward["log_probability_change"]).abs().max() < 1e-5
@@ -188,8 +188,7 @@ def test_another_shape_of_picture_is_refused():
     ("given", "text"),
     [
         ({"sites": ("query",)}, "site must be one of attn, mlp, resid, or a TransformerLens name"),
-        ({"half_width": 1, "width": 3}, "two ways to say the same"),
-        ({"width": 0}, "at least 1 layer"),
+        ({"window": 0}, "at least 1 layer"),
         ({"engine": "fast"}, "engine must be one of rows, forward"),
         ({"corrupt": []}, r"1 prompt\(s\) and 0 corruption\(s\)"),
         ({"spans": ["photo"]}, "'photo' is not known"),
@@ -310,7 +309,7 @@ def test_the_trace_command_on_ones_own_picture(tmp_path, capsys):
     one.image.save(tmp_path / "a.png")
     other.image.save(tmp_path / "b.png")
     asked = ["trace", "--image", str(tmp_path / "a.png"), "--question", one.question, "--out", str(tmp_path / "out")]
-    assert main([*asked, "--other-image", str(tmp_path / "b.png"), "--half-width", "1"]) == 0
+    assert main([*asked, "--other-image", str(tmp_path / "b.png"), "--window", "3"]) == 0
     assert "half-width 1" in (tmp_path / "out" / "report.md").read_text()
     assert main([*asked, "--blank"]) == 2  # another window in the same folder
     assert "other settings" in capsys.readouterr().err

@@ -24,10 +24,10 @@ def test_the_sums_are_the_attentions_output(name):
 
 
 def test_an_attention_that_is_not_known_is_refused(monkeypatch):
-    from nnsight_mmflow.inside import heads as _qk
+    from nnsight_mmflow.inside import heads
 
-    real = _qk.rotated
-    monkeypatch.setattr(_qk, "rotated", lambda states, cosine, sine: real(states, cosine, -sine))
+    real = heads.rotated
+    monkeypatch.setattr(heads, "rotated", lambda states, cosine, sine: real(states, cosine, -sine))
     graph = tiny_graph("llama")
     with pytest.raises(mmf.MMFlowError, match=r"layer 0: the contributions of all positions sum up to something"):
         mmf.contributions(graph, graph.prompt(picture(0), QUESTION), progress=False)

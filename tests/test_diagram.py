@@ -124,8 +124,8 @@ def test_both_engines_run_controls(graph, boxed):
 
 def test_edges_stay_the_same_with_and_without_controls(graph, boxed, swept):
     alone = mmf.flow(graph, boxed, window=(1, 3), **LOOSE)
-    assert "control" not in alone.header
-    assert swept.header["control"] == 2
+    assert "controls" not in alone.header
+    assert swept.header["controls"] == 2
     assert swept.header["prompts_without_control"]["image->last"] == 2
     assert list(alone.curves(3)) == list(swept.curves(3))
     for edge, (mean, *_) in alone.curves(3).items():
@@ -137,14 +137,14 @@ def test_runs_go_on_with_their_controls_and_not_without(graph, boxed, tmp_path):
     again = mmf.flow(graph, boxed, ["object->question"], window=1, controls=1, folder=tmp_path, **LOOSE)
     assert again.to_frame().query("prompt == 'q0'").equals(first.to_frame())
     assert mmf.results.FlowResult.load(tmp_path).controls(1)["object->question"].shape == (1, graph.n_layers)
-    with pytest.raises(mmf.DataError, match="control was 1, is None"):
+    with pytest.raises(mmf.DataError, match="controls was 1, is None"):
         mmf.flow(graph, boxed, ["object->question"], window=1, folder=tmp_path, **LOOSE)
     mmf.flow(graph, boxed, ["object->question"], window=1, folder=tmp_path / "plain", **LOOSE)
-    assert "control" not in json.loads((tmp_path / "plain" / "settings.json").read_text())
+    assert "controls" not in json.loads((tmp_path / "plain" / "settings.json").read_text())
 
 
 def test_wrong_settings(graph, boxed, swept):
-    with pytest.raises(mmf.MMFlowError, match="control=-1"):
+    with pytest.raises(mmf.MMFlowError, match="controls=-1"):
         mmf.flow(graph, boxed, controls=-1, **LOOSE)
     with pytest.raises(mmf.MMFlowError, match=re.escape("window=9: this result has [1, 3]")):
         swept.diagram(9)

@@ -221,7 +221,7 @@ def test_files(edited, tmp_path):
     alone = mmf.results.EditResult.load(tmp_path)
     assert alone.updates.keys() == edit.updates.keys()
     for use in (alone.apply, lambda: alone.graph):
-        with pytest.raises(mmf.MMFlowError, match=r"Edit.load\(folder, graph\)"):
+        with pytest.raises(mmf.MMFlowError, match=r"mmf.results.EditResult.load\(folder, graph\)"):
             use()
     with pytest.raises(mmf.DataError, match="made on other weights of layer 1"):
         mmf.results.EditResult.load(tmp_path, tiny_graph("llama", seed=4))
@@ -378,7 +378,7 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
         "fine-tuning, layer 1",
         "fine-tuning within 0.001, layer 1",
     ]
-    assert told[0].startswith("edit report: 8 edits")
+    assert told[0].startswith("edit report: 8 edit(s) to run")
     assert set(frame["prompt"][frame["measure"] == "specificity"]) == {"a", "b"}  # the third is one of `same`
     counts = frame.groupby(["method", "measure"]).size().unstack()
     assert (counts["efficacy"] == 2).all()

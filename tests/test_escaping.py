@@ -9,6 +9,7 @@ import pytest
 from matplotlib.text import Text
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.command_line import edit as edit_command
 from nnsight_mmflow.command_line import flow as flow_command
 from nnsight_mmflow.command_line import prune as prune_command
@@ -94,7 +95,7 @@ def test_no_figure_takes_a_text_for_a_formula(figures, tmp_path):
     for name, draw in figures.items():
         try:
             figure = draw()
-            assert isinstance(figure, _figure.ShownFigure), name
+            assert isinstance(figure, ShownFigure), name
             figure.savefig(tmp_path / "a.svg")
             if name in ("flow", "causal_trace"):
                 figure.savefig(tmp_path / "tight.png", bbox_inches="tight")
@@ -110,7 +111,7 @@ def test_no_figure_takes_a_text_for_a_formula(figures, tmp_path):
 def test_the_figures_can_fail(figures, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(_figure.ShownFigure, "draw", Figure.draw)
+    monkeypatch.setattr(ShownFigure, "draw", Figure.draw)
     broken = []
     for name in ("flow", "lens", "causal_trace", "prune_report"):
         try:

@@ -166,7 +166,7 @@ def test_finished_prompts_are_kept_and_not_repeated(graph, tmp_path, monkeypatch
     whole = mmf.flow(graph, prompts, window=3, only_correct=False, **QUIET).to_frame()
     mmf.flow(graph, prompts[:1], window=3, only_correct=False, folder=tmp_path, edges=default_edges(prompts), **QUIET)
     measured = []
-    from nnsight_mmflow.patterns import flow as module
+    from nnsight_mmflow.patterns.flow import flow as module
 
     real = module.measure
     monkeypatch.setattr(module, "measure", lambda *given: measured.append(given[1].key) or real(*given))
@@ -186,12 +186,12 @@ def test_a_failure_leaves_the_model_clean(graph, monkeypatch):
     model = graph.adapter.model
     with torch.no_grad():
         before = model(**prompt.inputs).logits
-    from nnsight_mmflow.runs import sweep as _sweep
+    from nnsight_mmflow.inside import sweep
 
     def broken(*given):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(_sweep, "answer_numbers", broken)
+    monkeypatch.setattr(sweep, "answer_numbers", broken)
     with pytest.raises(RuntimeError, match="planted"):
         mmf.flow(graph, prompt, only_correct=False, **QUIET)
     with torch.no_grad():

@@ -28,8 +28,8 @@ from transformers import DynamicCache, GenerationConfig
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError, NoEffectError
-from nnsight_mmflow.inside import forwards as _forwards
-from nnsight_mmflow.model import forms as _forms
+from nnsight_mmflow.inside import forwards
+from nnsight_mmflow.model.forms import form_of
 from nnsight_mmflow.nano.questions import FOLDER
 
 KNOCKOUT = mmf.Knockout(source="image", target="last", layers=(1, 2), when="all")
@@ -197,10 +197,10 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
 
 def test_a_server_is_told_what_a_checkpoint_says(graph):
     """The server's copy of a checkpoint may say other things than what was checked here."""
-    form = _forms.form_of(graph.at("local"), {"num_beams": 2}, (1, 30))
+    form = form_of(graph.at("local"), {"num_beams": 2}, (1, 30))
     assert form.fixed.items() >= {"use_cache": True, "num_return_sequences": 1}.items()
     assert "num_beams" not in form.fixed  # the call says it
-    assert _forms.form_of(graph, {"num_beams": 2}, (1, 30)).fixed == {}
+    assert form_of(graph, {"num_beams": 2}, (1, 30)).fixed == {}
 
 
 # Methods that merge, renumber or look at the tower, and edits: against each form's own plain relatives.
@@ -301,13 +301,13 @@ def test_what_a_bridge_cannot_follow_is_refused():
 
 
 def plant(monkeypatch, **changed):
-    whole = _forwards.held_now
+    whole = forwards.held_now
 
     def held(decoder, prompts, length):
         found = whole(decoder, prompts, length)
-        return _forwards.Held(**{**vars(found), **{name: value(found) for name, value in changed.items()}})
+        return forwards.Held(**{**vars(found), **{name: value(found) for name, value in changed.items()}})
 
-    monkeypatch.setattr(_forwards, "held_now", held)
+    monkeypatch.setattr(forwards, "held_now", held)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_rows_of_a_prompt_are_told_apart(graph, monkeypatch):
     case.factor = 3
     chosen, hook = PATTERNS["patch resid"](case)
     wanted = reference(twin(), batch, (hook,), **FORMS["beams"])
-    monkeypatch.setattr(_forwards.Held, "by_row", lambda held, parts: [*parts, *parts, *parts])
+    monkeypatch.setattr(forwards.Held, "by_row", lambda held, parts: [*parts, *parts, *parts])
     assert distance(ours(graph, batch, (chosen,), **FORMS["beams"]), wanted)[0] > 1e-3
 
 

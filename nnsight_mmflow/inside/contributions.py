@@ -20,8 +20,7 @@ if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtypin
     from jaxtyping import Float
     from nnsight import Envoy
 
-    from nnsight_mmflow.inside.called import matrix_of
-from nnsight_mmflow.inside.heads import QueryKeyReader
+    from nnsight_mmflow.inside.heads import QueryKeyReader
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Placed:
         remote: False, True (NDIF), a host, or "local" (nnsight's own imitation).
         trusted: whether NDIF runs this key's blocks in the model's process.
         traffic: what has travelled so far, of this graph and of those made from it.
-        known_as: what its workers say of the model that they hold, where this process has none; see `_identity`.
+        known_as: what its workers say of the model that they hold, where this process has none; see `runs.identity`.
         name, device: of the model.
     """
 

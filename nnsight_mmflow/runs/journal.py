@@ -1,7 +1,8 @@
 """Finished work on disk: one JSON line per prompt, written as it is done, read again when a stopped run goes on.
 
-A journal belongs to one run (`_identity`): its settings stand beside it, and another run is refused. Each line carries
-a checksum, so that a line that was cut, changed or mixed up is found. While a run writes, it holds the folder's lock.
+A journal belongs to one run (`runs.identity`): its settings stand beside it, and another run is refused. Each line
+carries a checksum, so that a line that was cut, changed or mixed up is found. While a run writes, it holds the folder's
+lock.
 """
 
 from __future__ import annotations

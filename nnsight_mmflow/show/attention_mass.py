@@ -68,8 +68,8 @@ def drawn_attention(
     if isinstance(what, torch.Tensor):
         return _of_maps(_as_maps(what, layer, prompt), layer, by, heads)
     raise MMFlowError(
-        f"show_attention takes AttentionResult (mmf.attention(graph, prompt)), a SpanCache (run_with_span_cache), or a"
-        f" tensor (heads, queries, keys) with prompt=, but a {type(what).__name__} came."
+        "mmf.show.attention takes AttentionResult (mmf.attention(graph, prompt)), a SpanCache (run_with_span_cache), or"
+        f" a tensor (heads, queries, keys) with prompt=, but a {type(what).__name__} came."
         " Saliency and contributions hold a number per source token: mmf.show.tokens, or their on_image."
     )
 
@@ -132,8 +132,8 @@ def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> Attent
     shape = tuple(weights.shape)
     if prompt is None:
         raise MMFlowError(
-            f"a tensor {shape} came without its prompt: show_attention(weights, layer, prompt=prompt), so that rows and"
-            " columns can be named."
+            f"a tensor {shape} came without its prompt: mmf.show.attention(weights, layer, prompt=prompt), so that rows"
+            " and columns can be named."
         )
     wanted = f"(heads, queries, keys) = (heads, {len(prompt)}, {len(prompt)}) of this prompt"
     if weights.ndim != 3:

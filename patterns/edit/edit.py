@@ -15,7 +15,7 @@ from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.patterns.edit.result import EditResult, edited_view, weight_digests
 from nnsight_mmflow.patterns.edit.update import Update, solve
-from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact, Found, find_changes, read_keys
+from nnsight_mmflow.patterns.edit.value import EditSettings, Fact, Found, find_changes, read_keys, settings_of
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import answer_scores
 from nnsight_mmflow.runs.arrays import packed, unpacked
@@ -93,9 +93,7 @@ def edit(
         graph.check_weights({})  # workers find changes; matrices are made here
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     chosen = layer_list(layers, graph.n_layers)
-    if isinstance(settings, str) and settings not in SETTINGS:
-        raise MMFlowError(f"settings must be one of {', '.join(SETTINGS)}, or mmf.EditSettings(...), not {settings!r}.")
-    settings = SETTINGS[settings] if isinstance(settings, str) else settings
+    settings = settings_of(settings)
     _check(graph, facts, chosen)
     tasks = [
         Task(_fact_identity(fact), (fact, chosen, settings), f"fact {fact.prompt.key or fact.prompt.question!r}")

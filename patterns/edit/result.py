@@ -197,7 +197,7 @@ class EditResult(Result):
     def _both(self) -> tuple[Graph, Graph]:
         """The model as it was, and with the edit."""
         if self.original is None or self.edited is None:
-            raise MMFlowError("this edit was loaded without a model: EditResult.load(folder, graph).")
+            raise MMFlowError("this edit was loaded without a model: mmf.results.EditResult.load(folder, graph).")
         return self.original, self.edited
 
 

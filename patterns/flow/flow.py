@@ -99,7 +99,7 @@ def flow(
     graph = graph.at(remote)
     given = listed(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
-    _check(given, windows, only_correct, engine, controls, chunks_per_request)
+    _check(given, windows, only_correct, engine, chunks_per_request)
     planned = plan_of(graph, given, edges, windows, controls, row_budget)
     settings = {
         "model": graph.name,
@@ -145,17 +145,13 @@ def flow(
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _check(
-    prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, controls: int, per_request: int
-) -> None:
+def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, per_request: int) -> None:
     if not prompts:
         raise MMFlowError("flow needs at least one prompt, but got none.")
     if not windows or any(size < 1 for size in windows):
         raise MMFlowError(f"window={windows} must be one or more sizes of at least 1 layer.")
     if engine not in ENGINES:
         raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
-    if controls < 0:
-        raise MMFlowError(f"controls={controls}: how many controls each edge gets, 0 for none.")
     if per_request < 1:
         raise MMFlowError(f"chunks_per_request={per_request}: a request holds at least 1 chunk of rows.")
     check_answers(prompts, "flow", only_correct=only_correct)

@@ -114,7 +114,7 @@ def accepted_ids(graph: Graph, prompt: Prompt, only_correct: bool) -> tuple[tupl
     return tuple({tuple(ids) for ids in spelt})
 
 
-def answered(prompt: Prompt, text: str, base: float, token: float) -> dict:
+def answered(prompt: Prompt, text: str, base: float, token: int | float) -> dict:
     """What is kept of the model's own answer."""
     return {"prediction": text, "correct": prompt.accepts(text), "base": base, "token": int(token)}
 

@@ -66,7 +66,7 @@ class FlowResult(Result):
 
         Args:
             window: the window size; None for the first of the result.
-            threshold: arrows of smaller effect (percent) are left out. None: the controls of the run tell (`control=`
+            threshold: arrows of smaller effect (percent) are left out. None: the controls of the run tell (`controls=`
                 of `mmf.flow`), or without them the 95% bootstrap interval; the figure says which.
         """
         return later("diagram_figure")(self, window, threshold)

@@ -86,9 +86,9 @@ def test_causal_tracing_on_the_server_equals_it_here(here, there, way, engine):
     kwargs = {
         "sites": ("mlp", "resid") if engine == "rows" else ("mlp",),
         "engine": engine,
-        "half_width": 1 if engine == "rows" else 4,
+        "window": 3 if engine == "rows" else 9,
         "max_corrupt": 1.0,
-        "control": False,
+        "controls": 0,
         **QUIET,
     }
     one, other = (mmf.causal_trace(graph, prompts, corrupt, spans, **kwargs).to_frame() for graph in (here, there))
