@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns import prune as prune
     from nnsight_mmflow.patterns import results as results
     from nnsight_mmflow.patterns import values as values
-    from nnsight_mmflow.patterns.attention import attention as attention
+    from nnsight_mmflow.patterns.attention.attention import attention as attention
     from nnsight_mmflow.patterns.attention_and_effect import attention_and_effect as attention_and_effect
     from nnsight_mmflow.patterns.contributions.contributions import contributions as contributions
     from nnsight_mmflow.patterns.disruption import disruption as disruption
@@ -101,7 +101,7 @@ _WHERE = {
     "disruption": "patterns.disruption",
     "skip_flow": "patterns.skip_flow",
     "word_overlap": "patterns.word_overlap",
-    "attention": "patterns.attention",
+    "attention": "patterns.attention.attention",
     "attention_and_effect": "patterns.attention_and_effect",
     "edit": "patterns.edit.edit",
     "edit_report": "patterns.edit.report",

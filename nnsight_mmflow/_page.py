@@ -50,7 +50,7 @@ class Page:
         summary: what a terminal shows.
 
     Example:
-        >>> from nnsight_mmflow.show.pages.page import Page
+        >>> from nnsight_mmflow._page import Page
         >>> page = Page("a page", "<p id='told'></p>", "told.textContent = page.data.word", data={"word": "</script>"})
         >>> len(page.html()) < 3000
         True

@@ -13,7 +13,8 @@ from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.model.pattern import layer_list
-from nnsight_mmflow.patterns.attention import attention
+from nnsight_mmflow.patterns.attention.attention import check_size, read_weights
+from nnsight_mmflow.patterns.attention.result import SINK
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
@@ -182,6 +183,7 @@ def attention_and_effect(
     named = {SOURCE: read, **{f"{CONTROL}{number}": span for number, span in enumerate(drawn)}}
     spans = prompt.spans.having(**named, **{TARGET: reads})
     edges = tuple(f"{name}->{TARGET}" for name in named)
+    check_size(chosen, list(range(graph.n_heads)), list(reads), list(prompt.spans["all"]))
     plan = make_plan(sizes_of(graph, prompt), spans, edges, (1,), ROW_BUDGET, blocks)
 
     def collect(entries: list[dict]) -> AttentionAndEffectResult:
@@ -239,10 +241,11 @@ def measure(
     start = min(chunk.start for chunk in plan.chunks)
     found = run_sweep(graph, plan, prompt, start, 16, None)
     text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
-    maps = attention(graph, prompt, layers=layers, target=target)
-    mean, masses, sunk = maps.weights.mean((1, 2)), [], []
-    for index, layer in enumerate(layers):
-        sinks = set(maps.sinks(layer))
+    everything = list(prompt.spans["all"])
+    maps = read_weights(graph, prompt, (), layers, list(range(graph.n_heads)), list(target), everything)
+    mean, masses, sunk = maps["weights"].mean((1, 2)), [], []
+    for index in range(len(layers)):
+        sinks = set((maps["received"][index] > SINK).nonzero().flatten().tolist())
         masses.append([float(mean[index, list(spans[name])].sum()) for name in names])
         sunk.append([float(mean[index, sorted(sinks & set(spans[name]))].sum()) for name in names])
     base, _ = found["numbers"][0]

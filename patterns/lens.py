@@ -17,6 +17,7 @@ from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, rows_of, run_study
 from nnsight_mmflow.runs.sweep import answer_of
 
@@ -73,7 +74,7 @@ def lens(
 
     Args:
         graph: the model.
-        prompts: one or several; those answered otherwise are left out and counted.
+        prompts: one or several, with `answer` set: it is followed. Those answered otherwise are left out and counted.
         at: the span whose positions are read.
         norm: apply the final norm before the unembedding. False is the released code's way: layers 0 to L-1 raw, the
             last point normed (L + 1 points).
@@ -102,9 +103,7 @@ def lens(
     """
     graph = graph.at(remote)
     given = listed(prompts, "lens")
-    for number, prompt in enumerate(given):
-        if prompt.answer is None:
-            raise MMFlowError(f"prompt {number} has no answer to follow: give answer= to graph.prompt.")
+    check_answers(given, "lens", why="and it is the answer that a lens follows, whatever only_correct says")
     for prompt in given:
         prompt.spans[at]  # refused before any forward
     asked = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}

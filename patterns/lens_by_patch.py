@@ -15,6 +15,7 @@ from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.readout import read_top
 from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.places import places_of
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
@@ -188,29 +189,14 @@ def _table(
     top: int,
 ) -> pd.DataFrame:
     import numpy as np
-    import pandas as pd
 
     ids = torch.tensor([best for best, _ in read]).flatten().tolist()
     tokenizer = graph.processor.tokenizer
     words = {one: tokenizer.decode([one]) for one in sorted(set(ids))}
     numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
-    span = prompt.spans["image"].part(positions, "read")
-    places = pd.DataFrame(
-        [
-            {
-                "prompt": prompt.key or "0",
-                "layer": 0,
-                "token": numbers[position],
-                "position": position,
-                "image": place.image,
-                "view": place.view,
-                "tile": place.tile,
-                "row": place.row,
-                "column": place.column,
-            }
-            for position, place in zip(positions, span.places(), strict=True)
-        ]
-    ).astype(dict.fromkeys(("tile", "row", "column"), "Int64"))
+    places = places_of(prompt, [numbers[position] for position in positions])
+    places.insert(0, "prompt", prompt.key or "0")
+    places.insert(1, "layer", 0)
     table = places.iloc[np.tile(np.repeat(np.arange(len(places)), top), len(chosen))].reset_index(drop=True)
     table["layer"] = np.repeat(chosen, len(places) * top)
     table["rank"] = np.tile(np.arange(top), len(places) * len(chosen))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._later import lazily
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.attention import AttentionResult as AttentionResult
-    from nnsight_mmflow.patterns.attention import PooledAttention as PooledAttention
+    from nnsight_mmflow.patterns.attention.result import AttentionResult as AttentionResult
+    from nnsight_mmflow.patterns.attention.result import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult as AttentionAndEffectResult
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult as ContributionsResult
     from nnsight_mmflow.patterns.disruption import DisruptionResult as DisruptionResult
@@ -40,8 +40,8 @@ _WHERE = {
     "DisruptionResult": "patterns.disruption",
     "SkipFlowResult": "patterns.skip_flow",
     "WordOverlapResult": "patterns.word_overlap",
-    "AttentionResult": "patterns.attention",
-    "PooledAttention": "patterns.attention",
+    "AttentionResult": "patterns.attention.result",
+    "PooledAttention": "patterns.attention.result",
     "AttentionAndEffectResult": "patterns.attention_and_effect",
     "EditResult": "patterns.edit.result",
     "EditReport": "patterns.edit.report",

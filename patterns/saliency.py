@@ -20,6 +20,7 @@ from nnsight_mmflow.runs.answers import with_target
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
 if TYPE_CHECKING:
@@ -151,9 +152,8 @@ def saliency(
     given = listed(prompts, "saliency")
     if mode not in MODES:
         raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
+    check_answers(given, "saliency", why="and the loss needs one")
     for number, prompt in enumerate(given):
-        if prompt.answer is None:
-            raise MMFlowError(f"prompt {number} has no answer: graph.prompt(..., answer=...): the loss needs one.")
         if not len(prompt.spans["image"]):
             raise NoEffectError(f"prompt {number} has no image: nothing flows from it.")
 

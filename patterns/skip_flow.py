@@ -16,6 +16,7 @@ from nnsight_mmflow.runs.each import next_under
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 from nnsight_mmflow.runs.sweep import answer_of
 from nnsight_mmflow.spans.windows import window_layers
@@ -101,7 +102,8 @@ def skip_flow(
         window: how many consecutive layers at once, an odd number.
         scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
         part: "layer", "attn" or "mlp", as in Skip.
-        only_correct: leave out prompts that the model answers otherwise (with `answer` set).
+        only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
+            and then none needs an answer.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
@@ -110,7 +112,7 @@ def skip_flow(
         report: where the cost is told before the run.
 
     Raises:
-        MMFlowError: unknown scope or part, or no prompt that counts.
+        MMFlowError: unknown scope or part, a prompt without an answer, or none that counts.
         NoEffectError: an empty span.
 
     Example:
@@ -125,6 +127,7 @@ def skip_flow(
     given = listed(prompts, "skip_flow")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
+    check_answers(given, "skip_flow", only_correct=only_correct)
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
@@ -162,7 +165,7 @@ def measure(
     """One prompt's rows; none if it does not count."""
     plain = answer_of(graph, prompt, 16)
     base, token = plain.base, plain.token
-    correct = prompt.answer is None or prompt.accepts(plain.text)
+    correct = prompt.accepts(plain.text)
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():
         skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]

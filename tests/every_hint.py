@@ -42,6 +42,9 @@ def main():
     wrong, seen = [], 0
     things = {f"{PACKAGE}.{name}": import_module(f"{PACKAGE}.{name}") for name in MORE}
     things |= {name: getattr(mmf, name) for name in mmf.__all__}
+    for name, thing in list(things.items()):
+        if inspect.ismodule(thing):  # a group, whose names load when they are first used
+            things |= {f"{name}.{member}": getattr(thing, member) for member in getattr(thing, "__all__", ())}
     for name, thing in things.items():
         for label, part in parts(name, thing):
             seen += 1

@@ -32,7 +32,9 @@ def made_up_maps(
     prompt = prompt or long_prompt(positions)
     every = tuple(range(positions))
     received = received_by(weights.mean(0), (~ahead).sum(1))
-    return mmf.results.AttentionResult(weights[None], (16,), tuple(range(heads)), every, every, received[None], prompt)
+    return mmf.results.AttentionResult.of(
+        weights[None], (16,), tuple(range(heads)), every, every, received[None], prompt
+    )
 
 
 def long_prompt(positions: int) -> mmf.Prompt:

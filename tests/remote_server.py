@@ -1,4 +1,4 @@
-"""What the remote cases share: the stand-in server, graphs here and there, patterns, experiments."""
+"""What the remote cases share: the stand-in server, graphs here and there, patterns."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ import torch
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
-from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote import ready
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
 KEY, ORDINARY_KEY = (f"5ec2e700-0000-4000-8000-00000000f1e{n}" for n in (5, 6))  # as in ndif_server.py
@@ -77,7 +77,7 @@ def client(server, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
-    monkeypatch.setattr(_remote, "READY", {})
+    monkeypatch.setattr(ready, "READY", {})
 
 
 @pytest.fixture(scope="module")
@@ -136,27 +136,3 @@ def breaks(seen):
 def longest(seen):
     """A method of one's own travels too."""
     return seen.hidden[seen.image].norm(dim=-1)
-
-
-EXPERIMENTS = {
-    "flow": lambda graph, prompts: mmf.flow(graph, prompts, window=(1, 3), **QUIET),
-    "flow_forwards": lambda graph, prompts: mmf.flow(
-        graph, prompts[:1], ["image->last"], 15, engine="forward", **QUIET
-    ),
-    "lens": lambda graph, prompts: mmf.lens(graph, prompts, progress=False),
-    "skip_flow": lambda graph, prompts: mmf.skip_flow(graph, prompts[:1], ["image"], **QUIET),
-    "saliency": lambda graph, prompts: mmf.saliency(graph, prompts, progress=False),
-    "released": lambda graph, prompts: mmf.saliency(graph, prompts[:1], mode="released", progress=False),
-    "disruption": lambda graph, prompts: mmf.disruption(graph, prompts[:1], ["img2txt"], **QUIET),
-    "contributions": lambda graph, prompts: mmf.contributions(
-        graph, prompts, source="image", target="last", progress=False
-    ),
-    "knockout_by_patch": lambda graph, prompts: mmf.knockout_by_patch(graph, prompts[0], size=2, progress=False),
-    "lens_by_patch": lambda graph, prompts: mmf.lens_by_patch(graph, prompts[0]),
-    "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], target="question"),
-    "attention_and_effect": lambda graph, prompts: mmf.attention_and_effect(
-        graph, prompts[0], "text('color')", layers=[3], controls=1, progress=False
-    ),
-    "word_overlap": lambda graph, prompts: mmf.word_overlap(graph, prompts[:1], at="text('color')", progress=False),
-    "prune_report": lambda graph, prompts: mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **QUIET),
-}

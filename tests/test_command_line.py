@@ -152,8 +152,9 @@ def test_trace_of_nano_and_of_a_file_of_constraints(world, tmp_path, capsys):
     assert set(pd.read_csv(tmp_path / "out" / "causal_trace.csv")["prompt"]) >= {"known-0", "known-1"}
 
 
-def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys):
-    assert run("edit", "--limit", 2, "--controls", 9, "--out", tmp_path / "nano") == 0
+def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nnsight_mmflow.command_line.edit.OTHERS", 12)
+    assert run("edit", "--limit", 2, "--control-layers", 9, "--out", tmp_path / "nano") == 0
     assert "efficacy generalisation specificity" in re.sub(" +", " ", capsys.readouterr().err)
     report = (tmp_path / "nano" / "report.md").read_text()
     assert "| edit, layer 4 | efficacy | the prompt itself | " in report

@@ -378,7 +378,7 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
         "fine-tuning, layer 1",
         "fine-tuning within 0.001, layer 1",
     ]
-    assert told[0].startswith("edit report: 8 prompt(s) to run; 8 edits (")
+    assert told[0].startswith("edit report: 8 edit(s) to run")
     assert set(frame["prompt"][frame["measure"] == "specificity"]) == {"a", "b"}  # the third is one of `same`
     counts = frame.groupby(["method", "measure"]).size().unstack()
     assert (counts["efficacy"] == 2).all()

@@ -13,10 +13,12 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.command_line import main
+from nnsight_mmflow.command_line.experiments import EXPERIMENTS
 from nnsight_mmflow.files import output as _output
 from nnsight_mmflow.files.folder_lock import FolderLock
 from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow.patterns.flow.job import read_job
+from nnsight_mmflow.patterns.flow.measure import measure
 from nnsight_mmflow.runs.journal import Journal
 
 EDGES = ["image->last"]
@@ -97,13 +99,13 @@ def test_what_is_no_path_is_not_taken_for_the_working_directory(nano, prompts, t
     with pytest.raises(mmf.DataError, match="holds no FlowResult"):
         mmf.results.FlowResult.load("n" * 300)
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
-    for command in ("flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"):
+    for command in (*EXPERIMENTS, "nano samples"):
         assert main([*command.split(), "--out", ""]) == 2
         assert "--out is empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"])
+@pytest.mark.parametrize("command", [*EXPERIMENTS, "nano samples"])
 def test_a_command_says_it_in_a_sentence_before_it_loads(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("mine")
@@ -168,18 +170,16 @@ def test_what_waits_is_written_when_there_is_room(tmp_path):
     assert len(told) == 1
 
 
-def test_a_folder_deleted_under_way(nano, prompts, whole, tmp_path):
+def test_a_folder_deleted_under_way(nano, prompts, whole, tmp_path, monkeypatch):
     folder, told = tmp_path / "run", []
 
-    def deletes(graph, left):
-        from nnsight_mmflow.patterns.flow.flow import measure
+    def deletes(graph, prompt, *given):
+        if prompt is prompts[2]:
+            shutil.rmtree(folder)
+        return measure(graph, prompt, *given)
 
-        for number, given in enumerate(left):
-            if number == 2:
-                shutil.rmtree(folder)
-            yield measure(graph, *given)
-
-    result = run(nano, prompts, folder, told, measured_by=deletes)
+    monkeypatch.setattr("nnsight_mmflow.patterns.flow.flow.measure", deletes)
+    result = run(nano, prompts, folder, told)
     assert result.to_frame().equals(whole)
     assert len([text for text in told if "folder is not there" in text]) == 1
     assert mmf.results.FlowResult.load(folder).to_frame().equals(whole)
@@ -258,16 +258,17 @@ def test_the_second_process_is_told_who_holds_it_and_a_killed_one_holds_nothing(
     assert list(Journal(tmp_path, {"window": 3}).done) == ["a"]
 
 
-def test_a_call_in_the_same_process_is_told_too_and_errors_give_the_lock_back(nano, prompts, tmp_path):
+def test_a_call_in_the_same_process_is_told_too_and_errors_give_the_lock_back(nano, prompts, tmp_path, monkeypatch):
     with Journal(tmp_path, {}), pytest.raises(mmf.DataError, match="this very process"):
         Journal(tmp_path, {})
 
-    def fails(graph, left):
+    def fails(graph, prompt, *given):
         raise mmf.MMFlowError("planted")
-        yield
 
-    with pytest.raises(mmf.MMFlowError, match="planted"):
-        run(nano, prompts[:1], tmp_path / "run", measured_by=fails)
+    with monkeypatch.context() as planted:
+        planted.setattr("nnsight_mmflow.patterns.flow.flow.measure", fails)
+        with pytest.raises(mmf.MMFlowError, match="planted"):
+            run(nano, prompts[:1], tmp_path / "run")
     run(nano, prompts[:1], tmp_path / "run")
 
 
@@ -325,7 +326,7 @@ def test_a_damaged_edit_is_refused_in_words(tmp_path):
 
 
 def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
-    good = {"given": {"edges": None, "window": [1, 3], "only_correct": True, "control": 2}, "jobs": {"a": "1-b_c"}}
+    good = {"given": {"edges": None, "window": [1, 3], "only_correct": True, "controls": 2}, "jobs": {"a": "1-b_c"}}
     file = tmp_path / "job.json"
     file.write_text(json.dumps({**good, "folder": "/somewhere", "host": "https://elsewhere"}))
     assert read_job(file) == (good["given"], good["jobs"])

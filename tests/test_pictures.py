@@ -162,7 +162,7 @@ def test_what_is_refused(graph, prompt):
         mmf.show.on_image(prompt, np.ones((41, 64)))
     with pytest.raises(mmf.MMFlowError, match="which hold no token of this image"):
         mmf.show.on_image(prompt, {0: 1.0})
-    with pytest.raises(mmf.SpanError, match='sources="image"'):
+    with pytest.raises(mmf.SpanError, match='source="image"'):
         mmf.show.on_image(prompt, mmf.attention(graph, prompt, source="question"))
     with pytest.raises(mmf.MMFlowError, match="are of another prompt"):
         mmf.show.on_image(graph.prompt(picture(0), QUESTION), mmf.attention(graph, prompt))

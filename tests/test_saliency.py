@@ -152,7 +152,7 @@ def test_curves_pictures_and_errors(tmp_path):
     assert np.allclose(again.to_frame()["S_img"], result.to_frame()["S_img"])
     with pytest.raises(mmf.MMFlowError, match="mode must be one of paper, released"):
         mmf.saliency(graph, prompts, "code", progress=False)
-    with pytest.raises(mmf.MMFlowError, match="prompt 0 has no answer"):
+    with pytest.raises(mmf.MMFlowError, match="saliency: 1 of 1 prompts have no answer"):
         mmf.saliency(graph, graph.prompt(picture(0), QUESTION), progress=False)
     with pytest.raises(mmf.NoEffectError, match="prompt 0 has no image"):
         mmf.saliency(graph, graph.prompt(None, QUESTION, "red"), progress=False)

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -16,10 +16,11 @@ from tiny import picture
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow._figure import ShownFigure
-from nnsight_mmflow.checks.report import Line
+from nnsight_mmflow.checks.report import CheckReport, Line
 from nnsight_mmflow.runs.journal import Journal
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.runner import Task
 from nnsight_mmflow.show import overviews as _overviews
 from nnsight_mmflow.show.colors import PALE, SPAN_COLORS, in_order, span_color
 from nnsight_mmflow.show.prompts import stretches
@@ -219,7 +220,7 @@ def test_patterns_show_what_they_do_and_their_settings_without_a_model(pattern):
     text = "".join(checked(pattern._repr_html_()).text)
     assert text.startswith(type(pattern).__name__)
     for name in ("layers", "mode", "k1"):
-        if hasattr(pattern, name):
+        if name in {field.name for field in fields(pattern)}:
             assert name in text
     if type(pattern).__name__ in ("Knockout", "ZeroWeights", "HiMAP", "FastV"):
         assert re.search(r"Source: .*arXiv \d{4}\.\d{5}", text)
@@ -254,16 +255,16 @@ def test_kept_tokens_and_a_report(nano, prompts):
     text = "".join(checked(kept._repr_html_()).text)
     assert "4 to 9" in text
     assert "12%" in text
-    report = mmf.results.CheckReport("<model>", (Line("a", "pass", "1e-6"), Line("b", "fail", "off by <9>")))
+    report = CheckReport("<model>", (Line("a", "pass", "1e-6"), Line("b", "fail", "off by <9>")))
     text = "".join(checked(report._repr_html_()).text)
     assert "<model>: 1 of 2 checks failed" in text
     assert text.index("off by <9>") < text.index("1e-6")
-    assert repr(report) == "Report('<model>', 2 checks, 1 failed)"
+    assert repr(report) == "CheckReport('<model>', 2 checks, 1 failed)"
 
 
 def test_a_job_shows_where_it_stands_and_no_id(graph, prompt, tmp_path):
     plan = make_plan(sizes_of(graph, prompt), prompt.spans, ("image->last",), (1,))
-    work = [(prompt, plan, "one"), (prompt, plan, "two")]
+    work = [Task(name, (prompt, prompt.spans, plan), f"prompt {name!r}") for name in ("one", "two")]
     job = mmf.results.FlowJob(graph, work, {}, Journal(None, {}), tmp_path, {"two": "SECRET"})
     html = job._repr_html_()
     text = "".join(checked(html).text)

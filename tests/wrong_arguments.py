@@ -29,6 +29,8 @@ CHOICE = ["foo", 3, "", ["x"], True, {}]
 PLACE = [3, "", [], 2.5]
 NUMBER = ["x", NAN, INF, [1], True]
 TEXT = [3, ["red"], True, 2.5]
+WORKERS = [-1, 1.5, "2", True, None, [1], {}]
+DRAWS = [-1, 1.5, "3", None, HUGE]
 
 
 def calls(graph) -> dict:
@@ -57,60 +59,63 @@ def calls(graph) -> dict:
         return with_base(run, graph=graph, **base)
 
     place = {"graph": GRAPH, "remote": PLACE}
+    run = place | {"folder": FOLDER, "workers": WORKERS, "blocking": FLAG, "progress": FLAG, "report": CALLED}
     return {
         "flow": (
             experiment(mmf.flow, prompts=one, edges=["image->last"], window=3, only_correct=False, **ABOUT),
-            place
-            | {"prompts": prompts, "edges": EDGES, "window": WINDOWS, "only_correct": FLAG, "progress": FLAG}
-            | {"folder": FOLDER, "row_budget": COUNT, "max_new_tokens": [*COUNT, HUGE], "chunks_per_request": COUNT}
-            | {"control": [-1, 1.5, "3", True, None, HUGE], "report": CALLED, "engine": CHOICE, "blocking": FLAG},
+            run
+            | {"prompts": prompts, "edges": EDGES, "window": WINDOWS, "only_correct": FLAG, "row_budget": COUNT}
+            | {
+                "max_new_tokens": [*COUNT, HUGE],
+                "chunks_per_request": COUNT,
+                "controls": [*DRAWS, True],
+                "engine": CHOICE,
+            },
         ),
         "lens": (
-            experiment(mmf.lens, prompts=one, only_correct=False, **QUIET),
-            place
+            experiment(mmf.lens, prompts=one, only_correct=False, **ABOUT),
+            run
             | {"prompts": prompts, "at": SPAN, "norm": FLAG, "top": COUNT, "only_correct": FLAG}
-            | {"max_new_tokens": COUNT, "progress": FLAG},
+            | {"max_new_tokens": COUNT},
         ),
         "skip_flow": (
             experiment(mmf.skip_flow, prompts=one, spans=["image"], only_correct=False, **ABOUT),
-            place
+            run
             | {"prompts": prompts, "spans": SPANS, "window": WINDOWS, "scope": CHOICE, "part": CHOICE}
-            | {"only_correct": FLAG, "folder": FOLDER, "report": CALLED, "progress": FLAG},
+            | {"only_correct": FLAG},
         ),
         "causal_trace": (
             experiment(mmf.causal_trace, clean=clean[0], corrupt=corrupt[0], sites=["mlp"], **ABOUT),
-            place
-            | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "sites": SPANS, "half_width": [-1, "1", 1.5, True]}
-            | {"width": [0, -1, 1.5, "3", True], "each_position": FLAG, "min_clean": ["x", NAN, None, True]}
-            | {"max_corrupt": ["x", NAN, None], "control": FLAG, "same_answer": ["x", 3, [3]], "engine": CHOICE}
-            | {"row_budget": COUNT, "folder": FOLDER},
+            run
+            | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "sites": SPANS, "only_correct": FLAG}
+            | {"window": [*WINDOWS, [3, 5]], "each_position": FLAG, "min_clean": ["x", NAN, None, True]}
+            | {"max_corrupt": ["x", NAN, None], "controls": DRAWS, "same_answer": ["x", 3, [3]]}
+            | {"engine": CHOICE, "row_budget": COUNT},
         ),
-        "attribution": (
-            experiment(mmf.attribution_patching, clean=clean[0], corrupt=corrupt[0], exact=2, **QUIET),
-            place
+        "attribution_patching": (
+            experiment(mmf.attribution_patching, clean=clean[0], corrupt=corrupt[0], exact=2, **ABOUT),
+            run
             | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "exact": ["x", -1, 1.5, True, None], "seed": SEED},
         ),
         "contributions": (
-            experiment(mmf.contributions, prompts=one, **QUIET),
-            place | {"prompts": prompts, "source": SPAN, "target": SPAN, "heads": FLAG, "progress": FLAG},
+            experiment(mmf.contributions, prompts=one, **ABOUT),
+            run | {"prompts": prompts, "source": SPAN, "target": SPAN, "heads": FLAG},
         ),
         "saliency": (
-            experiment(mmf.saliency, prompts=one, **QUIET),
-            place | {"prompts": prompts, "mode": CHOICE, "heads_at_once": COUNT},
+            experiment(mmf.saliency, prompts=one, **ABOUT),
+            run | {"prompts": prompts, "mode": CHOICE, "heads_at_once": COUNT},
         ),
         "disruption": (
             experiment(mmf.disruption, prompts=one, layers=[3], ways=["img2txt"], **ABOUT),
-            place
-            | {"prompts": prompts, "ways": SPANS, "scope": CHOICE, "stage": CHOICE, "layers": LAYERS, "seed": SEED}
-            | {"folder": FOLDER},
+            run | {"prompts": prompts, "ways": SPANS, "scope": CHOICE, "stage": CHOICE, "layers": LAYERS, "seed": SEED},
         ),
         "word_overlap": (
-            experiment(mmf.word_overlap, prompts=one, window=3, at="last", **QUIET),
-            place | {"prompts": prompts, "at": SPAN, "window": WINDOWS, "top": COUNT},
+            experiment(mmf.word_overlap, prompts=one, window=3, at="last", **ABOUT),
+            run | {"prompts": prompts, "at": SPAN, "window": WINDOWS, "top": COUNT},
         ),
         "knockout_by_patch": (
-            experiment(mmf.knockout_by_patch, prompt=one, layers=[4], size=4, **QUIET),
-            place
+            experiment(mmf.knockout_by_patch, prompt=one, layers=[4], size=4, **ABOUT),
+            run
             | {
                 "prompt": single,
                 "target": SPAN,
@@ -119,47 +124,47 @@ def calls(graph) -> dict:
                 "window": WINDOWS,
                 "size": [*COUNT, 99],
             }
-            | {"control": FLAG, "seed": SEED, "row_budget": COUNT},
+            | {"controls": DRAWS, "seed": SEED, "row_budget": COUNT},
         ),
         "lens_by_patch": (
-            experiment(mmf.lens_by_patch, prompt=one, layers=[4]),
-            place | {"prompt": single, "source": SPAN, "layers": LAYERS, "top": COUNT},
+            experiment(mmf.lens_by_patch, prompt=one, layers=[4], **ABOUT),
+            run | {"prompt": single, "source": SPAN, "layers": LAYERS, "top": COUNT},
         ),
         "attention": (
-            experiment(mmf.attention, prompt=one, layers=[4], targets="last"),
+            experiment(mmf.attention, prompt=one, layers=[4], target="last"),
             place
             | {
                 "prompt": single,
                 "layers": LAYERS,
-                "targets": SPAN,
-                "sources": SPAN,
+                "source": SPAN,
+                "target": SPAN,
                 "heads": HEADS,
                 "most_bytes": COUNT,
             },
         ),
         "attention_and_effect": (
-            experiment(mmf.attention_and_effect, prompt=one, source="question", layers=[4], controls=1, **QUIET),
-            place
+            experiment(mmf.attention_and_effect, prompt=one, source="question", layers=[4], controls=1, **ABOUT),
+            run
             | {"prompt": single, "source": SPAN, "target": SPAN, "layers": LAYERS, "seed": SEED}
-            | {"controls": [-1, 1.5, "3", True, None, HUGE]},
+            | {"controls": [*DRAWS, True]},
         ),
         "knockout_by_token": (
-            experiment(mmf.knockout_by_token, prompt=one, **QUIET),
-            place | {"prompt": single, "source": SPAN, "target": SPAN, "window": WINDOWS},
+            experiment(mmf.knockout_by_token, prompt=one, **ABOUT),
+            run | {"prompt": single, "source": SPAN, "target": SPAN, "window": WINDOWS},
         ),
         "prune_report": (
             experiment(
                 mmf.prune_report,
                 prompts=two,
                 methods=[mmf.FastV(k=4)],
-                controls=False,
+                controls=0,
                 timed=0,
                 max_new_tokens=1,
                 **ABOUT,
             ),
-            place
-            | {"prompts": prompts, "controls": FLAG, "max_new_tokens": COUNT, "batch_size": COUNT, "judge": CALLED}
-            | {"timed": [-1, 1.5, "3", True, None, HUGE], "folder": FOLDER}
+            run
+            | {"prompts": prompts, "controls": DRAWS, "max_new_tokens": COUNT, "batch_size": COUNT, "judge": CALLED}
+            | {"timed": [*DRAWS, True], "generation": ["x", 3, [3], {"num_return_sequences": 2}]}
             | {
                 "methods": [
                     [],
@@ -184,25 +189,33 @@ def calls(graph) -> dict:
         ),
         "edit": (
             experiment(mmf.edit, facts=fact, layers=4, settings=short, **ABOUT),
-            place | {"facts": facts, "layers": LAYERS, "settings": ["x", None, 3, {}, mmf.EditSettings]},
+            place
+            | {"facts": facts, "layers": LAYERS, "settings": ["x", None, 3, {}, mmf.EditSettings]}
+            | {"progress": FLAG, "report": CALLED},
         ),
         "edit_report": (
             experiment(mmf.edit_report, facts=[fact], others=two, layers=4, settings=short, fine_tuning=False, **ABOUT),
-            place
+            run
             | {"facts": facts, "others": ["x", None, 3, [3]], "layers": LAYERS, "together": [*COUNT, 2]}
-            | {"controls": ["x", 3.5, [99], [True], None], "fine_tuning": FLAG, "bound": [*NUMBER, 0, -1]}
-            | {"settings": ["x", None, 3, {}], "folder": FOLDER},
+            | {"control_layers": ["x", 3.5, [99], [True], None], "fine_tuning": FLAG, "bound": [*NUMBER, 0, -1]}
+            | {"settings": ["x", None, 3, {}]},
         ),
         "check": (experiment(mmf.check, **QUIET), {"graph": GRAPH, "progress": FLAG}),
-        "flow_on_workers": (
-            experiment(mmf.flow_on_workers, prompts=one),
+        "flow on workers": (
+            experiment(mmf.flow, prompts=one, workers=2, only_correct=False, **ABOUT),
             {
                 "graph": GRAPH,
                 "prompts": [*PROMPTS[1:]],
                 "edges": EDGES[:-1],
-                "workers": [0, -1, "2", 1.5, True],
+                "remote": [*PLACE, True],
+                "blocking": FLAG,
                 "report": CALLED,
             },
+        ),
+        "Workers": (
+            with_base(mmf.Workers, count=2),
+            {"count": [0, -1, "2", 1.5, True, None], "address": [3, "", [], True]}
+            | {"load": ["nano", 3, ["nano"], {3: "nano"}, {"dtype": "float16"}]},
         ),
         "graph.prompt": (
             with_base(graph.prompt, image=one.images[0], question="what color is the circle ?"),

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.command_line.experiments import EXPERIMENTS, FACTS, PAIRS
+
+WAYS = ("other_image", "blank", "constraint")
 
 
 def refuse_incomplete(given: argparse.Namespace) -> None:
@@ -14,12 +17,21 @@ def refuse_incomplete(given: argparse.Namespace) -> None:
     Raises:
         MMFlowError: with what to give too.
     """
-    if given.command in ("flow", "lens", "prune", "saliency"):
-        _questions(given)
-    elif given.command == "trace" and not given.data and (given.image or given.model != "nano"):
+    experiment = EXPERIMENTS.get(given.command)
+    if experiment is None:
+        return
+    if experiment.takes == PAIRS:
         _corruption(given)
-    elif given.command == "edit" and (given.image or given.model != "nano"):
+    elif experiment.takes == FACTS:
         _fact(given)
+    else:
+        _questions(given)
+        if experiment.why_answer and given.image and not given.answer:
+            raise MMFlowError(f"{given.command} {experiment.why_answer}: give --answer.")
+    if given.command == "attention-and-effect" and given.image and given.source == "object":
+        raise MMFlowError(
+            "what of the picture is read? --source SPAN, such as 'image.box((x0, y0, x1, y1))' in pixels."
+        )
 
 
 def _questions(given: argparse.Namespace) -> None:
@@ -44,20 +56,36 @@ def refuse_no_question(given: argparse.Namespace) -> None:
 
 
 def _corruption(given: argparse.Namespace) -> None:
-    if not (given.image and given.question):
-        raise MMFlowError(f"which question should {given.model} answer? --image FILE --question TEXT.")
-    ways = [name for name in ("other_image", "blank", "constraint") if getattr(given, name)]
-    if len(ways) != 1:
+    if not (given.image or given.data or given.model != "nano"):
+        return
+    if not given.data and not (given.image and given.question):
         raise MMFlowError(
-            "say how the corrupt run is made: give one of --other-image FILE, --blank, or --constraint TEXT with"
-            " --phrase TEXT or --token WORD."
+            f"which question should {given.model} answer? --image FILE --question TEXT, or --data FILE --images DIR."
         )
+    ways = [name for name in WAYS if getattr(given, name)]
+    if len(ways) > 1 or (given.image and not ways):
+        refuse_no_corruption()
     if given.constraint and bool(given.phrase) == bool(given.token):
         raise MMFlowError("--constraint needs --phrase or --token: what to put in its place.")
 
 
+def refuse_no_corruption() -> None:
+    """Refuses questions whose corrupt run is not said.
+
+    Raises:
+        MMFlowError: with what to give.
+    """
+    raise MMFlowError(
+        "say how the corrupt run is made: give one of --other-image FILE, --blank, or --constraint TEXT with"
+        " --phrase TEXT or --token WORD."
+    )
+
+
 def _fact(given: argparse.Namespace) -> None:
-    missing = [name for name in ("image", "question", "constraint", "target", "layers") if not getattr(given, name)]
+    if not (given.image or given.data or given.model != "nano"):
+        return
+    needed = ("layers",) if given.data else ("image", "question", "constraint", "target", "layers")
+    missing = [name for name in needed if not getattr(given, name)]
     if missing:
         told = ", ".join(f"--{name}" for name in missing)
         raise MMFlowError(

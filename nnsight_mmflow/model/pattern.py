@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 CLOSES, RANKS, TAKES, WRITES = range(4)  # patterns that meet in a layer act in this order
+FORWARD = "one forward of a prompt"
 
 
 class Pattern(Intervention):
@@ -59,7 +60,7 @@ class Pattern(Intervention):
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing; `form`: of a generation."""
-        raise NotImplementedError(f"{type(self).__name__} must write check(graph, rows, form).")
+        raise self._lacks("check(graph, rows, form)", "any form")
 
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Self:
         """The pattern with all that it needs from other runs at hand; itself if it needs none."""
@@ -71,11 +72,11 @@ class Pattern(Intervention):
         Raises:
             NoEffectError: nothing.
         """
-        raise NotImplementedError(f"{type(self).__name__} must write run(graph, rows).")
+        raise self._lacks("run(graph, rows)", FORWARD)
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside a generation that was checked, in each forward that holds what it acts on."""
-        raise NotImplementedError(f"{type(self).__name__} must write run_each(graph, rows).")
+        raise self._lacks("run_each(graph, rows)", "a generation")
 
     def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
         """Does it in a generation whose blocks run apart from the model's process, where no layer's input is read."""
@@ -84,6 +85,21 @@ class Pattern(Intervention):
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
         """What it does on a TransformerLens bridge."""
         raise ModelError(f"{type(self).__name__} cannot act on a TransformerLens bridge: use graph.trace.")
+
+    def check_written(self, form: Form | None) -> None:
+        """Refuses, before any forward, a form for which the pattern has written no method.
+
+        Raises:
+            ModelError: it has none.
+        """
+        kind = type(self)
+        if form is None and kind.run is Pattern.run:
+            raise self._lacks("run(graph, rows)", FORWARD)
+        if form is not None and kind.run_each is Pattern.run_each:
+            raise self._lacks("run_each(graph, rows)", "a generation")
+
+    def _lacks(self, method: str, where: str) -> ModelError:
+        return ModelError(f"{type(self).__name__} cannot act in {where}: its class writes no {method}.")
 
     def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, and returns how much it changed.

@@ -55,6 +55,7 @@ def edited(
     for pattern in patterns:
         if not pattern.shared:
             whole_here(graph, str(pattern))
+        pattern.check_written(form)
         pattern.check(graph, rows, form)
     patterns = side_by_side(graph, patterns, rows)
     if layout is not None:

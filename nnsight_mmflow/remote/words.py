@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from nnsight_mmflow import _errors
 from nnsight_mmflow._errors import MMFlowError, ModelError, ServerError
-from nnsight_mmflow.remote.ready import READY
+from nnsight_mmflow.remote import ready
 from nnsight_mmflow.remote.server_words import TRACEBACK, meaning
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _other_versions(graph: Placed) -> str:
     """Packages whose version there is another than here: the first thing to look at when a job fails."""
     from nnsight.schema.config import CONFIG
 
-    there = READY.get(graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST, {})
+    there = ready.READY.get(graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST, {})
     different = [
         f"{name} {there[name]} (here {version(name)})"
         for name in ("nnsight", "transformers", "torch")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Result")
 Band = tuple["np.ndarray", "np.ndarray", "np.ndarray"]  # mean, low, high
 SUM = "table_sha256"  # in a saved header: of the table that belongs to it
+SUMS = "files_sha256"  # the same of what else belongs to it, by the file's name
 PACKAGES = ("nnsight-mmflow", "nnsight", "transformers", "torch")
 
 
@@ -47,6 +48,11 @@ class Result:
     header: dict = field(repr=False)
     kind: ClassVar[str] = "result"
 
+    @property
+    def n_rows(self) -> int:
+        """How many rows `to_frame()` has."""
+        return len(self.table)
+
     def to_frame(self) -> pd.DataFrame:
         """A copy of the table."""
         return self.table.copy()
@@ -63,6 +69,8 @@ class Result:
         with written_together(*(folder / name for name in names)) as (table, header, *others):
             self.table.to_parquet(table, index=False)
             told = {**self.header, SUM: sha256(table.read_bytes()).hexdigest()}
+            if more:
+                told[SUMS] = {name: sha256(data).hexdigest() for name, data in more.items()}
             header.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
             for file, data in zip(others, more.values(), strict=True):
                 file.write_bytes(data)
@@ -79,6 +87,11 @@ class Result:
         Raises:
             DataError: the folder holds none of this kind, or a damaged one.
         """
+        return cls(*cls._read(folder))
+
+    @classmethod
+    def _read(cls, folder: str | PathLike[str]) -> tuple[pd.DataFrame, dict]:
+        """The table and the header that were saved in the folder."""
         import io
 
         import pandas as pd
@@ -93,7 +106,11 @@ class Result:
             made = header.pop(SUM, None)  # results of earlier versions have none
             if made is not None and made != sha256(data).hexdigest():
                 raise ValueError(f"{file.stem}.parquet is not the table that {file.name} was saved with")
-            return cls(pd.read_parquet(io.BytesIO(data)), header)
+            for name, made in header.pop(SUMS, {}).items():
+                other = file.with_name(name)
+                if other.exists() and made != sha256(other.read_bytes()).hexdigest():
+                    raise ValueError(f"{name} is not the one that {file.name} was saved with")
+            return _with_lists(pd.read_parquet(io.BytesIO(data))), header
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"the {cls.__name__} in {folder} cannot be read ({error}). Run the experiment again with this folder:"
@@ -112,12 +129,19 @@ class Result:
         return self.summary()
 
     def __repr__(self) -> str:
-
-        return f"{type(self).__name__}({later('told')(self)}, {len(self.table)} rows)"
+        return f"{type(self).__name__}({later('told')(self)}, {self.n_rows} rows)"
 
     def _repr_html_(self) -> str:
 
         return later("result_html")(self)
+
+
+def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with lists where it was saved with lists: parquet gives arrays."""
+    for name in table.select_dtypes("object"):
+        if any(hasattr(cell, "tolist") for cell in table[name]):
+            table[name] = [cell.tolist() if hasattr(cell, "tolist") else cell for cell in table[name]]
+    return table
 
 
 def bootstrap_band(table: pd.DataFrame, samples: int = 1000, seed: int = 0) -> Band:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
@@ -79,6 +79,7 @@ class Study(Generic[Found]):
         cells: from a task and its entry to (the cells that it has, the cells that it must have).
         measure_there: the same as `measure` for a graph on a server, if tasks are kept there in parts.
         submit: how tasks become jobs of the server's own, if they do.
+        unit: what a task is called where they are counted.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Study(Generic[Found]):
     cells: Callable[[Task, dict], CellPair] | None = None
     measure_there: Callable[[Graph, Journal, Task], dict] | None = None
     submit: Callable[[Graph, Journal], Job[Found]] | None = None
+    unit: str = "prompt"
 
 
 def run_study(
@@ -116,17 +118,19 @@ def run_study(
         progress: show a progress bar.
         report: where is told what it costs, and trouble with the folder.
     """
-    crew = as_workers(graph, workers)
+    asked = as_workers(graph, workers)
+    crew = later("crew_of")(graph, asked, report) if asked else None
+    opened = None if crew else journal_of(graph, folder, study.name, report, **study.settings)
     if blocking:
-        return _run(graph, study, folder, crew, progress, report, lambda: None)
-    if study.submit is not None and graph.remote and crew is None:
-        with journal_of(graph, folder, study.name, report, **study.settings) as journal:
+        return _run(graph, study, folder, crew, opened, progress, report, lambda: None)
+    if study.submit is not None and graph.remote and opened is not None:
+        with opened as journal:
             _begin(graph, study, journal, report)
             return study.submit(graph, journal)  # type: ignore[return-value]
 
     def beside(finished: Callable[[], None]) -> Found:
         def whole() -> Found:
-            return _run(graph, study, folder, crew, False, report, finished)
+            return _run(graph, study, folder, crew, opened, False, report, finished)
 
         return whole() if crew else in_turn_and_words(graph, whole)
 
@@ -137,17 +141,18 @@ def _run(
     graph: Graph,
     study: Study[Found],
     folder: str | PathLike[str] | None,
-    workers: Workers | None,
+    crew: Any,
+    opened: Journal | None,
     progress: bool,
     report: Callable[[str], None],
     finished: Callable[[], None],
 ) -> Found:
     with ExitStack() as open_until_done:
-        crew = None
-        if workers:
-            crew = open_until_done.enter_context(later("crew_of")(graph, workers, report))
-            graph = crew.known(graph) if folder is not None else graph
-        journal = journal_of(graph, folder, study.name, report, **study.settings)
+        if crew is not None:
+            open_until_done.enter_context(crew)
+            if folder is not None:  # whose numbers it holds, a worker may have to say
+                graph = crew.known(graph)
+        journal = opened or journal_of(graph, folder, study.name, report, **study.settings)
         open_until_done.enter_context(journal)
         left, before = _begin(graph, study, journal, report), replace(graph.traffic)
         for _ in range(len(study.tasks) - len(left)):
@@ -184,7 +189,7 @@ def _begin(graph: Graph, study: Study, journal: Journal, report: Callable[[str],
     done = sum(identity in journal.done for identity in identities)
     left = [study.tasks[number] for number in journal.left(identities)]
     already = f", {done} done already" if done else ""
-    told = f"{study.name}: {len(left)} prompt(s) to run{already}"
+    told = f"{study.name}: {len(left)} {study.unit}(s) to run{already}"
     cost = study.cost(left)
     report(f"{told}; {cost}" if cost else f"{told}.")
     return left

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._kinds import whole
+from nnsight_mmflow._kinds import came, text, whole
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -26,7 +26,7 @@ class Workers:
         load: keyword arguments of `mmf.load` for each worker, "name" included; None: as the graph was loaded.
 
     Raises:
-        MMFlowError: less than one worker.
+        MMFlowError: less than one worker, or a `load` without "name".
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -41,9 +41,17 @@ class Workers:
     load: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what is no number of workers."""
+        """Refuses what is no number of workers, no address, or no way to load a model."""
         if whole("workers", self.count) < 1:
             raise MMFlowError(f"workers={self.count}: at least 1 is needed.")
+        if self.address is not None and not text("address", self.address):
+            raise MMFlowError("address is empty: leave it out, or say where the Ray cluster is.")
+        if self.load is None:
+            return
+        if not isinstance(self.load, Mapping) or not all(isinstance(name, str) for name in self.load):
+            raise MMFlowError(f"load holds keyword arguments of mmf.load, by name, but {came(self.load)} came.")
+        if "name" not in self.load:
+            raise MMFlowError(f"load={sorted(self.load)} lacks 'name', the model that each worker loads.")
 
 
 def as_workers(graph: Graph, workers: int | Workers) -> Workers | None:

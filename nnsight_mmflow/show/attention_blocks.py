@@ -11,7 +11,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.patterns.attention import SINK
+from nnsight_mmflow.patterns.attention.result import SINK
 from nnsight_mmflow.show.attention_mass import DrawnAttention, drawn_attention
 from nnsight_mmflow.show.pages.circuits import BLUE, circuits, circuits_page
 from nnsight_mmflow.spans.groups import Grouping
@@ -20,7 +20,7 @@ from nnsight_mmflow.spans.span import ranges
 if TYPE_CHECKING:
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.bridge.span_cache import SpanCache
-    from nnsight_mmflow.patterns.attention import AttentionResult
+    from nnsight_mmflow.patterns.attention.result import AttentionResult
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult
     from nnsight_mmflow.prompts.prompt import Prompt
 

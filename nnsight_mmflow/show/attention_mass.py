@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.bridge.span_cache import SpanCache
 from nnsight_mmflow.inside.maps import received_by
-from nnsight_mmflow.patterns.attention import AttentionResult
+from nnsight_mmflow.patterns.attention.result import AttentionResult
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
 
@@ -60,7 +60,7 @@ def drawn_attention(
         SpanError: groups that do not partition what is drawn.
     """
     if isinstance(what, AttentionResult):
-        if prompt is not None and prompt.digest() != what.prompt.digest():
+        if prompt is not None and prompt.digest() != what.shown_prompt().digest():
             raise MMFlowError("prompt= is another prompt than the maps are of: leave it out, the maps hold theirs.")
         return _of_maps(what, layer, by, heads)
     if isinstance(what, SpanCache):
@@ -68,19 +68,18 @@ def drawn_attention(
     if isinstance(what, torch.Tensor):
         return _of_maps(_as_maps(what, layer, prompt), layer, by, heads)
     raise MMFlowError(
-        f"show_attention takes AttentionResult (mmf.attention(graph, prompt)), a SpanCache (run_with_span_cache), or a"
-        f" tensor (heads, queries, keys) with prompt=, but a {type(what).__name__} came."
+        "mmf.show.attention takes AttentionResult (mmf.attention(graph, prompt)), a SpanCache (run_with_span_cache), or"
+        f" a tensor (heads, queries, keys) with prompt=, but a {type(what).__name__} came."
         " Saliency and contributions hold a number per source token: mmf.show.tokens, or their on_image."
     )
 
 
 def _of_maps(maps: AttentionResult, layer: int, by: Grouping, heads: Sequence[int] | None) -> DrawnAttention:
     chosen = _chosen(heads, maps.heads)
-    held = maps.at(layer)[[maps.heads.index(head) for head in chosen]]
-    received = maps.received[[maps.layers.index(layer)]]
-    cut = replace(maps, weights=held[None], layers=(layer,), heads=chosen, received=received)
-    groups = groups_of(maps.prompt.spans, by, sorted({*maps.targets, *maps.sources}))
-    pooled, names = cut.by_span(by), [group.name for group in groups]
+    maps.at(layer)  # says which layers there are
+    prompt = maps.shown_prompt()
+    groups = groups_of(prompt.spans, by, sorted({*maps.targets, *maps.sources}))
+    pooled, names = maps.part([layer], chosen).by_span(by), [group.name for group in groups]
     mass = torch.zeros(len(chosen), len(groups), len(groups))
     rows = [names.index(row.name) for row in pooled.rows]
     columns = [names.index(column.name) for column in pooled.columns]
@@ -89,8 +88,8 @@ def _of_maps(maps: AttentionResult, layer: int, by: Grouping, heads: Sequence[in
     across = {column.name: len(column.positions) for column in pooled.columns}
     sinks = set(maps.sinks(layer))
     notes = [f"under {pattern}" for pattern in maps.patterns]
-    if len(maps.sources) < len(maps.prompt):
-        notes.append(f"only {len(maps.sources)} of {len(maps.prompt)} positions are drawn as sources: rows sum to less")
+    if len(maps.sources) < len(prompt):
+        notes.append(f"only {len(maps.sources)} of {len(prompt)} positions are drawn as sources: rows sum to less")
     return DrawnAttention(
         mass,
         chosen,
@@ -133,8 +132,8 @@ def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> Attent
     shape = tuple(weights.shape)
     if prompt is None:
         raise MMFlowError(
-            f"a tensor {shape} came without its prompt: show_attention(weights, layer, prompt=prompt), so that rows and"
-            " columns can be named."
+            f"a tensor {shape} came without its prompt: mmf.show.attention(weights, layer, prompt=prompt), so that rows"
+            " and columns can be named."
         )
     wanted = f"(heads, queries, keys) = (heads, {len(prompt)}, {len(prompt)}) of this prompt"
     if weights.ndim != 3:
@@ -154,7 +153,7 @@ def _as_maps(weights: torch.Tensor, layer: int, prompt: Prompt | None) -> Attent
     positions = tuple(range(len(prompt)))
     received = received_by(held.mean(0), (held > 0).any(0).sum(-1))
     heads = tuple(range(shape[0]))
-    return AttentionResult(held[None], (layer,), heads, positions, positions, received[None], prompt)
+    return AttentionResult.of(held[None], (layer,), heads, positions, positions, received[None], prompt)
 
 
 def _chosen(heads: Sequence[int] | None, there: tuple[int, ...]) -> tuple[int, ...]:

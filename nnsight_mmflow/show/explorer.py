@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.patterns.attention import AttentionResult
+from nnsight_mmflow.patterns.attention.result import AttentionResult
 from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.results import Result
@@ -76,7 +76,7 @@ def explore(
         2 layers, 4 heads, 76 targets, 76 sources: page.save('attention.html'), or show it in a notebook
     """
     if isinstance(what, AttentionResult):
-        if prompt is not None and prompt.digest() != what.prompt.digest():
+        if prompt is not None and prompt.digest() != what.shown_prompt().digest():
             raise MMFlowError("prompt= is another prompt than the maps are of: leave it out, the maps hold theirs.")
         given = {"column": column, "labels": labels, "words": words}
         strange = [f"{name}=" for name, value in given.items() if value is not None]
@@ -100,14 +100,8 @@ def explore(
 
 
 def _chosen(maps: AttentionResult, layers: Iterable[int] | None, heads: Iterable[int] | None) -> AttentionResult:
-    """The maps of some layers and heads."""
-    kept = maps.layers if layers is None else tuple(sorted(set(layers)))
-    used = maps.heads if heads is None else tuple(sorted(set(heads)))
-    for wanted, there, what in ((kept, maps.layers, "layers"), (used, maps.heads, "heads")):
-        wrong = sorted(set(wanted) - set(there))
-        if wrong or not wanted:
-            raise MMFlowError(f"{what} {wrong or 'none'} asked for; the maps hold {', '.join(map(str, there))}.")
-    down = [maps.layers.index(layer) for layer in kept]
-    across = [maps.heads.index(head) for head in used]
-    weights = maps.weights[down][:, across]
-    return replace(maps, weights=weights, layers=kept, heads=used, received=maps.received[down])
+    """The maps of some layers and heads, each once and in order."""
+    return maps.part(
+        None if layers is None else sorted(set(layers)),
+        None if heads is None else sorted(set(heads)),
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from nnsight_mmflow._errors import MMFlowError, SpanError
 from nnsight_mmflow._kinds import came
-from nnsight_mmflow.patterns.attention import AttentionResult
+from nnsight_mmflow.patterns.attention.result import AttentionResult
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.show.boxes import image_tokens
 from nnsight_mmflow.show.panels import Panels, by_position
@@ -115,7 +115,7 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionResult) -> Panels:
     """The attention of the maps' targets (their mean) to each token, mean over heads, a panel per layer."""
     import numpy as np
 
-    if maps.prompt.spans.tokens != prompt.spans.tokens:
+    if maps.header["prompt"] != prompt.digest():
         raise MMFlowError("these attention maps are of another prompt: mmf.attention(graph, prompt, ...) again.")
     mean = maps.weights.mean((1, 2)).numpy()
     numbers = np.stack([by_position(prompt, image, dict(zip(maps.sources, row.tolist(), strict=True))) for row in mean])

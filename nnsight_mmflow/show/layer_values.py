@@ -50,7 +50,7 @@ def layer_values(
         MMFlowError: something that holds none, or as many as do not fit.
     """
     if isinstance(what, KeptTokensResult):
-        found = _of_kept(what)
+        found = _of_kept(what, prompt)
     elif hasattr(what, "to_frame") or hasattr(what, "columns"):
         found = _of_result(what, prompt, column)
     else:
@@ -64,11 +64,14 @@ def layer_values(
     return found
 
 
-def _of_kept(kept: KeptTokensResult) -> LayerValues:
+def _of_kept(kept: KeptTokensResult, prompt: Prompt) -> LayerValues:
     import numpy as np
 
-    numbers = np.zeros((len(kept.layers), len(kept.prompt.spans["image"])))
-    for layer, held in enumerate(kept.layers):
+    if prompt.digest() != kept.header["prompt"]:
+        raise MMFlowError(f"these tokens are of another prompt; its question was {kept.header['question']!r}.")
+    layers = kept.layers
+    numbers = np.zeros((len(layers), len(prompt.spans["image"])))
+    for layer, held in enumerate(layers):
         numbers[layer, held] = 1
     return LayerValues(numbers, tuple(map(str, range(len(numbers)))), "image tokens that each layer sees", kept=True)
 

@@ -141,6 +141,15 @@ def _effect(result: Any) -> pd.DataFrame:
     )
 
 
+def _attention(result: Any) -> pd.DataFrame:
+    table = result.table.assign(sum=result.table["mass"] * result.table["n_targets"])
+    sums = table.groupby(["layer", "source"], sort=False)[["sum", "n_targets"]].sum()
+    shares = (100 * sums["sum"] / sums["n_targets"]).unstack()[list(dict.fromkeys(table["source"]))]
+    sinks = {layer: len(result.sinks(layer)) for layer in result.layers}
+    told = shares.map(lambda share: f"{share:.1f}").add_suffix(" receives (%)").reset_index()
+    return told.assign(**{"attention sinks": told["layer"].map(sinks)})
+
+
 def _patches(result: Any) -> pd.DataFrame:
     lowest = result.table.nsmallest(5, "change_percent")
     return _frame(
@@ -187,6 +196,7 @@ OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "edit_report": _edit_report,
     "edit": _edit,
     "attention_and_effect": _effect,
+    "attention": _attention,
     "knockout_by_patch": _patches,
     "lens_by_patch": _words,
 }

@@ -12,6 +12,7 @@ from nnsight_mmflow.show.curves import STYLES
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.patterns.prune.report import PruneReport
+    from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.panels import Panels
 
 TICKS = ((0.0, "dropped"), (1.0, "seen"))
@@ -58,26 +59,27 @@ def prune_figure(result: PruneReport) -> ShownFigure:
     return figure
 
 
-def kept_panels(found: KeptTokensResult, image: int, by_layer: bool) -> Panels:
+def kept_panels(found: KeptTokensResult, prompt: Prompt, image: int, by_layer: bool) -> Panels:
     """How many layers see each image token; or, by layer, 1 for those seen and 0 for those that were dropped."""
     import numpy as np
 
     from nnsight_mmflow.show.panels import Panels, by_position
 
-    positions = list(found.prompt.spans["image"])
-    seen = np.zeros((len(found.layers), len(positions)))
-    for layer, kept in enumerate(found.layers):
+    positions = list(prompt.spans["image"])
+    layers = found.layers
+    seen = np.zeros((len(layers), len(positions)))
+    for layer, kept in enumerate(layers):
         seen[layer, kept] = 1
 
     def drawn(row: np.ndarray) -> np.ndarray:
-        return by_position(found.prompt, image, dict(zip(positions, row.tolist(), strict=True)))
+        return by_position(prompt, image, dict(zip(positions, row.tolist(), strict=True)))
 
     if not by_layer:
         return Panels(drawn(seen.sum(0))[None], ("all layers",), f"layers, of {len(seen)}, that see the token")
-    stretches = [list(group) for _, group in itertools.groupby(range(len(seen)), lambda layer: found.layers[layer])]
+    stretches = [list(group) for _, group in itertools.groupby(range(len(seen)), lambda layer: layers[layer])]
     titles = tuple(
         (f"layer {group[0]}" if len(group) == 1 else f"layers {group[0]} to {group[-1]}")
-        + f": {found.counts[group[0]]} tokens"
+        + f": {len(layers[group[0]])} tokens"
         for group in stretches
     )
     return Panels(np.stack([drawn(seen[group[0]]) for group in stretches]), titles, "image tokens", TICKS)

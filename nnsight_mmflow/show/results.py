@@ -22,7 +22,7 @@ def result_html(result: Result) -> str:
     held = [(key, result.header[key]) for key in ESSENTIALS if result.header.get(key) not in (None, "", [])]
     opened = f'<details style="{INK}"><summary>summary and settings</summary>'
     return box(
-        heading(f"{name}: {told(result)}", f"{len(result.table)} rows in .to_frame()"),
+        heading(f"{name}: {told(result)}", f"{result.n_rows} rows in .to_frame()"),
         frame_table(overview(result)),
         figure(result.plot(), f"{name}: {result.summary().splitlines()[0]}"),
         f'{opened}<pre style="{INK};white-space:pre-wrap;font-size:12px">{escape(result.summary())}</pre>',
@@ -63,6 +63,6 @@ def kept_html(kept: KeptTokensResult) -> str:
         for start, end in zip(first, ends, strict=True)
     ]
     parts = [heading("Image tokens that each layer sees"), table(("layers", "image tokens", "of the first"), rows)]
-    if len(kept.prompt.images) == 1:
+    if kept.prompt is not None and len(kept.prompt.images) == 1:
         parts.append(figure(kept.on_image(), "the picture, patches as bright as the layers that see them are many"))
     return box(*parts)

@@ -18,11 +18,9 @@ def crew_of(graph: Graph, workers: Workers, report: Callable[[str], None]) -> Cr
     """The crew, to be entered; its workers start when there is something to do.
 
     Raises:
-        MMFlowError: it is not said which model they load.
+        MMFlowError: the graph was not loaded by name, and `workers.load` does not say which model they load.
     """
     how = dict(workers.load) if workers.load is not None else as_loaded(graph)
-    if "name" not in how:
-        raise MMFlowError(f"load={sorted(how)} lacks 'name', the model that each worker loads.")
     # asked for otherwise, such as in another dtype
     same = facts(graph) if workers.load is None else outline(graph)
     return Crew(workers.count, how, same, workers.address, report)

@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 
 
 Method = tuple[str, "list[int] | float | None"]  # ("edit", layers), or ("fine-tuning", how far a number may move)
-
-
-BEFORE: WeakKeyDictionary[torch.nn.Module, dict[str, list[tuple[float, bool]]]] = WeakKeyDictionary()
+# By model the last run, and what the unedited model answered in it: another run may find other weights.
+BEFORE: WeakKeyDictionary[torch.nn.Module, tuple[str, list[tuple[float, bool]]]] = WeakKeyDictionary()
 
 
 def measure(
-    graph: Graph, method: Method, group: list[Fact], others: list[Prompt], layers: list[int], settings: EditSettings
+    graph: Graph,
+    method: Method,
+    group: list[Fact],
+    others: list[Prompt],
+    layers: list[int],
+    settings: EditSettings,
+    run: str,
 ) -> dict:
-    """What the journal keeps of one edit: what the edited model answers, and what it answered before."""
-    before = _before(graph, others)
+    """What the journal keeps of one edit of that run: the edited model's answers, and those before."""
+    before = _before(graph, others, run)
     try:
         edited = _edited(graph, method, group, layers, settings)
     except NoEffectError:  # an answer given already, or that this layer cannot change: counted as it is
@@ -39,14 +44,13 @@ def measure(
     return {"rows": _asked(graph, edited, group, others, before)}
 
 
-def _before(graph: Graph, others: list[Prompt]) -> list[tuple[float, bool]]:
-    """What the unedited model answers to the others: asked once for all edits."""
-    key = _named(others)
-    known = BEFORE.setdefault(graph.model._module, {})
-    if key not in known:
-        known.clear()
-        known[key] = answer_scores(graph, others, [str(prompt.answer) for prompt in others])
-    return known[key]
+def _before(graph: Graph, others: list[Prompt], run: str) -> list[tuple[float, bool]]:
+    """What the unedited model answers to the others: asked once for all edits of a run."""
+    known = BEFORE.get(graph.model._module)
+    if known is None or known[0] != run:
+        known = run, answer_scores(graph, others, [str(prompt.answer) for prompt in others])
+        BEFORE[graph.model._module] = known
+    return known[1]
 
 
 def _edited(graph: Graph, method: Method, group: list[Fact], layers: list[int], settings: EditSettings) -> Graph:

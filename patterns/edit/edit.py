@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._progress import progress_bar, say
+from nnsight_mmflow._progress import say
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.patterns.edit.result import EditResult, edited_view, weight_digests
 from nnsight_mmflow.patterns.edit.update import Update, solve
-from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact, Found, find_changes, read_keys
+from nnsight_mmflow.patterns.edit.value import EditSettings, Fact, Found, find_changes, read_keys, settings_of
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import answer_scores
+from nnsight_mmflow.runs.arrays import packed, unpacked
 from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.runner import Study, Task, run_study
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
 
 
 @experiment
@@ -31,7 +37,10 @@ def edit(
     layers: int | Iterable[int],
     *,
     settings: str | EditSettings = "paper",
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> EditResult:
@@ -52,7 +61,12 @@ def edit(
         layers: one layer or several.
         settings: "paper" (no clip, stop at 0.95), "released" (those of the released script, whose clip leaves the
             answer as it was), or `mmf.EditSettings(...)`.
+        folder: where each fact's changes are written as they are found, and the edit; a run that was stopped goes on
+            from there.
         remote: run on NDIF (True, or a host), with a key that NDIF trusts; None: where the graph runs.
+        workers: how many processes find changes, or `mmf.Workers(...)`; needs the extra `ray`. The matrices are made
+            here, so the graph has its weights.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
@@ -75,19 +89,53 @@ def edit(
     graph = graph.at(remote)
     needs_gradients(graph, "edit")
     whole_here(graph, "edit")
+    if not graph.remote:
+        graph.check_weights({})  # workers find changes; matrices are made here
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     chosen = layer_list(layers, graph.n_layers)
-    if isinstance(settings, str) and settings not in SETTINGS:
-        raise MMFlowError(f"settings must be one of {', '.join(SETTINGS)}, or mmf.EditSettings(...), not {settings!r}.")
-    settings = SETTINGS[settings] if isinstance(settings, str) else settings
+    settings = settings_of(settings)
     _check(graph, facts, chosen)
-    report(
-        f"edit: {len(facts)} fact(s), layer(s) {chosen}; up to {settings.steps} steps each, a step runs the prompt from"
-        " the constraint on, forwards and backwards."
-    )
-    found = [
-        find_changes(graph, fact, chosen, settings) for fact in progress_bar(facts, "edit", shown=progress, unit="fact")
+    tasks = [
+        Task(_fact_identity(fact), (fact, chosen, settings), f"fact {fact.prompt.key or fact.prompt.question!r}")
+        for fact in facts
     ]
+    known = settings
+    study = Study(
+        name="edit",
+        settings={"layers": chosen, "settings": asdict(known)},
+        tasks=tasks,
+        measure=measure,
+        collect=lambda entries: _edited(graph, facts, chosen, [found_of(entry) for entry in entries], known),
+        cost=lambda left: (
+            f"layer(s) {chosen}; up to {known.steps} steps each, a step runs the prompt from the constraint on,"
+            " forwards and backwards."
+        ),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(graph: Graph, fact: Fact, layers: list[int], settings: EditSettings) -> dict:
+    """What the journal keeps of a fact: the changes that give its answer, their norms' scale, and the way there."""
+    found = find_changes(graph, fact, layers, settings)
+    changes = {str(layer): change for layer, change in zip(layers, found.changes, strict=True)}
+    return {"changes": packed(changes), "norms": found.norms, "probabilities": found.probabilities}
+
+
+def found_of(entry: dict) -> Found:
+    """The same, as it was found."""
+    changes = unpacked(entry["changes"])
+    return Found([changes[layer] for layer in sorted(changes, key=int)], entry["norms"], entry["probabilities"])
+
+
+def _fact_identity(fact: Fact) -> str:
+    """What makes a fact this one; what it is called does not count."""
+    return fingerprint([prompt_identity(fact.prompt), fact.target, fact.position()])
+
+
+def _edited(
+    graph: Graph, facts: list[Fact], chosen: list[int], found: list[Found], settings: EditSettings
+) -> EditResult:
+    """The edit of all facts at once, from their changes."""
     if not any(bool(change.any()) for one in found for change in one.changes):
         raise NoEffectError(
             "the edit would change nothing: the model gives every new answer already with a probability above"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
+from uuid import uuid4
 
 from nnsight_mmflow._errors import MMFlowError, ModelError
 from nnsight_mmflow._later import later
@@ -14,11 +15,12 @@ from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.patterns.edit.asked import Method, _named, _questions
 from nnsight_mmflow.patterns.edit.asked import measure as measure_edit
-from nnsight_mmflow.patterns.edit.value import SETTINGS, EditSettings, Fact
+from nnsight_mmflow.patterns.edit.value import EditSettings, Fact, settings_of
 from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Cells, Study, Task, row_cells, run_study
 
 if TYPE_CHECKING:
@@ -171,12 +173,10 @@ def edit_report(
         raise MMFlowError(f"bound={bound}: how far a number may move, above 0; None for no limit.")
     if not facts or not 0 < together <= len(facts):
         raise MMFlowError(f"{len(facts)} fact(s), {together} at once: at least one edit is needed.")
-    silent = [prompt.key or prompt.question for prompt in others if prompt.answer is None]
-    if silent:
-        raise MMFlowError(f"{len(silent)} of {len(others)} other prompts have no answer, such as {silent[0]!r}.")
+    check_answers(others, "edit_report", what="other prompts")
     where = layer_list(layers, graph.n_layers)
     controls = layer_list(control_layers, graph.n_layers) if len(control_layers) else ()
-    known = SETTINGS[settings] if isinstance(settings, str) else settings
+    known = settings_of(settings)
     methods = _methods(where, controls, fine_tuning, bound)
     groups = [list(facts[i : i + together]) for i in range(0, len(facts) - together + 1, together)]
     header = {
@@ -191,10 +191,11 @@ def edit_report(
     asked = sum(1 + sum(map(len, fact.same.values())) for group in groups for fact in group) + len(groups) * len(others)
     names = [fingerprint([_fact_identity(fact) for fact in group]) for group in groups]
     work = [(method, number) for method in methods for number in range(len(groups))]
+    run = uuid4().hex
     tasks = [
         Task(
             f"{method}: {names[number]}",
-            (methods[method], groups[number], list(others), where, known),
+            (methods[method], groups[number], list(others), where, known, run),
             f"{method}, edit {number}",
         )
         for method, number in work
@@ -221,10 +222,11 @@ def edit_report(
         measure=measure_edit,
         collect=collect,
         cost=lambda left: (
-            f"{len(left)} edits ({', '.join(methods)}), each up to {known.steps} steps per fact;"
+            f"{', '.join(methods)}; each up to {known.steps} steps per fact;"
             f" {asked * len(methods)} prompts are asked afterwards."
         ),
         cells=row_cells("measure", "way", "answer", planned=planned),
+        unit="edit",
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 

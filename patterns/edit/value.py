@@ -66,6 +66,17 @@ RELEASED = EditSettings(steps=10, stop_at=None, clip=1e-4, norm_penalty=1e-3, fi
 SETTINGS = {"paper": PAPER, "released": RELEASED}
 
 
+def settings_of(asked: str | EditSettings) -> EditSettings:
+    """The settings of that name, or those that came.
+
+    Raises:
+        MMFlowError: there are none of that name.
+    """
+    if isinstance(asked, str) and asked not in SETTINGS:
+        raise MMFlowError(f"settings must be one of {', '.join(SETTINGS)}, or mmf.EditSettings(...), not {asked!r}.")
+    return SETTINGS[asked] if isinstance(asked, str) else asked
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fact:
     """One fact to write.

@@ -17,6 +17,7 @@ from nnsight_mmflow.patterns.flow.result import FlowResult, collect
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import identities
 from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, listed, prompt_task, run_study
 
 if TYPE_CHECKING:
@@ -56,14 +57,14 @@ def flow(
 
     Args:
         graph: the model.
-        prompts: one or several. With `answer` set, those that the model answers otherwise (lower case, stripped) are
+        prompts: one or several, with `answer` set; those that the model answers otherwise (lower case, stripped) are
             left out and counted.
         edges: "source->target" each, any span expressions. None takes the paper's four, with boxes given also
             object->question and other->question, with options given also true_option->last, false_option->last and
             question_without_options->last.
         window: how many consecutive layers, truncated at both ends; several sizes in one call are allowed. Truncation
             puts layer 0 into every early window, so window=1 is worth a look.
-        only_correct: False counts every prompt, whatever it answers.
+        only_correct: False counts every prompt, whatever it answers; then none needs an answer.
         engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
@@ -153,9 +154,4 @@ def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, 
         raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
     if per_request < 1:
         raise MMFlowError(f"chunks_per_request={per_request}: a request holds at least 1 chunk of rows.")
-    without = [number for number, prompt in enumerate(prompts) if prompt.answer is None]
-    if only_correct and without:
-        raise MMFlowError(
-            f"{len(without)} of {len(prompts)} prompts have no answer (the first: number {without[0]}), so it cannot be"
-            " said whether the model is right. Give answer= to graph.prompt, or only_correct=False to flow."
-        )
+    check_answers(prompts, "flow", only_correct=only_correct)

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.inside.names import CACHE
@@ -21,6 +22,7 @@ from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, Task, listed, run_study
 
 if TYPE_CHECKING:
@@ -158,9 +160,7 @@ def prune_report(
     """
     graph = graph.at(remote)
     given = listed(prompts, "prune_report")
-    silent = [prompt.key or prompt.question for prompt in given if prompt.answer is None]
-    if silent:
-        raise MMFlowError(f"every prompt needs an answer; {len(silent)} of {len(given)} have none: {silent[:3]}.")
+    check_answers(given, "prune_report")
     if timed and workers:
         raise MMFlowError("times are measured alone, not beside other workers: give timed=0, or leave workers out.")
     named = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
@@ -237,15 +237,17 @@ def prune_report(
         batch_size=batch_size,
         collect=collect,
         cost=lambda left: (
-            f"{len(every)} methods, {len(given)} prompts, up to {max_new_tokens} tokens each: "
-            f" {sum(bool(task.batch) for task in left)} generations are left."
+            f"{len(every)} methods, {len(given)} prompts, up to {max_new_tokens} tokens each, {batch_size} at once."
         ),
+        unit="generation",
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
 def _checked(generation: Mapping[str, object]) -> Mapping[str, object]:
     """The settings; refuses those that are said elsewhere, or that write several answers for a prompt."""
+    if not isinstance(generation, Mapping):
+        raise MMFlowError(f"generation is a mapping of settings, such as {{'num_beams': 3}}; {came(generation)} came.")
     if generation.get("num_return_sequences", 1) != 1:
         raise MMFlowError(
             f"generation has num_return_sequences={generation['num_return_sequences']}, but a report reads one answer a"

@@ -20,6 +20,7 @@ from nnsight_mmflow.patterns.trace.run import cost, measure
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
 from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Cells, Study, Task, listed, prompt_task, run_study
 from nnsight_mmflow.spans.windows import window_layers
 
@@ -72,7 +73,8 @@ def causal_trace(
         window: how many consecutive layers around each centre, truncated at both ends (ROME's W). The released script's
             W, where it is above 1, counts on each side: window=2 * W + 1.
         each_position: restore each position of a span on its own, as the paper does, instead of the whole span.
-        only_correct: leave out prompts that the model answers wrongly (with `answer` set).
+        only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
+            and then none needs an answer.
         min_clean: leave out prompts whose clean probability is lower.
         max_corrupt: leave out prompts whose corrupt probability is more than this share of the clean one.
         controls: how often to restore, for each span, as many random positions that the corruption reaches (the span
@@ -91,7 +93,8 @@ def causal_trace(
     Raises:
         NoEffectError: a span that lies before the first position that the corruption changes, so that clean and
             corrupt activations are the same there; two runs that do not differ.
-        MMFlowError: lengths that differ, no prompt that counts, arguments that contradict each other.
+        MMFlowError: lengths that differ, a prompt without an answer, none that counts, arguments that contradict each
+            other.
 
     Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236).
 
@@ -110,6 +113,7 @@ def causal_trace(
     corruptions = [corrupt] if isinstance(corrupt, Corruption) else list(corrupt)
     sites = [_site(site) for site in sites]
     _check(prompts, corruptions, sites, window, engine)
+    check_answers(prompts, "causal_trace", only_correct=only_correct)
     alike = [same_answer] if isinstance(same_answer, Corruption) else list(same_answer or ())
     if alike:
         _check(prompts, alike, sites, window, engine)

@@ -65,7 +65,7 @@ def measure(
         "left_out": "",
         "cells": [],
     }
-    if only_correct and prompt.answer is not None and not prompt.accepts(plain.text):
+    if only_correct and not prompt.accepts(plain.text):
         return {**entry, "left_out": "answered otherwise"}
     if p_clean < min_clean:
         return {**entry, "left_out": f"P_clean below {min_clean}"}

@@ -8,12 +8,13 @@ import torch
 from wrong_arguments import ABOUT, HUGE, QUIET, calls, result_calls
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow import _kinds
 from nnsight_mmflow.arguments import checked as _arguments
 
 # What a message says where it names neither the argument nor the value.
 SAYS = (
     r"at least one|one for each|has no tiles|does not occur|is no span|a stage|a ranking|tokens (can leave|cannot stay)"
-    r"|share of tokens|keeps all|a box|a pattern is expected|input_ids are missing|show_attention takes|the groups"
+    r"|share of tokens|keeps all|a box|a pattern is expected|input_ids are missing|show.attention takes|the groups"
     r"|does not hold the picture|site must be"
 )
 
@@ -64,7 +65,7 @@ def test_the_table_can_fail(nano, monkeypatch):
     """Without the checks by name: hundreds of rows end in other people's errors, or are taken."""
     monkeypatch.setattr(_arguments, "value_of", lambda name, value, default, kind: value)
     monkeypatch.setattr(_arguments, "made_for", lambda graph, prompts, what: None)
-    monkeypatch.setattr(_argument_kinds, "came", repr)
+    monkeypatch.setattr(_kinds, "came", repr)
     table = calls(nano)
     kept = {name: table[name] for name in ("flow", "lens", "contributions", "Knockout", "Skip", "FastV", "edit")}
     for name in ("flow", "edit"):  # what would run long
@@ -185,7 +186,7 @@ def test_a_model_without_weights_runs_nothing_here():
 
 
 def test_an_edit_that_becomes_nan_is_refused(nano, monkeypatch):
-    from nnsight_mmflow.patterns import edit as made
+    from nnsight_mmflow.patterns.edit import edit as made
     from nnsight_mmflow.patterns.edit.update import Update
 
     fact = mmf.nano.edits(nano, 1)[0]

@@ -12,7 +12,7 @@ import nnsight_mmflow as mmf
 from nnsight_mmflow.command_line import main
 from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import hidden_keys as _hidden_keys
-from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote import ready
 from nnsight_mmflow.remote.hidden_keys import HIDDEN, without_keys
 
 KEY = "ndif-7c1f9b2e-very-private"
@@ -64,7 +64,7 @@ def there(host, monkeypatch):
     monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), str(FOLDER))
     monkeypatch.setattr(CONFIG.API, "HOST", host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    monkeypatch.setattr(_remote, "READY", {})
+    monkeypatch.setattr(ready, "READY", {})
     return mmf.load(str(FOLDER), remote=True)
 
 
@@ -119,6 +119,7 @@ def sends(graph, tmp_path):
         "flow": lambda: mmf.flow(graph, prompt, window=3, only_correct=False, **QUIET),
         "job": lambda: mmf.flow(graph, prompt, window=3, folder=tmp_path, blocking=False, only_correct=False, **QUIET),
         "lens": lambda: mmf.lens(graph, prompt, progress=False),
+        "lens, a job": lambda: mmf.lens(graph, prompt, blocking=False, **QUIET).result(),
         "attention": lambda: mmf.attention(graph, prompt),
         "contributions": lambda: mmf.contributions(graph, prompt, progress=False),
         "prune_report": lambda: mmf.prune_report(graph, [prompt], [mmf.FastV(k=4)], timed=0, **QUIET),
@@ -156,7 +157,8 @@ def test_experiments_say_that_the_key_is_refused(there):
 
 def test_the_table_can_fail(there, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(_hidden_keys, "without_keys", lambda text: text)
-    monkeypatch.setattr(_remote, "without_keys", lambda text: text)
+    monkeypatch.setattr(ready, "without_keys", lambda text: text)
+    monkeypatch.setattr("nnsight_mmflow.runs.experiment.without_keys", lambda text: text)
     monkeypatch.setattr(_hidden_keys, "hiding", lambda call: call)
     assert set(leaks(there, tmp_path, capfd)) >= {"trace", "generate", "sent", "fetch"}
 
@@ -189,7 +191,7 @@ def test_a_host_that_holds_the_key_is_not_shown(monkeypatch):
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.API, "HOST", f"http://user:{KEY}@127.0.0.1:9")
-    monkeypatch.setattr(_remote, "READY", {})
+    monkeypatch.setattr(ready, "READY", {})
     graph = mmf.load(str(FOLDER), remote=True)
     with pytest.raises(mmf.ServerError, match="no NDIF server answers") as caught:
         graph.trace(mmf.nano.prompts(graph, 1)[0])

@@ -7,13 +7,16 @@ import sys
 from functools import partial
 
 import nnsight
+import pandas as pd
 import pytest
 import torch
-from remote_server import EXPERIMENTS, KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from kit.experiments import ROWS, prompts_of
+from remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
-from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote import ready
+from nnsight_mmflow.remote import words as _words
 
 # Ordinary keys: what is read is a copy, and is written back.
 
@@ -84,19 +87,16 @@ def test_a_generation_that_takes_itself_for_trusted_is_wrong_beside_the_model(he
     assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
 
 
-@pytest.mark.parametrize(
-    "name", ["flow", "lens", "skip_flow", "disruption", "contributions", "knockout_by_patch", "lens_by_patch"]
-)
-def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
-    prompts = mmf.nano.prompts(here, 1)
-    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
-    numbers = one.select_dtypes("number").columns
-    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.gradients], ids=lambda row: row.name)
+def test_an_experiment_beside_the_model_equals_it_here(here, beside, row):
+    given = row.given(here, *prompts_of(here))
+    one, other = (row.run(graph, given, progress=False, report=str).to_frame() for graph in (here, beside))
+    pd.testing.assert_frame_equal(other, one, rtol=1e-6, atol=1e-6)
 
 
 def test_causal_tracing_beside_the_model(here, beside):
     prompts, corrupt = mmf.nano.trace_pairs(here, 1, "flag")
-    kwargs = {"sites": ("mlp", "resid"), "control": False, **QUIET}
+    kwargs = {"sites": ("mlp", "resid"), "controls": 0, **QUIET}
     one, other = (mmf.causal_trace(g, prompts, corrupt, ["question"], **kwargs).to_frame() for g in (here, beside))
     numbers = one.select_dtypes("number").columns
     assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
@@ -152,7 +152,7 @@ def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(h
     mmf.flow(there, prompts, window=3, controls=2, folder=tmp_path, blocking=False, report=str)
     result = mmf.results.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
     assert result.to_frame().equals(wanted.to_frame())
-    assert result.header["control"] == 2
+    assert result.header["controls"] == 2
 
 
 def test_a_strangers_job_decides_neither_host_nor_folder(here, there, server, tmp_path):
@@ -230,8 +230,6 @@ def test_traces_of_your_own_are_polled_and_awaited(here, there):
 
 def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
-    with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):
-        mmf.flow(here, prompts, window=3, folder=tmp_path / "a", blocking=False, report=str)
     with pytest.raises(mmf.MMFlowError, match="needs folder="):
         mmf.flow(there, prompts, window=3, blocking=False, report=str)
     job = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
@@ -356,14 +354,14 @@ def test_with_a_model_that_is_not_there(here, there, monkeypatch):
 
 
 def test_with_another_nnsight_there(here, there, monkeypatch):
-    monkeypatch.setattr(_remote, "version", lambda name: "0.9.0")
+    monkeypatch.setattr(ready, "version", lambda name: "0.9.0")
     with pytest.raises(mmf.ServerError, match=r"runs nnsight 0.8.1, here is 0.9.0.*pip install 'nnsight==0.8.1'"):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 
 def test_a_failed_job_tells_of_other_versions(here, there, server, monkeypatch):
-    real = _remote.version
-    monkeypatch.setattr(_remote, "version", lambda name: "5.99.0" if name == "transformers" else real(name))
+    real = _words.version
+    monkeypatch.setattr(_words, "version", lambda name: "5.99.0" if name == "transformers" else real(name))
     broken = mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
     with pytest.raises(
         mmf.ServerError, match=r"failed on the server\. It has transformers 5\.23\.0 \(here 5\.99\.0\)\."

@@ -8,7 +8,8 @@ import torch
 from remote_server import QUIET
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.remote import words as _remote
+from nnsight_mmflow.remote import ready
+from nnsight_mmflow.remote import words as _words
 
 FAILED = {  # by the stand-in's name
     "evicted": r"took the model away while the job ran.*with folder= it goes on",
@@ -90,7 +91,7 @@ def test_a_server_that_reconnects(there, server, prompts, monkeypatch):
     server.set("reconnecting", 1)
     try:
         assert "reconnecting to them. Run it again in a few minutes" in told(there, prompts)
-        monkeypatch.setitem(_remote._READY, server.host, {})
+        monkeypatch.setitem(ready.READY, server.host, {})
         assert "reconnecting to them. Run it again in a few minutes" in told(there, prompts)
     finally:
         server.set("reconnecting", 0)
@@ -137,7 +138,7 @@ def test_what_is_large_is_told_before_and_when_it_is_refused(there, server, prom
         sent = int(re.search(r"a request of (\d+) bytes is sent; some servers refuse more", capsys.readouterr().err)[1])
         assert sent > 1 << 20
         assert f"parsing the body ({sent} bytes were sent)" in str(error.value)
-        text = str(_remote.told(there, str(error.value)))
+        text = str(_words.told(there, str(error.value)))
         assert f"could not take the request ({sent} bytes): servers with anyio >= 4.15 refuse more than 1048576" in text
         assert "Send less: a smaller picture" in text
         with torch.no_grad(), there.trace(prompts[0], use_cache=False):

@@ -18,7 +18,7 @@ from nnsight_mmflow.show.pages.explore_parts import LEGEND, check_picture, names
 if TYPE_CHECKING:
     import numpy as np
 
-    from nnsight_mmflow.patterns.attention import AttentionResult
+    from nnsight_mmflow.patterns.attention.result import AttentionResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
 STEPS = 255
@@ -67,7 +67,8 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
         PromptError: the prompt has no image.
         MMFlowError: the page would be larger than `most_bytes`.
     """
-    check_picture(maps.prompt)
+    prompt = maps.shown_prompt()
+    check_picture(prompt)
     if not bool(maps.weights.isfinite().all()):
         raise MMFlowError("the maps hold weights that are not finite: there is no colour for them.")
     lower = maps.targets == maps.sources and not bool(maps.weights.triu(1).any())
@@ -86,7 +87,7 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
     under = "".join(f", under {pattern}" for pattern in maps.patterns)
     count = len(maps.heads)
     data = {
-        "title": f"Attention{f' of {maps.model}' if maps.model else ''}{under}: {maps.prompt.question}",
+        "title": f"Attention{f' of {maps.model}' if maps.model else ''}{under}: {prompt.question}",
         "layers": list(maps.layers),
         "first": maps.layers.index(layer) if layer is not None else len(maps.layers) // 2,
         "heads": list(maps.heads),
@@ -96,9 +97,9 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
         "powers": powers,
         "scales": scales,
         "sinks": [list(maps.sinks(layer)) for layer in maps.layers],
-        "names": names_of(maps.prompt),
-        "chips": chips_of(maps.prompt),
-        "pictures": pictures_of(maps.prompt),
+        "names": names_of(prompt),
+        "chips": chips_of(prompt),
+        "pictures": pictures_of(prompt),
         "kept": _told(powers, scales),
     }
     shape = f"{len(maps.layers)} layers, {count} head{'s' if count > 1 else ''}, {len(maps.targets)} targets"
@@ -169,7 +170,7 @@ def _picture_mass(maps: AttentionResult, layer: int) -> np.ndarray:
 
     weights = maps.at(layer).float().numpy()
     sums = []
-    for image in maps.prompt.spans["image"].images:
+    for image in maps.shown_prompt().spans["image"].images:
         held = {*image.positions, *image.separators}
         sums.append(weights[:, :, [position in held for position in maps.sources]].sum(-1))
     return np.rint(np.clip(np.stack(sums), 0, 1) * STEPS).astype(np.uint8)
