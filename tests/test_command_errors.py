@@ -150,7 +150,7 @@ def run(line, names, capsys, out):
     except SystemExit as ended:
         status = ended.code
     told = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.strip()]
-    return status, [part for part in told if not re.search(r"\d+%\|| prompt\(s\) to run;|^lens: ", part)]
+    return status, [part for part in told if not re.search(r"\d+%\|| \w+\(s\) to run;|^lens: ", part)]
 
 
 def failing(rows, names, capsys, out):

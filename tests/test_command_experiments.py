@@ -138,8 +138,8 @@ def test_each_runs_on_nanos_own_questions(command, nano, tmp_path, capsys, monke
         assert there.name in told
     assert main(list(asked)) == 0
     again = capsys.readouterr().err
-    assert re.search(r" [1-9]\d* prompt\(s\) to run", again) is None, "the folder goes on"
-    assert re.search(r": 0 prompt\(s\) to run, [1-9]\d* done already", again)
+    assert re.search(r" [1-9]\d* \w+\(s\) to run", again) is None, "the folder goes on"
+    assert re.search(r": 0 \w+\(s\) to run, [1-9]\d* done already", again)
 
 
 @pytest.mark.parametrize("command", EXPERIMENTS)

@@ -400,3 +400,16 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
         mmf.edit_report(graph, facts, [graph.prompt(picture(0), QUESTION)], **run)
     with pytest.raises(mmf.MMFlowError, match="2 fact"):
         mmf.edit_report(graph, facts, others, together=3, **run)
+
+
+def test_a_report_asks_the_unedited_model_anew_in_each_run():
+    """Its weights may be others by then: here the answers are turned round."""
+    nano = mmf.load("nano")
+    facts, others = mmf.nano.edits(nano, 1), mmf.nano.prompts(nano, 4)
+    right = []
+    for _ in range(2):
+        frame = mmf.edit_report(nano, facts, others, 4, settings=SHORT, fine_tuning=False, **QUIET).to_frame()
+        right.append(frame["right_before"][frame["measure"] == "specificity"].tolist())
+        nano.unembed._module.weight.data.neg_()
+    assert any(right[0])
+    assert not any(right[1])
