@@ -239,7 +239,8 @@ def test_an_experiment(nano, asked, tmp_path):
     ]
     assert len(result.to_frame()) == 2 * nano.n_layers
     assert result.to_frame()[: nano.n_layers].equals(first.to_frame())
-    hidden = nano.adapter.model(**asked[1].inputs, output_hidden_states=True).hidden_states[3][0, -1].norm()
+    with torch.no_grad():
+        hidden = nano.adapter.model(**asked[1].inputs, output_hidden_states=True).hidden_states[3][0, -1].norm()
     mine = result.to_frame().query("layer == 2")["norm"].iloc[1]
     assert abs(mine - float(hidden)) < 1e-4
     assert NormsResult.load(tmp_path).to_frame().equals(result.to_frame())

@@ -79,7 +79,7 @@ def test_a_report_by_the_benchmarks_own_rule():
     read = mmf.data.read_benchmark("pope", rows)
     prompts = read.prompts(graph, instruction=None)
     assert [prompt.answer for prompt in prompts] == ["yes", "yes"]
-    quiet = {"progress": False, "report": str, "timed": 0, "controls": False}
+    quiet = {"progress": False, "report": str, "timed": 0, "controls": 0}
     result = mmf.prune_report(graph, prompts, [mmf.FastV(k=2)], judge=read.judge, max_new_tokens=2, **quiet)
     frame = result.to_frame()
     # a random model writes neither yes nor no, and POPE's rule takes that for a yes

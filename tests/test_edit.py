@@ -369,7 +369,7 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
         for seed, answer, key in ((2, "red", "a"), (3, "blue", "b"), (4, "red", "same"))
     ]
     told = []
-    run = {"layers": 1, "controls": [3], "bound": 1e-3, "progress": False, "report": told.append}
+    run = {"layers": 1, "control_layers": [3], "bound": 1e-3, "progress": False, "report": told.append}
     result = mmf.edit_report(graph, facts, others, folder=tmp_path, settings=SHORT, **run)
     frame = result.to_frame()
     assert list(frame["method"].unique()) == [

@@ -524,7 +524,7 @@ def test_a_users_ranking_that_was_changed_is_measured_again(base, prompts, tmp_p
         names = {"__name__": "__main__", "SIGN": sign, "torch": torch}
         exec("def rank(seen): return SIGN * torch.arange(len(seen.image)).float()", names)
         method = mmf.prune.Prune(own=[mmf.prune.Stage(layer=1, keep=4, rank=names["rank"], reads="")])
-        given = {"controls": False, "timed": 0, "progress": False, "report": str, "max_new_tokens": 2}
+        given = {"controls": 0, "timed": 0, "progress": False, "report": str, "max_new_tokens": 2}
         return mmf.prune_report(base, prompts, {"own": method}, folder=folder, **given).to_frame()["written"].tolist()
 
     first = written(1, tmp_path)

@@ -131,8 +131,8 @@ def calls(graph) -> dict:
             run | {"prompt": single, "source": SPAN, "layers": LAYERS, "top": COUNT},
         ),
         "attention": (
-            experiment(mmf.attention, prompt=one, layers=[4], target="last"),
-            place
+            experiment(mmf.attention, prompt=one, layers=[4], target="last", **ABOUT),
+            run
             | {
                 "prompt": single,
                 "layers": LAYERS,
@@ -183,15 +183,14 @@ def calls(graph) -> dict:
             },
         ),
         "kept_tokens": (
-            experiment(mmf.kept_tokens, prompt=one, pattern=mmf.FastV(k=4)),
-            {"graph": GRAPH, "prompt": single}
+            experiment(mmf.kept_tokens, prompt=one, pattern=mmf.FastV(k=4), **ABOUT),
+            run
+            | {"prompt": single}
             | {"pattern": ["x", None, 3, mmf.FastV, mmf.Skip(layers=1), mmf.FastV(k=99), mmf.FastV(k=4, r=0.0)]},
         ),
         "edit": (
             experiment(mmf.edit, facts=fact, layers=4, settings=short, **ABOUT),
-            place
-            | {"facts": facts, "layers": LAYERS, "settings": ["x", None, 3, {}, mmf.EditSettings]}
-            | {"progress": FLAG, "report": CALLED},
+            run | {"facts": facts, "layers": LAYERS, "settings": ["x", None, 3, {}, mmf.EditSettings]},
         ),
         "edit_report": (
             experiment(mmf.edit_report, facts=[fact], others=two, layers=4, settings=short, fine_tuning=False, **ABOUT),

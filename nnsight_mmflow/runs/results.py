@@ -138,8 +138,8 @@ class Result:
 
 def _with_lists(table: pd.DataFrame) -> pd.DataFrame:
     """The table with lists where it was saved with lists: parquet gives arrays."""
-    for name in [name for name, kind in table.dtypes.items() if str(kind) == "object"]:
-        if any(hasattr(cell, "tolist") for cell in table[name]):
+    for name in table.columns:
+        if table[name].dtype == object and any(hasattr(cell, "tolist") for cell in table[name]):
             table[name] = [cell.tolist() if hasattr(cell, "tolist") else cell for cell in table[name]]
     return table
 

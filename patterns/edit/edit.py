@@ -102,6 +102,7 @@ def edit(
     known = settings
     study = Study(
         name="edit",
+        unit="fact",
         settings={"layers": chosen, "settings": asdict(known)},
         tasks=tasks,
         measure=measure,
