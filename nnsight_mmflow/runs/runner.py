@@ -149,7 +149,7 @@ def _run(
 ) -> Found:
     with ExitStack() as open_until_done:
         if crew is not None:
-            open_until_done.enter_context(crew)
+            crew = open_until_done.enter_context(crew)
             if folder is not None:  # whose numbers it holds, a worker may have to say
                 graph = crew.known(graph)
         journal = opened or journal_of(graph, folder, study.name, report, **study.settings)
