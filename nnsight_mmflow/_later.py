@@ -29,7 +29,7 @@ ROOMS = {
     "show.patterns": ("pattern_html", "plan_html"),
     "show.prompts": ("batch_html", "prompt_html", "span_html", "spans_html"),
     "show.pruning": ("kept_panels", "prune_figure"),
-    "show.results": ("job_html", "kept_html", "result_html", "told"),
+    "show.results": ("job_html", "result_html", "told"),
     "show.saliency": ("disruption_figure", "saliency_figure", "saliency_panels"),
     "workers.run": ("crew_of",),
     "show.traces": ("attribution_figure", "trace_figure"),

@@ -140,6 +140,8 @@ MADE = {
     mmf.results.AttributionPatchingResult: lambda g, p: mmf.attribution_patching(
         g, *mmf.nano.trace_pairs(g, 2, "flag"), progress=False
     ),
+    mmf.results.AttentionResult: lambda g, p: mmf.attention(g, p[0], layers=[3, 4]),
+    mmf.results.KeptTokensResult: lambda g, p: mmf.kept_tokens(g, p[0], mmf.HiMAP(k1=2, k2=4)),
     mmf.results.EditResult: lambda g, p: mmf.edit(g, mmf.nano.edits(g, 1)[0], layers=4),
     mmf.results.EditReport: lambda g, p: mmf.edit_report(g, mmf.nano.edits(g, 2), p, 4, fine_tuning=False, **QUIET),
 }

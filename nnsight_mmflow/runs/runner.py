@@ -163,7 +163,7 @@ def _run(
             measured = crew.results(entries_of, jobs, names)
         else:
             measured = _measured_here(graph, study, journal, bundles)
-        for _ in progress_bar(bundles, study.name, shown=progress):
+        for _ in progress_bar(bundles, study.name, shown=progress and len(bundles) > 1):
             made = next(measured)["entries"]
             journal.add(*made)
             for _ in made:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.runs.results import Result
 
 
@@ -182,6 +183,22 @@ def _words(result: Any) -> pd.DataFrame:
     return _frame(rows)
 
 
+def _kept(result: KeptTokensResult) -> pd.DataFrame:
+    counts = result.counts
+    first = [layer for layer, count in enumerate(counts) if not layer or count != counts[layer - 1]]
+    ends = [*(layer - 1 for layer in first[1:]), len(counts) - 1]
+    return _frame(
+        [
+            {
+                "layers": f"{start} to {end}" if end > start else str(start),
+                "image tokens": counts[start],
+                "of the first": f"{counts[start] / max(1, counts[0]):.0%}",
+            }
+            for start, end in zip(first, ends, strict=True)
+        ]
+    )
+
+
 OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "flow": _flow,
     "skip_flow": _skip,
@@ -197,6 +214,7 @@ OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "edit": _edit,
     "attention_and_effect": _effect,
     "attention": _attention,
+    "kept_tokens": _kept,
     "knockout_by_patch": _patches,
     "lens_by_patch": _words,
 }

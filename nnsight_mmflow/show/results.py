@@ -10,7 +10,6 @@ from nnsight_mmflow.show.overviews import overview
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.job import FlowJob
-    from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.runs.results import Result
 
 ESSENTIALS = ("attention", "engine", "windows", "window", "layers", "controls", "scope", "mode", "metric", "seed")
@@ -51,18 +50,3 @@ def job_html(job: FlowJob) -> str:
     return box(
         heading(f"FlowJob: {fetched} of {len(rows)} prompts fetched", note), table(("prompt", "question", ""), rows)
     )
-
-
-def kept_html(kept: KeptTokensResult) -> str:
-    """How many image tokens each layer sees, and where they lie."""
-    counts = kept.counts
-    first = [layer for layer, count in enumerate(counts) if not layer or count != counts[layer - 1]]
-    ends = [*(layer - 1 for layer in first[1:]), len(counts) - 1]
-    rows = [
-        (f"{start} to {end}" if end > start else start, counts[start], f"{counts[start] / max(1, counts[0]):.0%}")
-        for start, end in zip(first, ends, strict=True)
-    ]
-    parts = [heading("Image tokens that each layer sees"), table(("layers", "image tokens", "of the first"), rows)]
-    if kept.prompt is not None and len(kept.prompt.images) == 1:
-        parts.append(figure(kept.on_image(), "the picture, patches as bright as the layers that see them are many"))
-    return box(*parts)

@@ -61,10 +61,7 @@ class KeptTokensResult(Result):
         return [len(kept) for kept in self.layers]
 
     def __repr__(self) -> str:
-        return f"KeptTokensResult(counts={self.counts})"
-
-    def _repr_html_(self) -> str:
-        return later("kept_html")(self)
+        return f"KeptTokensResult({self.header['model']}, counts={self.counts})"
 
     def summary(self) -> str:
         """Which layers see how many tokens."""
@@ -142,7 +139,7 @@ def kept_tokens(
         >>> graph = mmf.load("nano")
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
         >>> mmf.kept_tokens(graph, prompt, mmf.HiMAP(k1=2, k2=4), progress=False)
-        KeptTokensResult(counts=[64, 64, 32, 32, 8, 8, 8, 8, 8, 8])
+        KeptTokensResult(nano, counts=[64, 64, 32, 32, 8, 8, 8, 8, 8, 8])
     """
     graph = graph.at(remote)
     pattern.check(graph, prompt.rows(), None)

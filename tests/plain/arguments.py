@@ -1,5 +1,6 @@
 """Wrong arguments of every public function are refused in words; right ones in another form are taken."""
 
+import json
 import re
 
 import numpy as np
@@ -224,5 +225,9 @@ def test_a_saved_edit_with_nan_is_refused(nano, tmp_path):
     tensors = load_file(tmp_path / "edit.safetensors")
     tensors["4.left"][0] = float("nan")
     save_file(tensors, tmp_path / "edit.safetensors", {"model": "nano"})
+    with pytest.raises(mmf.DataError, match="edit.safetensors is not the one that edit.json was saved with"):
+        mmf.results.EditResult.load(tmp_path, nano)
+    header = json.loads((tmp_path / "edit.json").read_text())  # as one of an earlier version, without checksums
+    (tmp_path / "edit.json").write_text(json.dumps({name: header[name] for name in header if name != "files_sha256"}))
     with pytest.raises(mmf.MMFlowError, match="the edit of layer 4 holds NaN"):
         mmf.results.EditResult.load(tmp_path, nano)
