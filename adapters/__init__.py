@@ -14,11 +14,13 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._processor_fit import check_image_token, check_processor
+from nnsight_mmflow._later import lazily
+from nnsight_mmflow.adapters.processor_fit import check_image_token, check_processor
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.adapters._base import Adapter
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from nnsight_mmflow.adapters.base import Adapter
 
 GROUP = "nnsight_mmflow.adapters"
 TABLE = {
@@ -71,3 +73,10 @@ def known_class(name: str) -> str:
             f' [project.entry-points."{GROUP}"] {name} = "package.module:Class", and run `mmflow check` on a model.'
         )
     return there[name]
+
+
+def __getattr__(name: str) -> object:
+    """The adapters and what one is made of, loaded when first used: `from nnsight_mmflow.adapters import Llava`."""
+    there = {"Adapter": "adapters.base", "TextModel": "adapters.text"}
+    own = (place.removeprefix("nnsight_mmflow.").split(":") for place in TABLE.values())
+    return lazily(name, __name__, there | {cls: module for module, cls in own})

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import image_defaults, resized_view, settings
 
-from nnsight_mmflow._geometry import Cell, ImageGeometry, whole
-from nnsight_mmflow._views import Step, View
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.processing import image_defaults, resized_view, settings
+from nnsight_mmflow.spans.geometry import Cell, ImageGeometry, whole
+from nnsight_mmflow.spans.views import Step, View
 
 if TYPE_CHECKING:
     import torch
 
-    from nnsight_mmflow._row_spans import Spans
+    from nnsight_mmflow.spans.row_spans import Spans
 
 
 class Gemma3(Adapter):

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import settings, squared_first
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._geometry import ImageGeometry, tiled, whole
-from nnsight_mmflow._names import mentions
-from nnsight_mmflow._views import Step, View, tile_stretches
+from nnsight_mmflow.adapters.base import Adapter, mentions
+from nnsight_mmflow.adapters.processing import settings, squared_first
+from nnsight_mmflow.spans.geometry import ImageGeometry, tiled, whole
+from nnsight_mmflow.spans.views import Step, View, tile_stretches
 
 if TYPE_CHECKING:
     import torch

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import image_defaults, resized_view, settings
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from nnsight_mmflow._geometry import ImageGeometry, tiled, whole
-from nnsight_mmflow._views import View
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.processing import image_defaults, resized_view, settings
+from nnsight_mmflow.spans.geometry import ImageGeometry, tiled, whole
+from nnsight_mmflow.spans.views import View
 
 if TYPE_CHECKING:
     import torch

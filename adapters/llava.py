@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import resized_view, settings, steps_of
-
-from nnsight_mmflow._geometry import CLASS, Cell, ImageGeometry, whole
-from nnsight_mmflow._views import View
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.processing import resized_view, settings, steps_of
+from nnsight_mmflow.spans.geometry import CLASS, Cell, ImageGeometry, whole
+from nnsight_mmflow.spans.views import View
 
 if TYPE_CHECKING:
     import torch

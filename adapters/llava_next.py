@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import resized_view, settings, squared_first
-from nnsight_mmflow.adapters.llava import Llava
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 
 from nnsight_mmflow._errors import ModelError
-from nnsight_mmflow._geometry import NEWLINE, Cell, ImageGeometry
-from nnsight_mmflow._views import Step, View, tile_stretches
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.llava import Llava
+from nnsight_mmflow.adapters.processing import resized_view, settings, squared_first
+from nnsight_mmflow.spans.geometry import NEWLINE, Cell, ImageGeometry
+from nnsight_mmflow.spans.views import Step, View, tile_stretches
 
 
 class LlavaNext(Adapter):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.adapters._processing import resized_view, settings
 from nnsight_mmflow.adapters.llava_next import LlavaNext
-
-from nnsight_mmflow._geometry import NEWLINE, Cell, ImageGeometry, whole
-from nnsight_mmflow._views import View, tile_stretches
+from nnsight_mmflow.adapters.processing import resized_view, settings
+from nnsight_mmflow.spans.geometry import NEWLINE, Cell, ImageGeometry, whole
+from nnsight_mmflow.spans.views import View, tile_stretches
 
 if TYPE_CHECKING:
     import torch

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow.adapters._base import Adapter
-from nnsight_mmflow.adapters._processing import resized_view, settings
-
-from nnsight_mmflow._geometry import ImageGeometry, whole
+from nnsight_mmflow.adapters.base import Adapter
+from nnsight_mmflow.adapters.processing import resized_view, settings
+from nnsight_mmflow.spans.geometry import ImageGeometry, whole
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from nnsight_mmflow._fingerprint import weights_digest
+from nnsight_mmflow.runs.fingerprint import weights_digest
 
 
 def main():

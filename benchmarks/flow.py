@@ -18,13 +18,14 @@ import time
 import numpy as np
 import psutil
 import torch
-from nnsight_mmflow.patterns.edges import PAPER
 from shapes import SHAPES, build, question
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._plan import make_plan, sizes_of
-from nnsight_mmflow._results import versions
-from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
+from nnsight_mmflow.patterns.flow.edges import PAPER
+from nnsight_mmflow.patterns.flow.reference import run_by_forwards
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.sweep import run_by_rows, run_clean
 
 
 class Peak:
@@ -206,7 +207,7 @@ def main() -> None:
 
 def mmf_budget() -> int:
     """The package's own row budget."""
-    from nnsight_mmflow._plan import ROW_BUDGET
+    from nnsight_mmflow.inside.plan import ROW_BUDGET
 
     return ROW_BUDGET
 

@@ -21,8 +21,8 @@ import torch
 from shapes import SHAPES, build
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
-from nnsight_mmflow._results import versions
+from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
+from nnsight_mmflow.runs.results import versions
 
 BEFORE, AFTER, IMAGE = 35, 135, 576
 METHODS = {
@@ -30,18 +30,20 @@ METHODS = {
     "FastV 2/50": mmf.FastV(k=2, r=0.5),
     "HiMAP-8": mmf.HiMAP(),
     "HiMAP-15": mmf.HiMAP(k2=15),
-    "random as HiMAP-8": mmf.Prune(),  # filled in below: the same schedule without ranking
+    "random as HiMAP-8": mmf.prune.Prune(),  # filled in below: the same schedule without ranking
     "HiMAP-8, mask": mmf.HiMAP(mode="mask"),
 }
 
 
-def unranked(pattern: mmf.Prune, graph: mmf.Graph) -> mmf.Prune:
+def unranked(pattern: mmf.prune.Prune, graph: mmf.Graph) -> mmf.prune.Prune:
     """The same schedule, ranked by nothing: what is left of the cost is dropping alone."""
-    stages = [mmf.Stage(layer=one.layer, keep=one.keep, rank=_first, reads="") for one in pattern.stages(graph, IMAGE)]
-    return mmf.Prune(own=stages)
+    stages = [
+        mmf.prune.Stage(layer=one.layer, keep=one.keep, rank=_first, reads="") for one in pattern.stages(graph, IMAGE)
+    ]
+    return mmf.prune.Prune(own=stages)
 
 
-def _first(seen: mmf.Seen) -> torch.Tensor:
+def _first(seen: mmf.prune.Seen) -> torch.Tensor:
     return -torch.arange(len(seen.image), dtype=torch.float32)
 
 
@@ -122,7 +124,7 @@ def main() -> None:
 
 
 def timed(
-    graph: mmf.Graph, asked: mmf.Prompt | mmf.Batch, pattern: mmf.Prune | None, tokens: int, device: str
+    graph: mmf.Graph, asked: mmf.Prompt | mmf.Batch, pattern: mmf.prune.Prune | None, tokens: int, device: str
 ) -> float:
     """Seconds of a generation of so many tokens."""
     patterns = () if pattern is None else (pattern,)

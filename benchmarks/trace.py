@@ -14,14 +14,15 @@ import time
 import numpy as np
 import torch
 from flow import timed
-from nnsight_mmflow.patterns.trace_run import clean_values, one_forward
 from shapes import SHAPES, build, question
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._plan import ROW_BUDGET
-from nnsight_mmflow._restore import Cell, run_cells
-from nnsight_mmflow._results import versions
-from nnsight_mmflow._sweep import run_clean
+from nnsight_mmflow.inside.plan import ROW_BUDGET
+from nnsight_mmflow.inside.restore import Cell
+from nnsight_mmflow.patterns.trace.run import clean_values, one_forward
+from nnsight_mmflow.runs.restored import run_cells
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.sweep import run_clean
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class DataError(MMFlowError):
     """A question file, an image or a saved result that cannot be read."""
 
 
-class RemoteFailure(MMFlowError):
+class ServerError(MMFlowError):
     """A run on a server could not be made, or failed there."""
 
 

@@ -1,1 +1,70 @@
-"""One file per intervention or experiment. No pattern knows an architecture; none plots."""
+"""Interventions (one file each) and experiments (a file, or a folder for a family). No pattern knows a family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._later import lazily
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.inside.pruning import Seen as Seen
+    from nnsight_mmflow.inside.pruning import Stage as Stage
+    from nnsight_mmflow.model.pattern import Pattern as Pattern
+    from nnsight_mmflow.patterns.knockout import Knockout as Knockout
+    from nnsight_mmflow.patterns.patch import Patch as Patch
+    from nnsight_mmflow.patterns.prune.controls import DropAll as DropAll
+    from nnsight_mmflow.patterns.prune.controls import Grid as Grid
+    from nnsight_mmflow.patterns.prune.controls import Keep as Keep
+    from nnsight_mmflow.patterns.prune.controls import Random as Random
+    from nnsight_mmflow.patterns.prune.methods import FastV as FastV
+    from nnsight_mmflow.patterns.prune.methods import HiMAP as HiMAP
+    from nnsight_mmflow.patterns.prune.methods import PyramidDrop as PyramidDrop
+    from nnsight_mmflow.patterns.prune.prune import Prune as Prune
+    from nnsight_mmflow.patterns.prune.sparse_vlm import SparseVLM as SparseVLM
+    from nnsight_mmflow.patterns.prune.visi_pruner import VisiPruner as VisiPruner
+    from nnsight_mmflow.patterns.prune.vision_zip import FasterVLM as FasterVLM
+    from nnsight_mmflow.patterns.prune.vision_zip import VisionZip as VisionZip
+    from nnsight_mmflow.patterns.skip import Skip as Skip
+    from nnsight_mmflow.patterns.values import from_run as from_run
+    from nnsight_mmflow.patterns.values import mean_of as mean_of
+    from nnsight_mmflow.patterns.values import noise as noise
+    from nnsight_mmflow.patterns.values import zeros as zeros
+    from nnsight_mmflow.patterns.zero_weights import ZeroWeights as ZeroWeights
+
+_WHERE = {
+    "Pattern": "model.pattern",
+    "Knockout": "patterns.knockout",
+    "Patch": "patterns.patch",
+    "Skip": "patterns.skip",
+    "ZeroWeights": "patterns.zero_weights",
+    "Prune": "patterns.prune.prune",
+    "Stage": "inside.pruning",
+    "Seen": "inside.pruning",
+    "HiMAP": "patterns.prune.methods",
+    "FastV": "patterns.prune.methods",
+    "PyramidDrop": "patterns.prune.methods",
+    "SparseVLM": "patterns.prune.sparse_vlm",
+    "VisiPruner": "patterns.prune.visi_pruner",
+    "VisionZip": "patterns.prune.vision_zip",
+    "FasterVLM": "patterns.prune.vision_zip",
+    "Random": "patterns.prune.controls",
+    "Grid": "patterns.prune.controls",
+    "DropAll": "patterns.prune.controls",
+    "Keep": "patterns.prune.controls",
+    "from_run": "patterns.values",
+    "mean_of": "patterns.values",
+    "zeros": "patterns.values",
+    "noise": "patterns.values",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> object:
+    """Loads a name when it is first used."""
+    return lazily(name, __name__, _WHERE)
+
+
+def __dir__() -> list[str]:
+    """The names of this group."""
+    return __all__

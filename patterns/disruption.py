@@ -8,30 +8,32 @@ from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from nnsight_mmflow.patterns.knockout import Knockout
-from nnsight_mmflow.patterns.zeroed import Zeroed
 
-from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._identity import drawn_by, journal_of, prompt_identity
-from nnsight_mmflow._output import saved
-from nnsight_mmflow._pattern import layer_list
-from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.knockout import Knockout
+from nnsight_mmflow.patterns.zero_weights import ZeroWeights
+from nnsight_mmflow.runs.each import next_under
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._pattern import Pattern
-    from nnsight_mmflow._plots import ShownFigure
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
+    from nnsight_mmflow.spans.span import Span
 
 WAYS = ("img2txt", "img2img", "img2rnd")
 SCOPES = ("layer", "from_layer")
-STAGES = {"pre": Knockout, "post": Zeroed}
+STAGES = {"pre": Knockout, "post": ZeroWeights}
 TOP = 5
 
 
@@ -56,7 +58,7 @@ class DisruptionResult(Result):
         """D_l = log(E_vv / E_vt) by layer, E = 1 - score consistency; above 0 flow between image tokens matters more.
 
         NaN where a disruption changed no top five at all. Source: section 4.2 of the paper; E is in its supplement
-        only, and this is the reading that does not saturate (spec himap, 2.1).
+        only, and this is the reading that does not saturate.
         """
         import numpy as np
 
@@ -71,9 +73,7 @@ class DisruptionResult(Result):
 
     def plot(self) -> ShownFigure:
         """Score consistency and kept labels by layer, a line per way."""
-        from nnsight_mmflow._saliency_plots import disruption_figure
-
-        return disruption_figure(self)
+        return later("disruption_figure")(self)
 
     def summary(self) -> str:
         """Where each way does most."""
@@ -90,7 +90,7 @@ class DisruptionResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def disruption(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -102,6 +102,8 @@ def disruption(
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> DisruptionResult:
@@ -118,13 +120,15 @@ def disruption(
         seed: of the control's draw.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
     Raises:
         MMFlowError: unknown ways, scope or stage; image tokens that would have nothing left to read.
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 4; spec himap, section 2.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 4.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -135,13 +139,7 @@ def disruption(
         12
     """
     graph = graph.at(remote)
-    import pandas as pd
-
-    from nnsight_mmflow._prompt import Prompt as OnePrompt
-
-    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
-    if not prompts:
-        raise MMFlowError("disruption needs at least one prompt, but got none.")
+    given = listed(prompts, "disruption")
     wrong = [way for way in ways if way not in WAYS]
     if wrong or not ways:
         raise MMFlowError(f"ways are of {', '.join(WAYS)}, not {list(ways)}.")
@@ -150,44 +148,34 @@ def disruption(
             f"scope is one of {', '.join(SCOPES)} and stage of {', '.join(STAGES)}: {scope!r}, {stage!r}."
         )
     chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
-    settings = {
-        "model": graph.name,
-        "ways": list(ways),
-        "scope": scope,
-        "stage": stage,
-        "layers": chosen,
-        "seed": seed,
-        "attention": graph.backend,
-        "n_prompts": len(prompts),
-        "n_layers": graph.n_layers,
-        "versions": versions(),
-    }
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {name: settings[name] for name in ("ways", "scope", "stage", "layers", "seed")}
+    asked = {"ways": list(ways), "scope": scope, "stage": stage, "layers": chosen, "seed": seed}
     where = [[layer] if scope == "layer" else range(layer, graph.n_layers) for layer in chosen]
-    with journal_of(graph, folder, "disruption", report, **told) as journal:
-        planned = [(way, layer) for way in ways for layer in chosen]
-        for identity in set(ids) & set(journal.done):
-            journal.check(identity, [(row["way"], row["layer"]) for row in journal.done[identity]["rows"]], planned)
-        left = journal.left(ids)
-        report(
-            f"disruption: {len(left)} of {len(prompts)} prompts to run, {len(ways) * len(chosen) + 1} forwards each."
-        )
-        for number in progress_bar(left, "disruption", shown=progress):
-            drawn = drawn_by(seed, ids[number])
-            rows = _measure(graph, prompts[number], ways, stage, chosen, where, drawn)
-            journal.add({"id": ids[number], "rows": rows})
-        rows = [
-            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
-        result = DisruptionResult(pd.DataFrame(rows), settings)
-        saved(result, folder, report)
-    return result
+
+    def collect(entries: list[dict]) -> DisruptionResult:
+        import pandas as pd
+
+        header = {"model": graph.name, **asked, "attention": graph.backend, **counted([""] * len(entries))}
+        header |= {"n_layers": graph.n_layers, "versions": versions()}
+        return DisruptionResult(pd.DataFrame(rows_of(given, entries)), header)
+
+    planned = [(way, layer) for way in ways for layer in chosen]
+    names = [prompt_identity(prompt) for prompt in given]
+    study = Study(
+        name="disruption",
+        settings=asked,
+        tasks=[
+            prompt_task(prompt, name, list(ways), stage, chosen, where, drawn_by(seed, name))
+            for prompt, name in zip(given, names, strict=True)
+        ],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{len(ways) * len(chosen) + 1} forwards each.",
+        cells=row_cells("way", "layer", planned=lambda task, entry: planned),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _measure(
+def measure(
     graph: Graph,
     prompt: Prompt,
     ways: Sequence[str],
@@ -195,8 +183,8 @@ def _measure(
     chosen: Sequence[int],
     where: Sequence[Sequence[int]],
     drawn: int,
-) -> list[dict]:
-    """One prompt's rows."""
+) -> dict:
+    """What the journal keeps of one prompt."""
     before = next_under(graph, prompt, [()], top=TOP)[0]
     answer, top = before.top[0], set(before.top)
     rows = []
@@ -215,7 +203,7 @@ def _measure(
                     "probability_before": math.exp(before.log),
                 }
             )
-    return rows
+    return {"rows": rows}
 
 
 def _edge(prompt: Prompt, way: str, seed: int) -> tuple[str | Span, str | Span]:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._closed_edges import PromptEdges, close_edges, close_edges_apart, edges_in
-from nnsight_mmflow._edits import MaskEdit, closing, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._forwards import Held, each_forward, factor_of
-from nnsight_mmflow._masks import kept_keys
-from nnsight_mmflow._names import cache_in
-from nnsight_mmflow._pattern import check_computed, check_edge, layer_list, resolve, rows_of
-from nnsight_mmflow._split import whole_here
+from nnsight_mmflow.inside.closed_edges import PromptEdges, close_edges, close_edges_apart, edges_in
+from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
+from nnsight_mmflow.inside.masks import kept_keys
+from nnsight_mmflow.inside.names import cache_in
+from nnsight_mmflow.model.edits import MaskEdit, closing, row_length
+from nnsight_mmflow.model.pattern import CLOSES, Pattern, check_computed, layer_list
+from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.spans.edges import check_edge, resolve
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from nnsight_mmflow._apart import Layout
-    from nnsight_mmflow._forms import Form
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._row_spans import Spans
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.inside.apart import Layout
+    from nnsight_mmflow.model.forms import Form
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 BACKENDS = ("sdpa", "eager")  # those that add a mask of four dimensions; flash attention ignores it
 WHEN = ("prefill", "decode", "all")
@@ -31,7 +30,7 @@ CLOSED_ALREADY = "every one of its edges was closed already, by padding, a slidi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knockout:
+class Knockout(Pattern):
     """Closes the attention edges from source (key) to target (query).
 
     The remaining weights of a target renormalise, as if the sources were not there. `source == target == "last"`
@@ -62,37 +61,16 @@ class Knockout:
         ...     logits = graph.unembed.output.save()
     """
 
+    order: ClassVar[int] = CLOSES
+    shared: ClassVar[bool] = True
+    attends: ClassVar[bool] = True
+    can_leave: ClassVar[bool] = True
+
     source: str | Span
     target: str | Span
     layers: int | Iterable[int]
     heads: tuple[int, ...] | range | list[int] | None = None
     when: str = "prefill"
-
-    def __post_init__(self) -> None:
-        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
-        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
-
-        check_fields(self)
-
-    def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_patterns import pattern_html
-
-        return pattern_html(self)
-
-    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
-        """Does it inside a trace that the user has opened, and returns how many edges it closed.
-
-        Layers are met in order, so two patterns on the same layers cannot be applied one after the other in one trace:
-        hand both to graph.trace, which runs them side by side. In a generation of your own it acts in the forward in
-        which it is called, on those of its targets that this forward holds.
-
-        Args:
-            graph: the graph whose model the trace runs.
-            spans: `prompt.spans`, or `batch.spans`.
-        """
-        rows = rows_of(graph, spans)
-        self.check(graph, rows, None)
-        return self._close_here(graph, rows)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
@@ -127,13 +105,9 @@ class Knockout:
             if form is not None and self.when != "decode":
                 check_computed(what, target, form)
 
-    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Knockout:
-        """Itself: it needs nothing from other runs."""
-        return self
-
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` makes."""
-        self._close_here(graph, rows)
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """Does it inside the edit that `graph.trace` makes; in a trace of the user's, on what its forward holds."""
+        return self._close_here(graph, rows)
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds targets."""
@@ -178,15 +152,6 @@ class Knockout:
         except OutOfOrderError:  # the generation has ended
             pass
         self._check_done(done, changed)
-
-    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
-        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`.
-
-        See `graph.hooks` for more than one forward, and for families whose attention TransformerLens does not compute.
-        """
-        from nnsight_mmflow._bridge_hooks import hooks_of
-
-        return hooks_of(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[MaskEdit]:
         """What it does to each layer's mask, for a TransformerLens bridge."""

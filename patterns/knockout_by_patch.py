@@ -4,138 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._patch_regions import random_partners, regions_of
-from nnsight_mmflow._pattern import layer_list
-from nnsight_mmflow._plan import ROW_BUDGET, Plan, make_plan, sizes_of
 from nnsight_mmflow._progress import say
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._spans import Span
-from nnsight_mmflow._sweep import run_by_rows, run_clean
-from nnsight_mmflow._sweep_there import run_there
+from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.knockout_by_patch_result import KnockoutByPatchResult
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
+from nnsight_mmflow.runs.sweep import run_sweep
+from nnsight_mmflow.spans.regions import random_partners, regions_of
+from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._patch_regions import Region
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
+    from nnsight_mmflow.spans.regions import Region
 
 TARGET, WHOLE = "knockout_target", "knockout_whole"  # names beside the prompt's own spans
 
 
-@dataclass(frozen=True, repr=False)
-class KnockoutByPatch(Result):
-    """The effect of each image token, or square of them. One table row per region and window of layers.
-
-    Columns: prompt, region, image, view, tile, row and column (of its upper left patch), n_tokens, positions, window,
-    layer (the window's centre), first_layer, last_layer, base_probability, probability, change_percent
-    ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed, control_change_percent (of as many
-    random patches of the same view; NaN for single tokens).
-
-    Attributes:
-        prompt: what was run, for `plot`; None after `load`.
-    """
-
-    prompt: Prompt | None = field(default=None, repr=False)
-    kind: ClassVar[str] = "knockout_by_patch"
-
-    def spread(self) -> pd.DataFrame:
-        """By window: layer, mean, low and high (95% range) of the change in percent, over regions and over controls.
-
-        Columns: layer, mean, low, high, whole (all source tokens closed at once), control_mean, control_low,
-        control_high, below_control (share of the regions below the range of the controls).
-        """
-        import pandas as pd
-
-        rows = []
-        for (layer, part), whole in zip(self.table.groupby("layer"), self.header["whole_change_percent"], strict=True):
-            change, control = part["change_percent"], part["control_change_percent"]
-            low = control.quantile(0.025)
-            rows.append(
-                {
-                    "layer": layer,
-                    "mean": change.mean(),
-                    "low": change.quantile(0.025),
-                    "high": change.quantile(0.975),
-                    "whole": whole,
-                    "control_mean": control.mean(),
-                    "control_low": low,
-                    "control_high": control.quantile(0.975),
-                    "below_control": float("nan") if control.isna().all() else (change < low).mean(),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    @checked
-    def plot(self, prompt: Prompt | None = None, *, image: int = 0, view: str | None = None) -> ShownFigure:
-        """The change on the picture, a panel for each window; `prompt` is needed where the result was loaded.
-
-        Raises:
-            MMFlowError: a loaded result without a prompt.
-        """
-        from nnsight_mmflow._on_image import on_image
-
-        shown = prompt or self.prompt
-        if shown is None:
-            raise MMFlowError("a loaded result holds no picture: result.plot(prompt), with the prompt it is of.")
-        return on_image(shown, self, image=image, view=view, signed=True)
-
-    def summary(self) -> str:
-        """The most harmful region of each window, beside the distribution over regions and the control."""
-        header = self.header
-        size = header["size"]
-        what = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
-        lines = [
-            f"{header['model']}: {header['source']}->{header['target']}, closed for each of {header['n_regions']}"
-            f" {what}; the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
-        ]
-        for row in self.spread().to_dict("records"):
-            part = self.table[self.table["layer"] == row["layer"]].sort_values("change_percent")
-            worst = part.iloc[0]
-            where = f"row {worst['row']}, column {worst['column']}" if worst["view"] else "a token without patch"
-            text = (
-                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row['mean']:+.2g}%, 95% of them from"
-                f" {row['low']:+.2g}% to {row['high']:+.2g}%; lowest {worst['change_percent']:+.3g}% ({where}); all at"
-                f" once {row['whole']:+.3g}%"
-            )
-            if not math.isnan(row["below_control"]):
-                text += (
-                    f"; random patches, as many: mean {row['control_mean']:+.2g}%, 95% from {row['control_low']:+.2g}%"
-                    f" to {row['control_high']:+.2g}%; {row['below_control']:.0%} of the squares lie below"
-                )
-            lines.append(text)
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(self.summary())}</pre>" if self.prompt is None else super()._repr_html_()
-
-
-@in_words
+@experiment
 def knockout_by_patch(
     graph: Graph,
     prompt: Prompt,
     *,
-    target: str | Span = "last",
     source: str = "image",
+    target: str | Span = "last",
     layers: int | Iterable[int] | None = None,
     window: int | None = None,
     size: int = 1,
-    control: bool = True,
+    controls: int = 1,
     seed: int = 0,
     row_budget: int = ROW_BUDGET,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
-) -> KnockoutByPatch:
-    """A KnockoutByPatch: the change of the answer's probability when the target may not read a patch, for each patch.
+    report: Callable[[str], None] = say,
+) -> KnockoutByPatchResult:
+    """A KnockoutByPatchResult: for each patch how the answer's probability changes when the target may not read it.
 
     The answer is the first token that the model itself answers. Each number equals that of a forward of its own with
     `Knockout(source=patch, target=target, layers=...)`; the rows of `mmf.flow` give them in a few forwards.
@@ -143,17 +62,21 @@ def knockout_by_patch(
     Args:
         graph: the model.
         prompt: one prompt with an image.
-        target: the span that may not read.
         source: the image span whose tokens are gone through: "image.base" or "image[1]" costs less than all.
+        target: the span that may not read.
         layers: a stretch of layers, all unless given.
         window: None closes them all at once; a number closes as many around each of them in turn, as `mmf.flow` does.
         size: 2 or more closes squares of size x size patches of a view; 1 each token, row ends too.
-        control: for squares also as many random patches of the same view. For single tokens the distribution over
-            tokens is the control: `summary` and `spread` tell it.
+        controls: for squares how many sets of as many random patches of the same view; their mean is told. For single
+            tokens the distribution over tokens is the control: `summary` and `spread` tell it.
         seed: of the random patches.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
+        folder: where the numbers are written as they are done, and the result.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        progress: tell the cost before the run.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: no image token, or one that the target cannot read in these layers.
@@ -176,37 +99,59 @@ def knockout_by_patch(
     regions = regions_of(span, size)
     spans = {TARGET: prompt.spans[target] if isinstance(target, str) else target, WHOLE: span}
     spans |= {f"region_{k}": Span(f"region_{k}", one.positions, span.row) for k, one in enumerate(regions)}
-    if control and size > 1:
-        partners = random_partners(regions, seed)
-        spans |= {f"random_{k}": Span(f"random_{k}", held, span.row) for k, held in enumerate(partners)}
+    for draw in range(controls if size > 1 else 0):
+        drawn = {f"random_{draw}_{k}": held for k, held in enumerate(random_partners(regions, seed + draw))}
+        spans |= {name: Span(name, held, span.row) for name, held in drawn.items()}
     named = prompt.spans.having(**spans)
     edges = tuple(f"{name}->{TARGET}" for name in spans if name != TARGET)
     blocks = graph.adapter.bidirectional(prompt.spans)
     plan = make_plan(sizes_of(graph, prompt), named, edges, (size_of_window,), row_budget, blocks, centres)
-    if progress:
-        say(f"knockout_by_patch: {len(regions)} regions, {len(centres)} window(s) of layers; {plan!r}")
-    token, base, changes = _measure(graph, plan, replace(prompt, spans=named))
-    header = {
-        "model": graph.name,
-        "source": source,
-        "target": target if isinstance(target, str) else target.name,
-        "layers": chosen,
-        "window": window,
-        "size": size,
-        "seed": seed,
-        "n_layers": graph.n_layers,
-        "n_regions": len(regions),
-        "answer": graph.processor.tokenizer.decode([token]).strip(),
-        "base_probability": math.exp(base),
-        "whole_change_percent": [
-            math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres
-        ],
-        "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
-        "plan": repr(plan),
-        "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
-        "versions": versions(),
-    }
-    return KnockoutByPatch(_table(prompt, regions, plan, token, base, changes), header, prompt)
+
+    def collect(entries: list[dict]) -> KnockoutByPatchResult:
+        (kept,) = entries
+        token, base = kept["token"], kept["base"]
+        found = zip(plan.cells, kept["cells"], strict=True)
+        changes = {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in found}
+        whole = [math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres]
+        header = {
+            "model": graph.name,
+            "source": source,
+            "target": target if isinstance(target, str) else target.name,
+            "layers": chosen,
+            "window": window,
+            "size": size,
+            "seed": seed,
+            "n_layers": graph.n_layers,
+            "n_regions": len(regions),
+            "answer": graph.processor.tokenizer.decode([token]).strip(),
+            "base_probability": math.exp(base),
+            "whole_change_percent": whole,
+            "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
+            "plan": repr(plan),
+            "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
+            "versions": versions(),
+        }
+        return KnockoutByPatchResult(_table(prompt, regions, plan, token, base, changes, controls), header, prompt)
+
+    settings = {"source": source, "target": list(spans[TARGET]), "layers": chosen, "window": window, "size": size}
+    study = Study(
+        name="knockout by patch",
+        settings={**settings, "controls": controls, "seed": seed},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), plan)],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{len(regions)} regions, {len(centres)} window(s) of layers; {plan!r}",
+        cells=lambda task, kept: ([(n,) for n in range(len(kept["cells"]))], [(n,) for n in range(len(plan.cells))]),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(graph: Graph, prompt: Prompt, plan: Plan) -> dict:
+    """What the journal keeps of the prompt: the answer's token, its log-probability, and each cell's numbers."""
+    start = min(chunk.start for chunk in plan.chunks)
+    found = run_sweep(graph, plan, prompt, start, 1, None)
+    base, token = found["numbers"][0]
+    return {"token": int(token), "base": base, "cells": found["cells"]}
 
 
 def _windows(chosen: list[int], window: int | None) -> tuple[int, tuple[int, ...]]:
@@ -223,21 +168,6 @@ def _windows(chosen: list[int], window: int | None) -> tuple[int, tuple[int, ...
     return window, tuple(chosen)
 
 
-def _measure(graph: Graph, plan: Plan, prompt: Prompt) -> tuple[int, float, dict[tuple[str, int], tuple[float, int]]]:
-    """(the answer's token, its log-probability, by edge and centre its log-probability and the top token)."""
-    start = min(chunk.start for chunk in plan.chunks)
-    if graph.remote:
-        found = run_there(graph, plan, prompt, start, 1, None)
-        base, token = found["numbers"][0]
-        numbers = found["cells"]
-    else:
-        clean = run_clean(graph, prompt, start, 1)
-        base, token = clean.numbers[0].tolist()
-        numbers = run_by_rows(graph, plan, clean).tolist()
-    cells = zip(plan.cells, numbers, strict=True)
-    return int(token), base, {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in cells}
-
-
 def _table(
     prompt: Prompt,
     regions: list[Region],
@@ -245,17 +175,19 @@ def _table(
     token: int,
     base: float,
     changes: dict[tuple[str, int], tuple[float, int]],
+    controls: int,
 ) -> pd.DataFrame:
     import pandas as pd
 
-    from nnsight_mmflow._windows import window_layers
+    from nnsight_mmflow.spans.windows import window_layers
 
     rows = []
     for _, size, centre in dict.fromkeys((None, size, centre) for _, size, centre in plan.cells):
         layers = window_layers(centre, size, plan.sizes.n_layers)
         for number, region in enumerate(regions):
             log, top = changes[f"region_{number}->{TARGET}", centre]
-            partner = changes.get((f"random_{number}->{TARGET}", centre))
+            drawn = [changes.get((f"random_{draw}_{number}->{TARGET}", centre)) for draw in range(controls)]
+            partners = [math.expm1(one[0] - base) * 100 for one in drawn if one is not None]
             rows.append(
                 {
                     "prompt": prompt.key or "0",
@@ -276,7 +208,7 @@ def _table(
                     "change_percent": math.expm1(log - base) * 100,
                     "log_probability_change": log - base,
                     "answer_changed": top != token,
-                    "control_change_percent": float("nan") if partner is None else math.expm1(partner[0] - base) * 100,
+                    "control_change_percent": sum(partners) / len(partners) if partners else float("nan"),
                 }
             )
     return pd.DataFrame(rows).astype(dict.fromkeys(("tile", "row", "column"), "Int64"))

@@ -10,19 +10,21 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._output import saved
-from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._readout import read_layers
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._sweep_there import answer_of
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.inside.readout import read_layers
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, rows_of, run_study
+from nnsight_mmflow.runs.sweep import answer_of
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._journal import Journal
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
 
 FOLLOWED = ("answer_lower", "answer_capitalized", "false_lower", "false_capitalized")
 
@@ -39,9 +41,7 @@ class LensResult(Result):
 
     def plot(self) -> ShownFigure:
         """The followed probabilities by layer, a panel per site."""
-        from nnsight_mmflow._plots import lens_figure
-
-        return lens_figure(self)
+        return later("lens_figure")(self)
 
     def summary(self) -> str:
         """Where the answer appears."""
@@ -53,7 +53,7 @@ class LensResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def lens(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -65,6 +65,8 @@ def lens(
     max_new_tokens: int = 16,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> LensResult:
@@ -72,7 +74,7 @@ def lens(
 
     Args:
         graph: the model.
-        prompts: one or several; those answered otherwise are left out and counted.
+        prompts: one or several, with `answer` set: it is followed. Those answered otherwise are left out and counted.
         at: the span whose positions are read.
         norm: apply the final norm before the unembedding. False is the released code's way: layers 0 to L-1 raw, the
             last point normed (L + 1 points).
@@ -81,14 +83,16 @@ def lens(
         max_new_tokens: how long an answer may get.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
-        report: where trouble with the folder is told.
+        report: where the cost is told before the run.
 
     Raises:
         MMFlowError: no prompt counted, or one without an answer.
         SpanError: `at` is no span of a prompt.
 
-    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), spec section 5.
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620).
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -98,60 +102,58 @@ def lens(
         True
     """
     graph = graph.at(remote)
-    import pandas as pd
+    given = listed(prompts, "lens")
+    check_answers(given, "lens", why="and it is the answer that a lens follows, whatever only_correct says")
+    for prompt in given:
+        prompt.spans[at]  # refused before any forward
+    asked = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}
+    layers = range(-1, graph.n_layers)
 
-    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    if not prompts:
-        raise MMFlowError("lens needs at least one prompt, but got none.")
-    for number, prompt in enumerate(prompts):
-        if prompt.answer is None:
-            raise MMFlowError(f"prompt {number} has no answer to follow: give answer= to graph.prompt.")
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}
-    with journal_of(graph, folder, "lens", report, **told) as journal:
-        for prompt, identity in zip(prompts, ids, strict=True):
-            if identity in journal.done:
-                found = journal.done[identity]
-                _check_entry(graph, journal, identity, found["rows"], list(prompt.spans[at]) * found["counted"])
-        for number in progress_bar(journal.left(ids), "lens", shown=progress):
-            prompt = prompts[number]
-            positions = list(prompt.spans[at])
-            counted = not only_correct or _is_correct(graph, prompt, max_new_tokens)
-            rows = _read(graph, prompt, positions, norm, top) if counted else []
-            journal.add({"id": ids[number], "counted": counted, "rows": rows})
-        entries = [journal.done[identity] for identity in ids]
-        rows = [
-            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-            for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True))
-            for row in entry["rows"]
-        ]
+    def collect(entries: list[dict]) -> LensResult:
+        rows = rows_of(given, entries)
         if not rows:
             raise MMFlowError(
-                f"none of {len(prompts)} prompts was answered correctly; pass only_correct=False to read all."
+                f"none of {len(given)} prompts was answered correctly; pass only_correct=False to read all."
             )
-        n_counted = sum(entry["counted"] for entry in entries)
-        header = {
-            "model": graph.name,
-            "at": at,
-            "norm": norm,
-            "top": top,
-            "n_layers": graph.n_layers,
-            "n_prompts": len(prompts),
-            "n_counted": n_counted,
-            "left_out": {"answered otherwise": len(prompts) - n_counted} if n_counted < len(prompts) else {},
-            "metric": "probability of the first sub-token of each word, softmax over the whole vocabulary",
-            "versions": versions(),
-        }
-        result = LensResult(pd.DataFrame(rows), header)
-        saved(result, folder, report)
-    return result
+        return _result(graph, asked, rows, entries)
+
+    study = Study(
+        name="lens",
+        settings=asked,
+        tasks=[prompt_task(prompt, prompt_identity(prompt), *asked.values()) for prompt in given],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: "a forward and an answer each.",
+        cells=lambda task, entry: (
+            [(row["layer"], row["position"]) for row in entry["rows"] if row["site"] == "resid"],
+            [(layer, p) for layer in layers for p in list(task.given[0].spans[at]) * entry["counted"]],
+        ),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _check_entry(graph: Graph, journal: Journal, identity: str, rows: list[dict], positions: list[int]) -> None:
-    """Refuses a finished entry that lacks layers or positions."""
-    found = [(row["layer"], row["position"]) for row in rows if row["site"] == "resid"]
-    layers = range(-1, graph.n_layers)
-    journal.check(identity, found, [(layer, position) for layer in layers for position in positions])
+def measure(
+    graph: Graph, prompt: Prompt, at: str, norm: bool, top: int, only_correct: bool, max_new_tokens: int
+) -> dict:
+    """What the journal keeps of one prompt."""
+    counts = not only_correct or prompt.accepts(answer_of(graph, prompt, max_new_tokens).text)
+    return {"counted": counts, "rows": _read(graph, prompt, list(prompt.spans[at]), norm, top) if counts else []}
+
+
+def _result(graph: Graph, asked: dict[str, object], rows: list[dict], entries: list[dict]) -> LensResult:
+    import pandas as pd
+
+    header = {
+        "model": graph.name,
+        "at": asked["at"],
+        "norm": asked["norm"],
+        "top": asked["top"],
+        "n_layers": graph.n_layers,
+        **counted(["" if entry["counted"] else "answered otherwise" for entry in entries]),
+        "metric": "probability of the first sub-token of each word, softmax over the whole vocabulary",
+        "versions": versions(),
+    }
+    return LensResult(pd.DataFrame(rows), header)
 
 
 def first_token(graph: Graph, word: str | None) -> int | None:
@@ -161,10 +163,6 @@ def first_token(graph: Graph, word: str | None) -> int | None:
     tokenizer = graph.processor.tokenizer
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     return None if not ids or ids[0] == tokenizer.unk_token_id else ids[0]
-
-
-def _is_correct(graph: Graph, prompt: Prompt, max_new_tokens: int) -> bool:
-    return answer_of(graph, prompt, max_new_tokens).text.lower() == str(prompt.answer).strip().lower()
 
 
 def _read(graph: Graph, prompt: Prompt, positions: list[int], norm: bool, top: int) -> list[dict]:
@@ -177,7 +175,7 @@ def _read(graph: Graph, prompt: Prompt, positions: list[int], norm: bool, top: i
     mlps = [graph.joining("mlp", layer) for layer in range(graph.n_layers)]
     cap = graph.logit_cap
     layers, final, unembed = graph.layers, graph.norm, graph.unembed
-    top = min(top, unembed._module.weight.shape[0])
+    top = min(top, graph.vocabulary)
     with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
         read = nnsight.save(read_layers(layers, attentions, mlps, final, unembed, cap, positions, followed, top, norm))
     decode = graph.processor.tokenizer.decode

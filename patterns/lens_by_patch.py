@@ -9,25 +9,34 @@ from typing import TYPE_CHECKING, ClassVar
 import nnsight
 import torch
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._pattern import layer_list
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._readout import read_top
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.readout import read_top
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.places import places_of
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
 
 BYTES_AT_ONCE = 256_000_000  # of logits in float32
 
 
 @dataclass(frozen=True, repr=False)
-class LensByPatch(Result):
+class LensByPatchResult(Result):
     """Words of image tokens. One table row per layer, image token and rank.
 
     Columns: prompt, layer, token (number among all image tokens, counted from 0), position, image, view, tile, row,
@@ -56,12 +65,10 @@ class LensByPatch(Result):
         Raises:
             MMFlowError: a layer that was not read, or a loaded result without a prompt.
         """
-        from nnsight_mmflow._patch_plots import words_figure
-
         shown = prompt or self.prompt
         if shown is None:
             raise MMFlowError("a loaded result holds no picture: result.plot(layer, prompt), with the prompt it is of.")
-        return words_figure(self, shown, self.header["layers"][-1] if layer is None else layer, image, view)
+        return later("words_figure")(self, shown, self.header["layers"][-1] if layer is None else layer, image, view)
 
     def summary(self) -> str:
         """For each layer the words that most image tokens say, and how sure they are."""
@@ -79,7 +86,7 @@ class LensByPatch(Result):
         return f"<pre>{escape(self.summary())}</pre>" if self.prompt is None else super()._repr_html_()
 
 
-@in_words
+@experiment
 def lens_by_patch(
     graph: Graph,
     prompt: Prompt,
@@ -87,9 +94,14 @@ def lens_by_patch(
     source: str = "image",
     layers: int | Iterable[int] | None = None,
     top: int = 5,
+    folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
-) -> LensByPatch:
-    """A LensByPatch: final norm and unembedding of each image token's residual stream after each layer.
+    workers: int | Workers = 0,
+    blocking: bool = True,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> LensByPatchResult:
+    """A LensByPatchResult: final norm and unembedding of each image token's residual stream after each layer.
 
     One forward. Logits are made for as many positions as fit 256 MB and cut to the top words inside the forward: beside
     the model it needs about three times that, and only (layers, tokens, top) numbers leave it.
@@ -103,7 +115,12 @@ def lens_by_patch(
         source: the image span whose tokens are read, such as "image[0].base".
         layers: which; all unless given.
         top: how many words of each token to keep.
+        folder: where the numbers are written as they are done, and the result.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: the span holds no image token.
@@ -126,24 +143,41 @@ def lens_by_patch(
     positions = [position for position in prompt.spans[source] if position in image]
     if not positions:
         raise NoEffectError(f"{source!r} holds no image token of this prompt: there is no patch to read.")
-    vocabulary = int(graph.unembed._module.weight.shape[0])
+    vocabulary = graph.vocabulary
     if top < 1:
         raise MMFlowError(f"top={top}: at least the most likely word must be kept.")
     top, at_once = min(top, vocabulary), max(1, BYTES_AT_ONCE // (4 * vocabulary))
+
+    def collect(entries: list[dict]) -> LensByPatchResult:
+        header = {
+            "model": graph.name,
+            "source": source,
+            "layers": chosen,
+            "top": top,
+            "n_layers": graph.n_layers,
+            "n_tokens": len(positions),
+            "metric": "final norm and unembedding of the residual stream, softmax over the whole vocabulary",
+            "versions": versions(),
+        }
+        return LensByPatchResult(_table(graph, prompt, positions, chosen, entries[0]["read"], top), header, prompt)
+
+    study = Study(
+        name="lens by patch",
+        settings={"source": source, "layers": chosen, "top": top},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), positions, chosen, top, at_once)],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"one forward, {len(chosen)} layers x {len(positions)} image tokens x {top} words.",
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(graph: Graph, prompt: Prompt, positions: list[int], chosen: list[int], top: int, at_once: int) -> dict:
+    """What the journal keeps of the prompt: for each layer the ids and the probabilities of the top words."""
     decoder, norm, unembed, cap = graph.layers, graph.norm, graph.unembed, graph.logit_cap
     with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
         read = nnsight.save(read_top(decoder, chosen, norm, unembed, cap, positions, top, at_once))
-    header = {
-        "model": graph.name,
-        "source": source,
-        "layers": chosen,
-        "top": top,
-        "n_layers": graph.n_layers,
-        "n_tokens": len(positions),
-        "metric": "final norm and unembedding of the residual stream, softmax over the whole vocabulary",
-        "versions": versions(),
-    }
-    return LensByPatch(_table(graph, prompt, positions, chosen, read, top), header, prompt)
+    return {"read": [[best.tolist(), sure.tolist()] for best, sure in read]}
 
 
 def _table(
@@ -151,37 +185,22 @@ def _table(
     prompt: Prompt,
     positions: list[int],
     chosen: list[int],
-    read: list[tuple[torch.Tensor, torch.Tensor]],
+    read: list[list[list]],
     top: int,
 ) -> pd.DataFrame:
     import numpy as np
-    import pandas as pd
 
-    ids = torch.stack([best for best, _ in read]).flatten().tolist()
+    ids = torch.tensor([best for best, _ in read]).flatten().tolist()
     tokenizer = graph.processor.tokenizer
     words = {one: tokenizer.decode([one]) for one in sorted(set(ids))}
     numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
-    span = prompt.spans["image"].part(positions, "read")
-    places = pd.DataFrame(
-        [
-            {
-                "prompt": prompt.key or "0",
-                "layer": 0,
-                "token": numbers[position],
-                "position": position,
-                "image": place.image,
-                "view": place.view,
-                "tile": place.tile,
-                "row": place.row,
-                "column": place.column,
-            }
-            for position, place in zip(positions, span.places(), strict=True)
-        ]
-    ).astype(dict.fromkeys(("tile", "row", "column"), "Int64"))
+    places = places_of(prompt, [numbers[position] for position in positions])
+    places.insert(0, "prompt", prompt.key or "0")
+    places.insert(1, "layer", 0)
     table = places.iloc[np.tile(np.repeat(np.arange(len(places)), top), len(chosen))].reset_index(drop=True)
     table["layer"] = np.repeat(chosen, len(places) * top)
     table["rank"] = np.tile(np.arange(top), len(places) * len(chosen))
     table["word"] = [words[one] for one in ids]
     table["word_id"] = ids
-    table["probability"] = torch.stack([sure for _, sure in read]).flatten().numpy()
+    table["probability"] = torch.tensor([sure for _, sure in read]).flatten().numpy()
     return table

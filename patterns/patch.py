@@ -7,30 +7,29 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.sites import SITES, Site, read_site, write_site
-from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
 
-from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._forwards import Held, each_forward, held_whole
-from nnsight_mmflow._pattern import check_computed, layer_list, resolve, rows_of
-from nnsight_mmflow._site_names import site_named
+from nnsight_mmflow.bridge.site_names import site_named
+from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
+from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
+from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list
+from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolve_value
+from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.model.forms import Form
+    from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.values import Value
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from nnsight_mmflow._forms import Form
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._row_spans import Spans
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 AT = ("resid", "attn", "mlp", "embed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch:
+class Patch(Pattern):
     """Writes activations at a span.
 
     Attributes:
@@ -39,8 +38,8 @@ class Patch:
             merged embedding: what really enters the first layer, image features included); TransformerLens' names are
             taken too: "hook_resid_post", "hook_mlp_out", or with its layer "blocks.3.hook_out".
         layers: one layer or several; "embed" has none.
-        value: `mmf.from_run(prompt)`, `mmf.mean_of(prompts)`, `mmf.zeros()`, `mmf.noise(scale)`, or a tensor that
-            broadcasts to (layers, rows, positions, width).
+        value: of `mmf.values`: from_run(prompt), mean_of(prompts), zeros() or noise(scale); or a tensor that broadcasts
+            to (layers, rows, positions, width).
         heads: with site "attn", the heads whose share is written; None for all.
 
     Raises:
@@ -56,7 +55,7 @@ class Patch:
         >>> graph = mmf.load("nano")
         >>> sample = mmf.nano.samples(1)[0]
         >>> prompt = graph.prompt(sample.image, sample.question)
-        >>> with graph.trace(prompt, mmf.Patch(at="image", site="mlp", layers=range(3), value=mmf.zeros())):
+        >>> with graph.trace(prompt, mmf.Patch(at="image", site="mlp", layers=range(3), value=mmf.values.zeros())):
         ...     logits = graph.unembed.output.save()
     """
 
@@ -69,7 +68,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         """Keeps layers that come as an iterator, which could be read only once; takes TransformerLens' names."""
-        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
+        from nnsight_mmflow.arguments.checked import check_fields  # here: it need not travel
 
         check_fields(self)
         if self.site not in AT:
@@ -93,8 +92,8 @@ class Patch:
             raise MMFlowError(f"heads={self.heads!r}: there are {graph.n_heads} heads, counted from 0.")
         if not isinstance(self.value, FromRun | MeanOf | Zeros | Noise | torch.Tensor):
             raise MMFlowError(
-                f"value={self.value!r} is none of what Patch takes: a tensor, mmf.from_run(prompt),"
-                " mmf.mean_of(prompts), mmf.zeros() or mmf.noise(scale)."
+                f"value={self.value!r} is none of what Patch takes: a tensor, mmf.values.from_run(prompt),"
+                " mmf.values.mean_of(prompts), mmf.values.zeros() or mmf.values.noise(scale)."
             )
         self._layers(graph)
         for row, span in enumerate(resolve(self.at, rows, "at")):
@@ -114,23 +113,18 @@ class Patch:
         ready = resolve_value(self.value, graph, targets, self._site, self._layers(graph), self.at)
         return replace(self, ready=ready)
 
-    def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_patterns import pattern_html
+    def inside(self, graph: Graph, rows: tuple[Spans, ...], part: str) -> list[int]:
+        """What a part adds can be written where it is left out; the heads' results are not there."""
+        parts = () if self.site in ("resid", "embed") else ("layer",) if self.heads is None else ("layer", "attn")
+        return self.layer_list(graph) if part in parts else []
 
-        return pattern_html(self)
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
+        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too.
 
-    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
-        """Does it inside a trace that the user has opened, and returns how many activations it changed.
-
-        Values that come from other runs must be at hand: `patch = patch.prepared(graph, prompt.rows())` before it.
+        In a trace of the user's, values that come from other runs must be at hand: `patch.prepared(graph,
+        prompt.rows())` before it.
         """
-        rows = rows_of(graph, spans)
-        self.check(graph, rows, None)
         return self._write_here(graph, rows)
-
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too."""
-        self._write_here(graph, rows)
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds positions of the span."""
@@ -145,12 +139,6 @@ class Patch:
             return held.past_prompt
 
         each_forward(graph.decoder, len(rows), length, act)
-
-    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
-        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        from nnsight_mmflow._bridge_hooks import hooks_of
-
-        return hooks_of(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What it writes at each hook point of a TransformerLens bridge."""

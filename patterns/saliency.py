@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, ClassVar
 
 import nnsight
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._output import saved
-from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._qk import QueryKeyReader
-from nnsight_mmflow._remote import in_words, needs_gradients
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._saliency import Flows, read_flows
-from nnsight_mmflow._split import whole_here
-from nnsight_mmflow._targets import with_target
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.heads import QueryKeyReader
+from nnsight_mmflow.inside.saliency import Flows, read_flows
+from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.remote.words import needs_gradients
+from nnsight_mmflow.runs.answers import with_target
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.right_answers import check_answers
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 MODES = ("paper", "released")
 SPANS = {"system": "prefix", "image": "image", "instruction": "question | suffix"}
@@ -71,20 +75,17 @@ class SaliencyResult(Result):
 
     def plot(self) -> ShownFigure:
         """Two panels: the three groups, and the two flows, each scaled together."""
-        from nnsight_mmflow._saliency_plots import saliency_figure
-
-        return saliency_figure(self)
+        return later("saliency_figure")(self)
 
     @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
     ) -> ShownFigure:
         """What flows from each image token, on the picture: of one layer, several (a panel each), or summed (None)."""
-        from nnsight_mmflow._heat import heat_figure
-        from nnsight_mmflow._saliency_plots import saliency_panels
-
         layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return heat_figure(prompt, saliency_panels(self, prompt, image, layers), image=image, view=view)
+        return later("heat_figure")(
+            prompt, later("saliency_panels")(self, prompt, image, layers), image=image, view=view
+        )
 
     def summary(self) -> str:
         """Where each group matters most, and the image's share."""
@@ -99,7 +100,7 @@ class SaliencyResult(Result):
         )
 
 
-@in_words
+@experiment
 def saliency(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -108,6 +109,8 @@ def saliency(
     heads_at_once: int = 4,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> SaliencyResult:
@@ -121,19 +124,20 @@ def saliency(
         prompts: with `answer` set: the loss is the cross entropy of its first token.
         mode: "paper" (equations 1 to 6, sums by source token; equation 6 with its indices put right), or "released"
             (the released code: A * A * dL/dA, means of absolute values over heads, sums by target token, flows not
-            divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone (spec
-            1.4).
+            divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone.
         heads_at_once: heads whose weights are held at a time.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
-        report: where trouble with the folder is told.
+        report: where the cost is told before the run.
 
     Raises:
         MMFlowError: a prompt without an answer, or an unknown mode.
         NoEffectError: a prompt without an image.
 
-    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 3; spec himap, section 1.
+    Source: Lifting the Veil on Visual Information Flow (arXiv 2503.13108), section 3.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -145,52 +149,46 @@ def saliency(
     graph = graph.at(remote)
     needs_gradients(graph, "saliency")
     whole_here(graph, "saliency")
-    import pandas as pd
-
-    from nnsight_mmflow._prompt import Prompt as OnePrompt
-
-    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
+    given = listed(prompts, "saliency")
     if mode not in MODES:
         raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
-    if not prompts:
-        raise MMFlowError("saliency needs at least one prompt, but got none.")
-    for number, prompt in enumerate(prompts):
-        if prompt.answer is None:
-            raise MMFlowError(f"prompt {number} has no answer: graph.prompt(..., answer=...): the loss needs one.")
+    check_answers(given, "saliency", why="and the loss needs one")
+    for number, prompt in enumerate(given):
         if not len(prompt.spans["image"]):
             raise NoEffectError(f"prompt {number} has no image: nothing flows from it.")
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    with journal_of(graph, folder, "saliency", report, mode=mode) as journal:
-        for identity in set(ids) & set(journal.done):
-            found = [(row["layer"],) for row in journal.done[identity]["rows"]]
-            journal.check(identity, found, [(layer,) for layer in range(graph.n_layers)])
-        for number in progress_bar(journal.left(ids), "saliency", shown=progress):
-            journal.add({"id": ids[number], "rows": _measure(graph, prompts[number], mode, heads_at_once)})
-        rows = [
-            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
+
+    def collect(entries: list[dict]) -> SaliencyResult:
+        import pandas as pd
+
         header = {
             "model": graph.name,
             "mode": mode,
-            "n_prompts": len(prompts),
+            **counted([""] * len(entries)),
             "n_layers": graph.n_layers,
             "groups": SPANS,
             "versions": versions(),
         }
-        result = SaliencyResult(pd.DataFrame(rows), header)
-        saved(result, folder, report)
-    return result
+        return SaliencyResult(pd.DataFrame(rows_of(given, entries)), header)
+
+    study = Study(
+        name="saliency",
+        settings={"mode": mode},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), mode, heads_at_once) for prompt in given],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: "a forward and a backward each.",
+        cells=row_cells("layer", planned=lambda task, entry: [(layer,) for layer in range(graph.n_layers)]),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> list[dict]:
-    """One prompt's rows."""
+def measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> dict:
+    """What the journal keeps of one prompt."""
     released = mode == "released"
     loss, found = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
     sizes = [len(prompt.spans[span]) for span in SPANS.values()]
     image = list(prompt.spans["image"])
-    return [
+    rows = [
         {
             "layer": layer,
             **grouped(one, sizes, released),
@@ -199,6 +197,7 @@ def _measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> lis
         }
         for layer, one in enumerate(found)
     ]
+    return {"rows": rows}
 
 
 def flows_of(graph: Graph, prompt: Prompt, token: int, released: bool, heads_at_once: int) -> tuple[float, list[Flows]]:

@@ -7,28 +7,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from nnsight_mmflow.patterns.sites import SITES, read_site, write_site
 
-from nnsight_mmflow._edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow._forwards import Held, each_forward, held_whole
-from nnsight_mmflow._pattern import check_computed, layer_list, resolve, rows_of
+from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.sites import SITES, read_site, write_site
+from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
+from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list, rows_of
+from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from nnsight_mmflow._forms import Form
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._row_spans import Spans
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.model.forms import Form
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 PARTS = ("layer", "attn", "mlp")
 ADDS_NOTHING = "these layers add nothing there."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skip:
+class Skip(Pattern):
     """Leaves layers out: what enters such a layer leaves it as it came.
 
     Without `at` the layer (or its attention, or its MLP) is not run at all, in a generation not in any step: compute is
@@ -58,17 +57,6 @@ class Skip:
     at: str | Span | None = None
     part: str = "layer"
 
-    def __post_init__(self) -> None:
-        """Refuses what is no span or layer; keeps layers that come as an iterator, which could be read only once."""
-        from nnsight_mmflow._arguments import check_fields  # here: it need not travel
-
-        check_fields(self)
-
-    def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_patterns import pattern_html
-
-        return pattern_html(self)
-
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done or would change nothing."""
         layers = layer_list(self.layers, graph.n_layers)
@@ -81,7 +69,7 @@ class Skip:
             )
         if self.at is None:
             if self.part != "mlp":
-                from nnsight_mmflow._older_generation import check_left_out  # here: it need not travel
+                from nnsight_mmflow.model.older_generation import check_left_out  # here: it need not travel
 
                 check_left_out(str(self), form)
             if form is not None and form.past:
@@ -96,29 +84,35 @@ class Skip:
             if form is not None:
                 check_computed(str(self), span, form)
 
-    def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Skip:
-        """Itself: it needs nothing from other runs."""
-        return self
-
-    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> None:
+    def apply(self, graph: Graph, spans: Spans | tuple[Spans, ...]) -> int:
         """Does it inside a trace that the user has opened, in the forward in which it is called."""
         rows = rows_of(graph, spans)
         self.check(graph, rows, None)
-        self._once(graph, rows)
+        return self._once(graph, rows)
 
-    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def left_out(self, graph: Graph) -> tuple[str, list[int]] | None:
+        """Its part of its layers, where every position passes."""
+        return (self.part, self.layer_list(graph)) if self.at is None else None
+
+    def inside(self, graph: Graph, rows: tuple[Spans, ...], part: str) -> list[int]:
+        """Its layers; of a layer that is left out in part, that part."""
+        acts = ("layer", self.part) if self.at is None else ("layer",)
+        return self.layer_list(graph) if part in acts else []
+
+    def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too."""
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
 
-        self._once(graph, rows)
+        changed = self._once(graph, rows)
         if self.at is not None:
-            return
+            return changed
         try:
             for _ in Iterations()[1:]:
                 self._leave_out(graph)
         except OutOfOrderError:  # a trace has one step, and a generation ends
             pass
+        return changed
 
     def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
         """Does it inside the edit that `graph.generate` makes: everywhere, or where the span's positions are held."""
@@ -137,12 +131,6 @@ class Skip:
             return held.past_prompt
 
         each_forward(graph.decoder, len(rows), length, act)
-
-    def hooks(self, bridge: TransformerBridge, spans: Spans | tuple[Spans, ...]) -> list[tuple]:
-        """The same as `fwd_hooks` for a TransformerLens bridge: `bridge.run_with_hooks(ids, fwd_hooks=...)`."""
-        from nnsight_mmflow._bridge_hooks import hooks_of
-
-        return hooks_of(self, bridge, spans)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What passes each layer of a TransformerLens bridge unchanged; TransformerLens runs the layer all the same."""
@@ -169,11 +157,14 @@ class Skip:
         out = HookEdit(HOOK_POINTS["resid" if self.part == "layer" else self.part].format(layer), leave)
         return [HookEdit(f"blocks.{layer}.hook_in", enter), out] if self.part == "layer" else [out]
 
-    def _once(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def _once(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         if self.at is None:
             self._leave_out(graph)
-        elif not self._pass(graph, [list(span) for span in resolve(self.at, rows, "at")], None, row_length(rows)):
+            return len(self.layer_list(graph))
+        changed = self._pass(graph, [list(span) for span in resolve(self.at, rows, "at")], None, row_length(rows))
+        if not changed:
             raise NoEffectError(f"{self} would change nothing: {ADDS_NOTHING}")
+        return changed
 
     def _pass(self, graph: Graph, positions: list[list[int]], held: Held | None, length: int = 0) -> int:
         """In the forward that runs now: the positions pass unchanged; returns how many numbers that changed."""

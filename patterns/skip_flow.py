@@ -7,29 +7,31 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow.patterns.skip import PARTS, Skip
-
-from nnsight_mmflow._arguments import checked
-from nnsight_mmflow._each_there import next_under
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._output import saved
-from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Band, Result, bootstrap_band, versions
-from nnsight_mmflow._sweep_there import answer_of
-from nnsight_mmflow._windows import window_layers
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.skip import PARTS, Skip
+from nnsight_mmflow.runs.each import next_under
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, versions
+from nnsight_mmflow.runs.right_answers import check_answers
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
+from nnsight_mmflow.runs.sweep import answer_of
+from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
 
 SCOPES = ("window", "from_layer")
 ALL = "all"
 
 
-class SkipResult(Result):
+class SkipFlowResult(Result):
     """Skipped layers. One table row per prompt, span and layer.
 
     Columns: prompt, kind, span, layer (the window's centre, or the first layer left out), prediction, correct,
@@ -60,9 +62,7 @@ class SkipResult(Result):
 
     def plot(self) -> ShownFigure:
         """The curves: a line per span with its 95% band."""
-        from nnsight_mmflow._plots import skip_figure
-
-        return skip_figure(self)
+        return later("skip_figure")(self)
 
     def summary(self) -> str:
         """Which layer each span can spare least."""
@@ -76,7 +76,7 @@ class SkipResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def skip_flow(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -88,10 +88,12 @@ def skip_flow(
     only_correct: bool = True,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
-) -> SkipResult:
-    """A SkipResult: for each span and layer, the answer's probability when the span passes that layer unchanged.
+) -> SkipFlowResult:
+    """A SkipFlowResult: for each span and layer, the answer's probability when the span passes that layer unchanged.
 
     Args:
         graph: the model.
@@ -100,14 +102,17 @@ def skip_flow(
         window: how many consecutive layers at once, an odd number.
         scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
         part: "layer", "attn" or "mlp", as in Skip.
-        only_correct: leave out prompts that the model answers otherwise (with `answer` set).
+        only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
+            and then none needs an answer.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
         report: where the cost is told before the run.
 
     Raises:
-        MMFlowError: unknown scope or part, or no prompt that counts.
+        MMFlowError: unknown scope or part, a prompt without an answer, or none that counts.
         NoEffectError: an empty span.
 
     Example:
@@ -119,66 +124,48 @@ def skip_flow(
         True
     """
     graph = graph.at(remote)
-    import pandas as pd
-
-    from nnsight_mmflow._prompt import Prompt as OnePrompt
-
-    prompts = [prompts] if isinstance(prompts, OnePrompt) else list(prompts)
-    if not prompts:
-        raise MMFlowError("skip_flow needs at least one prompt, but got none.")
+    given = listed(prompts, "skip_flow")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
+    check_answers(given, "skip_flow", only_correct=only_correct)
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
     ]
-    settings = {
-        "model": graph.name,
-        "spans": list(spans),
-        "window": window,
-        "scope": scope,
-        "part": part,
-        "only_correct": only_correct,
-        "attention": graph.backend,
-        "n_layers": depth,
-        "n_prompts": len(prompts),
-        "versions": versions(),
-    }
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    told = {name: settings[name] for name in ("spans", "window", "scope", "part", "only_correct")}
-    with journal_of(graph, folder, "skip flow", report, **told) as journal:
-        planned = [(span, layer) for span in spans for layer in range(depth)]
-        for identity in set(ids) & set(journal.done):
-            rows = journal.done[identity]["rows"]
-            journal.check(identity, [(row["span"], row["layer"]) for row in rows], planned if rows else ())
-        done = sum(identity in journal.done for identity in ids)
-        report(
-            f"skip flow: {len(prompts) - done} prompt(s) to run{f', {done} done already' if done else ''};"
-            f" {len(spans) * depth + 1} forwards each."
-        )
-        for number in progress_bar(journal.left(ids), "skip flow", shown=progress):
-            found = _measure(graph, prompts[number], spans, windows, part, only_correct)
-            journal.add({"id": ids[number], **found})
-        rows = [
-            {"prompt": prompt.key or str(number), "kind": prompt.kind, **row}
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
+    asked = {"spans": list(spans), "window": window, "scope": scope, "part": part, "only_correct": only_correct}
+
+    def collect(entries: list[dict]) -> SkipFlowResult:
+        import pandas as pd
+
+        rows = rows_of(given, entries)
         if not rows:
-            raise MMFlowError(f"none of {len(prompts)} prompts was answered correctly: pass only_correct=False.")
-        counted = sum(bool(journal.done[identity]["rows"]) for identity in ids)
-        result = SkipResult(pd.DataFrame(rows), {**settings, "n_counted": counted})
-        saved(result, folder, report)
-    return result
+            raise MMFlowError(f"none of {len(given)} prompts was answered correctly: pass only_correct=False.")
+        header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
+        header |= counted(["" if entry["rows"] else "answered otherwise" for entry in entries])
+        return SkipFlowResult(pd.DataFrame(rows), {**header, "versions": versions()})
+
+    planned = [(span, layer) for span in spans for layer in range(depth)]
+    study = Study(
+        name="skip flow",
+        settings=asked,
+        tasks=[
+            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct) for prompt in given
+        ],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{len(spans) * depth + 1} forwards each.",
+        cells=row_cells("span", "layer", planned=lambda task, entry: planned if entry["rows"] else ()),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _measure(
+def measure(
     graph: Graph, prompt: Prompt, spans: Sequence[str], windows: Sequence[range], part: str, only_correct: bool
 ) -> dict:
     """One prompt's rows; none if it does not count."""
     plain = answer_of(graph, prompt, 16)
     base, token = plain.base, plain.token
-    correct = prompt.answer is None or plain.text.lower() == prompt.answer.strip().lower()
+    correct = prompt.accepts(plain.text)
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():
         skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]

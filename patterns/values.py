@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import nnsight
 import torch
-from nnsight_mmflow.patterns.sites import SITES, read_site
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.inside.sites import SITES, read_all
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Batch, Prompt
-    from nnsight_mmflow._spans import Span
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
+    from nnsight_mmflow.spans.span import Span
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def from_run(prompt: Prompt | Batch, at: str | Span | None = None) -> FromRun:
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> one, other = (graph.prompt(s.image, s.question) for s in mmf.nano.samples(2, "QueryAttr"))
-        >>> with graph.trace(one, mmf.Patch(at="image", site="embed", value=mmf.from_run(other))):
+        >>> with graph.trace(one, mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other))):
         ...     logits = graph.unembed.output.save()
     """
     return FromRun(prompt, at)
@@ -108,11 +108,6 @@ def read_run(
             [[whole[row, at].clone() for row, at in enumerate(positions)] for whole in read_all(modules)]
         )
     return read
-
-
-def read_all(modules: list) -> list[torch.Tensor]:
-    """Inside a trace: what stands at each of the modules, in order."""
-    return [read_site(module) for module in modules]
 
 
 def resolve_value(
@@ -167,7 +162,7 @@ def _finite(values: list[list[torch.Tensor]], what: str) -> list[list[torch.Tens
 def _from_run(
     value: FromRun, graph: Graph, targets: list[Span], site: str, layers: list[int], expression: str | Span
 ) -> list[list[torch.Tensor]]:
-    from nnsight_mmflow._pattern import resolve
+    from nnsight_mmflow.spans.edges import resolve
 
     rows = value.prompt.rows()
     if len(rows) != len(targets):

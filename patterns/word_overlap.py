@@ -6,36 +6,21 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
-import nnsight
-import torch
-from nnsight_mmflow.patterns.patch import Patch
-from nnsight_mmflow.patterns.values import zeros
-
-from nnsight_mmflow._each_there import words_under
-from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._identity import journal_of, prompt_identity
-from nnsight_mmflow._names import cached
-from nnsight_mmflow._output import saved
-from nnsight_mmflow._progress import progress_bar, say
-from nnsight_mmflow._prompt import Prompt
-from nnsight_mmflow._remote import in_words
-from nnsight_mmflow._results import Result, versions
-from nnsight_mmflow._rows import (
-    LayerInput,
-    Rows,
-    crop_cache,
-    enter_layer,
-    prepared,
-    tail_start,
-)
-from nnsight_mmflow._sweep import Clean, run_clean
-from nnsight_mmflow._windows import window_layers
+from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow._later import later
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
+from nnsight_mmflow.runs.silence import words_silenced
+from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
-    from nnsight import Envoy
-
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.runs.workers import Workers
 
 SITES = ("attn", "mlp")
 
@@ -50,9 +35,7 @@ class WordOverlapResult(Result):
 
     def plot(self) -> ShownFigure:
         """The overlap by layer, a line per site, with its 95% bootstrap band."""
-        from nnsight_mmflow._plots import overlap_figure
-
-        return overlap_figure(self)
+        return later("overlap_figure")(self)
 
     def summary(self) -> str:
         """Where each module matters most."""
@@ -63,7 +46,7 @@ class WordOverlapResult(Result):
         return "\n".join(lines)
 
 
-@in_words
+@experiment
 def word_overlap(
     graph: Graph,
     prompts: Prompt | Sequence[Prompt],
@@ -73,6 +56,8 @@ def word_overlap(
     top: int = 10,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
     progress: bool = True,
     report: Callable[[str], None] = say,
 ) -> WordOverlapResult:
@@ -90,14 +75,16 @@ def word_overlap(
         top: how many words to compare.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
         progress: show a progress bar.
-        report: where trouble with the folder is told.
+        report: where the cost is told before the run.
 
     Raises:
         NoEffectError: the module's output there was zero already.
         SpanError: `at` is no span of a prompt.
 
-    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), appendix; spec section 5.
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620), appendix.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -107,142 +94,50 @@ def word_overlap(
         True
     """
     graph = graph.at(remote)
-    import pandas as pd
-
-    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    if not prompts:
-        raise MMFlowError("word_overlap needs at least one prompt, but got none.")
-    top = min(top, graph.unembed._module.weight.shape[0])
-    for number, prompt in enumerate(prompts):
+    given = listed(prompts, "word_overlap")
+    top = min(top, graph.vocabulary)
+    for number, prompt in enumerate(given):
         if not len(prompt.spans[at]):
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
     windows = [tuple(window_layers(layer, window, graph.n_layers)) for layer in range(graph.n_layers)]
-    ids = [prompt_identity(prompt) for prompt in prompts]
-    with journal_of(graph, folder, "word overlap", report, at=at, window=window, top=top) as journal:
-        planned = [(site, layer) for site in SITES for layer in range(graph.n_layers)]
-        for identity in set(ids) & set(journal.done):
-            journal.check(identity, [(row["site"], row["layer"]) for row in journal.done[identity]["rows"]], planned)
-        for number in progress_bar(journal.left(ids), "word overlap", shown=progress):
-            journal.add({"id": ids[number], "rows": _measure(graph, prompts[number], at, windows, top)})
-        rows = [
-            {
-                "prompt": prompt.key or str(number),
-                "kind": prompt.kind,
-                "site": row["site"],
-                "window": window,
-                "layer": row["layer"],
-                "jaccard": row["jaccard"],
-            }
-            for number, (prompt, identity) in enumerate(zip(prompts, ids, strict=True))
-            for row in journal.done[identity]["rows"]
-        ]
+
+    def collect(entries: list[dict]) -> WordOverlapResult:
+        import pandas as pd
+
+        columns = ["prompt", "kind", "site", "window", "layer", "jaccard"]
+        table = pd.DataFrame(rows_of(given, entries)).assign(window=window)[columns]
         header = {
             "model": graph.name,
             "at": at,
             "window": window,
             "top": top,
             "n_layers": graph.n_layers,
-            "n_prompts": len(prompts),
+            **counted([""] * len(entries)),
             "metric": "Jaccard overlap of the top words at the span's positions, mean over positions and prompts",
             "versions": versions(),
         }
-        result = WordOverlapResult(pd.DataFrame(rows), header)
-        saved(result, folder, report)
-    return result
+        return WordOverlapResult(table, header)
+
+    planned = [(site, layer) for site in SITES for layer in range(graph.n_layers)]
+    study = Study(
+        name="word overlap",
+        settings={"at": at, "window": window, "top": top},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), at, windows, top) for prompt in given],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"{2 * graph.n_layers + 2} forwards each, most of them of the span and what follows it.",
+        cells=row_cells("site", "layer", planned=lambda task, entry: planned),
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def _measure(graph: Graph, prompt: Prompt, at: str, windows: Sequence[tuple[int, ...]], top: int) -> list[dict]:
-    """One prompt's rows."""
+def measure(graph: Graph, prompt: Prompt, at: str, windows: Sequence[tuple[int, ...]], top: int) -> dict:
+    """What the journal keeps of one prompt."""
     cells = [(site, layers) for site in SITES for layers in windows]
-    before, *silenced = (_there if graph.remote else _here)(graph, prompt, list(prompt.spans[at]), cells, top)
+    before, *silenced = words_silenced(graph, prompt, list(prompt.spans[at]), cells, top)
     places = [(site, layer) for site in SITES for layer in range(len(windows))]
     rows = []
     for (site, layer), after in zip(places, silenced, strict=True):
         shared = [len(a & b) / len(a | b) for a, b in zip(before, after, strict=True)]
         rows.append({"site": site, "layer": layer, "jaccard": sum(shared) / len(shared)})
-    return rows
-
-
-def silence(module: Envoy, positions: list[int], is_tuple: bool) -> float:
-    """Inside a trace: sets a module's output to zero at the positions, and returns the largest value there was."""
-    output = module.output
-    values = (output[0] if is_tuple else output).clone()
-    largest = float(values[:, positions].abs().max())
-    values[:, positions] = 0
-    module.output = (values, *output[1:]) if is_tuple else values
-    return largest
-
-
-def run_silenced(
-    layers: Envoy,
-    rows: Rows,
-    clean: list[LayerInput],
-    opened: list[torch.Tensor],
-    closed: torch.Tensor,
-    silenced: dict[int, tuple[Envoy, bool]],
-    positions: list[int],
-) -> float:
-    """Inside a trace of one row: hands each layer what it had in the clean run, and silences a module in some.
-
-    Returns:
-        The largest value that was set to zero.
-    """
-    present, largest = 0, 0.0
-    for layer in range(len(clean)):
-        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
-        if layer in silenced:
-            module, is_tuple = silenced[layer]
-            largest = max(largest, silence(module, positions, is_tuple))
-    return largest
-
-
-def _here(
-    graph: Graph, prompt: Prompt, positions: list[int], cells: list[tuple[str, tuple[int, ...]]], top: int
-) -> list[list[set[int]]]:
-    """The top words at each position, plain and with each cell silenced: over the clean run's cache."""
-    start = tail_start(positions[0], graph.adapter.bidirectional(prompt.spans))
-    clean = run_clean(graph, prompt, start, 1)
-    silenced = [_words(graph, clean, positions, site, layers, top) for site, layers in cells]
-    return [_words(graph, clean, positions, None, (), top), *silenced]
-
-
-def _there(
-    graph: Graph, prompt: Prompt, positions: list[int], cells: list[tuple[str, tuple[int, ...]]], top: int
-) -> list[list[set[int]]]:
-    """The same on a server, in one session: a forward per cell, since nothing large is to travel."""
-    at = prompt.spans["all"].part(positions, "silenced")
-    patches = [Patch(at=at, site=site, layers=layers, value=zeros()) for site, layers in cells]
-    found = words_under(graph, prompt, [(), *((patch,) for patch in patches)], positions, top)
-    return [[set(ids) for ids in words] for words in found]
-
-
-def _words(
-    graph: Graph, clean: Clean, positions: list[int], site: str | None, chosen: tuple[int, ...], top: int
-) -> list[set[int]]:
-    """The top words at each position, the site silenced in the layers; from the first position on, over the cache."""
-    start, tail = clean.start, clean.inputs[0].hidden.shape[1]
-    within = [position - start for position in positions]
-    layers, model = graph.layers, graph.model
-    silenced = {layer: graph.joining(str(site), layer) for layer in chosen}
-    rows = Rows(start, tail, ((0, graph.n_layers),), (0,), ((),), ((),))  # one row that closes no edge
-    handed, closed, opened = prepared(clean.inputs, 0, rows)
-    assert clean.cache is not None  # only a sweep takes it
-    crop_cache(clean.cache, start)
-    places = torch.arange(start, start + tail, device=graph.device)[None]
-    embedded = handed[0].hidden
-    mask = opened[0][None, None]
-    with (
-        torch.no_grad(),
-        model.trace(
-            inputs_embeds=embedded,
-            position_ids=places,
-            attention_mask=mask,
-            **cached(model, clean.cache),
-            use_cache=True,
-        ),
-    ):
-        largest = nnsight.save(run_silenced(layers, rows, handed, opened, closed, silenced, within))
-        words = nnsight.save(model.output.logits[0, within].topk(top, -1).indices.cpu())
-    if chosen and not largest:
-        raise NoEffectError(f"the {site} output of layers {list(chosen)} is zero at these positions already.")
-    return [set(row) for row in words.tolist()]
+    return {"rows": rows}

@@ -11,7 +11,7 @@ import nnsight_mmflow as mmf
 
 PACKAGE = "nnsight_mmflow"
 # What those who add a family or a pattern import; the rest is reached by its public name.
-MORE = ("adapters", "adapters._base", "checks", "nano", "nano.edit_facts", "patterns")
+MORE = ("adapters", "adapters.base", "checks", "nano", "nano.edit_facts", "patterns")
 
 
 def parts(label, thing):
@@ -42,6 +42,9 @@ def main():
     wrong, seen = [], 0
     things = {f"{PACKAGE}.{name}": import_module(f"{PACKAGE}.{name}") for name in MORE}
     things |= {name: getattr(mmf, name) for name in mmf.__all__}
+    for name, thing in list(things.items()):
+        if inspect.ismodule(thing):  # a group, whose names load when they are first used
+            things |= {f"{name}.{member}": getattr(thing, member) for member in getattr(thing, "__all__", ())}
     for name, thing in things.items():
         for label, part in parts(name, thing):
             seen += 1
@@ -51,7 +54,7 @@ def main():
                 wrong.append(f"{label}: {type(error).__name__}: {error}")
             else:
                 wrong += [f"{label}: {argument} is {hint}" for argument, hint in hints.items() if unresolved(hint)]
-    weights = typing.get_type_hints(mmf.AttentionMaps)["weights"]
+    weights = typing.get_type_hints(mmf.results.AttentionResult)["weights"]
     json.dump({"seen": seen, "wrong": wrong, "shape": str(weights)}, sys.stdout)
 
 

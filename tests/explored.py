@@ -7,10 +7,12 @@ from families import real_llava
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._maps_there import received_by
+from nnsight_mmflow.inside.maps import received_by
 
 
-def made_up_maps(heads: int, positions: int, prompt: mmf.Prompt | None = None, seed: int = 0) -> mmf.AttentionMaps:
+def made_up_maps(
+    heads: int, positions: int, prompt: mmf.Prompt | None = None, seed: int = 0
+) -> mmf.results.AttentionResult:
     """Softmax weights of one layer: noise of another strength in each head, a decay with distance, and a sink.
 
     Two heads of three give the first position about half of all they read, as trained models do; one head of four
@@ -30,7 +32,9 @@ def made_up_maps(heads: int, positions: int, prompt: mmf.Prompt | None = None, s
     prompt = prompt or long_prompt(positions)
     every = tuple(range(positions))
     received = received_by(weights.mean(0), (~ahead).sum(1))
-    return mmf.AttentionMaps(weights[None], (16,), tuple(range(heads)), every, every, received[None], prompt)
+    return mmf.results.AttentionResult.of(
+        weights[None], (16,), tuple(range(heads)), every, every, received[None], prompt
+    )
 
 
 def long_prompt(positions: int) -> mmf.Prompt:

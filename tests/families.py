@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._images_only import images_only
+from nnsight_mmflow.model.images_only import images_only
 
 QUESTION = "what color is the circle ?"
 WORDS = (
@@ -421,7 +421,7 @@ EAGER_ONLY = ("paligemma2",)  # transformers gives Gemma 2 no sdpa: its attentio
 @functools.cache
 def refused_here() -> set[str]:
     """Those that the transformers installed gets wrong, so that they are refused at load (test_versions.py)."""
-    from nnsight_mmflow._names import mentions
+    from nnsight_mmflow.adapters.base import mentions
 
     merger = getattr(hf.smolvlm.SmolVLMModel, "inputs_merger", None)
     refused = {

@@ -22,7 +22,7 @@ import pyarrow.parquet  # noqa: F401
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow.runs.journal import Journal
 
 QUIET = {"progress": False, "report": str}
 POINTS = ("before", "within", "behind", "saving")  # a line's write; "saving": between the files of a result
@@ -35,14 +35,16 @@ def experiments(graph, count):
     facts = mmf.nano.edits(graph, count)
     brief = mmf.EditSettings(steps=2)
     return {
-        "flow": lambda at: mmf.flow(graph, prompts, window=3, only_correct=False, control=1, folder=at, **QUIET),
+        "flow": lambda at: mmf.flow(graph, prompts, window=3, only_correct=False, controls=1, folder=at, **QUIET),
         "causal_trace": lambda at: mmf.causal_trace(graph, clean, corrupt, only_correct=False, folder=at, **QUIET),
         "disruption": lambda at: mmf.disruption(graph, prompts, layers=[2, 3], folder=at, **QUIET),
         "skip_flow": lambda at: mmf.skip_flow(graph, prompts, ["image"], only_correct=False, folder=at, **QUIET),
         "lens": lambda at: mmf.lens(graph, prompts, only_correct=False, folder=at, **QUIET),
         "saliency": lambda at: mmf.saliency(graph, prompts, folder=at, **QUIET),
         "contributions": lambda at: mmf.contributions(graph, prompts, heads=True, folder=at, **QUIET),
-        "attribution": lambda at: mmf.attribution(graph, clean, corrupt, ["last"], exact=4, folder=at, **QUIET),
+        "attribution": lambda at: mmf.attribution_patching(
+            graph, clean, corrupt, ["last"], exact=4, folder=at, **QUIET
+        ),
         "word_overlap": lambda at: mmf.word_overlap(graph, prompts, window=3, folder=at, **QUIET),
         "prune_report": lambda at: mmf.prune_report(
             graph, prompts, [mmf.FastV(k=5)], batch_size=2, timed=0, folder=at, **QUIET

@@ -35,9 +35,9 @@ def made_flow(effects, n_layers, prompts=20, windows=(1,), control=0, noise=2.0,
         "left_out": {},
         "plan": "",
         "seed": 0,
-        **({"control": control} if control else {}),
+        **({"controls": control} if control else {}),
     }
-    return mmf.FlowResult(table, header)
+    return mmf.results.FlowResult(table, header)
 
 
 def bump(height, centre, width):

@@ -1,4 +1,4 @@
-"""What the remote cases share: the stand-in server, graphs here and there, patterns, experiments."""
+"""What the remote cases share: the stand-in server, graphs here and there, patterns."""
 
 import contextlib
 import socket
@@ -14,8 +14,8 @@ import tiny
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _remote
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
+from nnsight_mmflow.remote import ready
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
 KEY, ORDINARY_KEY = (f"5ec2e700-0000-4000-8000-00000000f1e{n}" for n in (5, 6))  # as in ndif_server.py
@@ -77,7 +77,7 @@ def client(server, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
-    monkeypatch.setattr(_remote, "_READY", {})
+    monkeypatch.setattr(ready, "READY", {})
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +107,20 @@ PATTERNS = {
     "none": lambda prompts: (),
     "knockout": lambda prompts: (mmf.Knockout(source="image", target="last", layers=range(3, 6)),),
     "heads": lambda prompts: (mmf.Knockout(source="image", target="question", layers=[4], heads=[1]),),
-    "patch": lambda prompts: (mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.zeros()),),
-    "from_run": lambda prompts: (mmf.Patch(at="image", layers=[3], value=mmf.from_run(prompts[1])),),
-    "embed": lambda prompts: (mmf.Patch(at="image", site="embed", value=mmf.noise(0.5, seed=1)),),
+    "patch": lambda prompts: (mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.values.zeros()),),
+    "from_run": lambda prompts: (mmf.Patch(at="image", layers=[3], value=mmf.values.from_run(prompts[1])),),
+    "embed": lambda prompts: (mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=1)),),
     "skip": lambda prompts: (mmf.Skip(layers=[2]),),
     "skip_image": lambda prompts: (mmf.Skip(layers=[2], at="image"),),
-    "zeroed": lambda prompts: (mmf.Zeroed(source="image", target="question", layers=[1]),),
+    "zeroed": lambda prompts: (mmf.ZeroWeights(source="image", target="question", layers=[1]),),
     "himap": lambda prompts: (mmf.HiMAP(k1=2, k2=4),),
     "mask": lambda prompts: (mmf.FastV(k=4, mode="mask"),),
-    "zip": lambda prompts: (mmf.VisionZip(dominant=12, contextual=4),),
-    "recycling": lambda prompts: (mmf.SparseVLM(layers=(2, 5), keep=(0.5, 0.25)),),
-    "waiting": lambda prompts: (mmf.VisiPruner(first_layer=2, fires_below=0.9999, keep_above=0.0, calm_above=-1.0),),
-    "mine": lambda prompts: (mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=longest, reads="")]),),
+    "zip": lambda prompts: (mmf.prune.VisionZip(dominant=12, contextual=4),),
+    "recycling": lambda prompts: (mmf.prune.SparseVLM(layers=(2, 5), keep=(0.5, 0.25)),),
+    "waiting": lambda prompts: (
+        mmf.prune.VisiPruner(first_layer=2, fires_below=0.9999, keep_above=0.0, calm_above=-1.0),
+    ),
+    "mine": lambda prompts: (mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=longest, reads="")]),),
     "together": lambda prompts: (mmf.Skip(layers=[7]), mmf.Knockout(source="image", target="last", layers=[4])),
 }
 
@@ -134,27 +136,3 @@ def breaks(seen):
 def longest(seen):
     """A method of one's own travels too."""
     return seen.hidden[seen.image].norm(dim=-1)
-
-
-EXPERIMENTS = {
-    "flow": lambda graph, prompts: mmf.flow(graph, prompts, window=(1, 3), **QUIET),
-    "flow_forwards": lambda graph, prompts: mmf.flow(
-        graph, prompts[:1], ["image->last"], 15, engine="forward", **QUIET
-    ),
-    "lens": lambda graph, prompts: mmf.lens(graph, prompts, progress=False),
-    "skip_flow": lambda graph, prompts: mmf.skip_flow(graph, prompts[:1], ["image"], **QUIET),
-    "saliency": lambda graph, prompts: mmf.saliency(graph, prompts, progress=False),
-    "released": lambda graph, prompts: mmf.saliency(graph, prompts[:1], mode="released", progress=False),
-    "disruption": lambda graph, prompts: mmf.disruption(graph, prompts[:1], ["img2txt"], **QUIET),
-    "contributions": lambda graph, prompts: mmf.contributions(
-        graph, prompts, source="image", target="last", progress=False
-    ),
-    "knockout_by_patch": lambda graph, prompts: mmf.knockout_by_patch(graph, prompts[0], size=2, progress=False),
-    "lens_by_patch": lambda graph, prompts: mmf.lens_by_patch(graph, prompts[0]),
-    "attention": lambda graph, prompts: mmf.attention(graph, prompts[0], layers=[2, 5], targets="question"),
-    "attention_and_effect": lambda graph, prompts: mmf.attention_and_effect(
-        graph, prompts[0], "text('color')", layers=[3], controls=1, progress=False
-    ),
-    "word_overlap": lambda graph, prompts: mmf.word_overlap(graph, prompts[:1], at="text('color')", progress=False),
-    "prune_report": lambda graph, prompts: mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], timed=0, **QUIET),
-}

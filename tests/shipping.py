@@ -20,22 +20,9 @@ BEFORE = {"check", "prepared", "prompt", "prompts", "checked", "edited", "at", "
 THERE = {"scaling", "scale", "head_dim", "num_heads"}
 WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "get_parameter", "buffers", "named_buffers"}
 WEIGHTS |= {"get_buffer", "state_dict", "get_input_embeddings", "get_output_embeddings"}
-# Whose objects stand in no block: they hold weights, tables, files or a browser's page.
-STAY = (
-    ".adapters",
-    ".checks",
-    ".command_line",
-    ".nano",
-    ".pages",
-    "_result",
-    "_report",
-    "_bridge",
-    "_bound",
-    "_job",
-    "_workers",
-    "_ray",
-)
-STAY += ("_journal", "_results", "_questions", "_constraints", "_benchmarks", "_flops", "_attention_maps", "_cache")
+# Rooms whose objects stand in no block: they hold weights, tables, files or a browser's page.
+STAY = ("adapters", "arguments", "bridge", "checks", "command_line", "data", "files", "nano", "runs", "show", "workers")
+HOLDS = ("Result", "Report", "Job", "Maps")  # how classes that hold what came back are called
 
 
 @dataclass
@@ -101,9 +88,9 @@ def reached(modules: dict[str, Module]) -> dict[tuple[str, str], ast.AST]:
     """(module, "function", "Class" or "Class.method") of all that a block can reach, with its source."""
     methods: dict[str, list[tuple[str, str, ast.FunctionDef]]] = {}
     for module in modules.values():
-        stays = any(where in module.name if where[0] == "." else module.name.endswith(where) for where in STAY)
+        stays = module.name.split(".")[1:2] and module.name.split(".")[1] in STAY
         for name, node in module.classes.items() if not stays else ():
-            if name.endswith(("Result", "Report")):
+            if name.endswith(HOLDS):
                 continue
             for part in node.body:
                 if isinstance(part, ast.FunctionDef):

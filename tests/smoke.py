@@ -37,7 +37,7 @@ from ten_lines import ten_lines  # noqa: E402
 from tiny import picture  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
-from nnsight_mmflow._sweep import run_clean  # noqa: E402
+from nnsight_mmflow.runs.sweep import run_clean  # noqa: E402
 
 torch.set_num_threads(1)
 SHOWN = (
@@ -120,7 +120,7 @@ def saved(result, folder):
 
 
 def read_again(folder):
-    result = mmf.FlowResult.load(folder)
+    result = mmf.results.FlowResult.load(folder)
     result.plot().savefig(f"{folder}/again.png")
     return result
 

@@ -10,7 +10,7 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._forms import PLAIN
+from nnsight_mmflow.model.forms import PLAIN
 
 SAME, VISIBLE, STEPS = 1e-5, 1e-3, 4
 
@@ -42,15 +42,15 @@ def patterns_of(graph):
         "every step": mmf.Knockout(source="image", target="last", layers=[1], when="all"),
         "later steps": mmf.Knockout(source="question", target="last", layers=range(3), when="decode"),
         "one head": mmf.Knockout(source="image", target="question", layers=[2], heads=[1], when="prefill"),
-        "embed": mmf.Patch(at="image", site="embed", value=mmf.noise(0.5, seed=1)),
-        "resid": mmf.Patch(at="image", layers=[1], value=mmf.zeros()),
+        "embed": mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=1)),
+        "resid": mmf.Patch(at="image", layers=[1], value=mmf.values.zeros()),
         "skip": mmf.Skip(layers=[2]),
         "skip image": mmf.Skip(layers=[2], at="image"),
     }
     if first < graph.n_layers:
         for mode in ("drop", "mask"):
-            stages = [mmf.Stage(layer=first, keep=0.5, rank=by_norm, reads="")]
-            own[f"prune, {mode}"] = mmf.Prune(own=stages, mode=mode)
+            stages = [mmf.prune.Stage(layer=first, keep=0.5, rank=by_norm, reads="")]
+            own[f"prune, {mode}"] = mmf.prune.Prune(own=stages, mode=mode)
             own[f"fastv, {mode}"] = mmf.FastV(k=first, r=0.5, mode=mode)
     return own
 
@@ -100,7 +100,7 @@ def check(graph, name, padded, request):
 
 
 def looked_ahead(layer):
-    return mmf.Prune(own=[mmf.Stage(layer=layer, keep=0.5, rank=by_key, reads="next")])
+    return mmf.prune.Prune(own=[mmf.prune.Stage(layer=layer, keep=0.5, rank=by_key, reads="next")])
 
 
 def by_key(seen):
@@ -113,9 +113,9 @@ def by_key(seen):
         mmf.HiMAP(k1=1, k2=3),
         mmf.FastV(k=2, r=0.5, positions="renumbered"),
         mmf.FastV(k=2, r=0.5, positions="renumbered", mode="mask"),
-        mmf.VisionZip(dominant=4, contextual=2),
-        mmf.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
-        mmf.Prune(own=[mmf.Stage(layer=0, keep=0.5, rank=by_norm, reads="")]),
+        mmf.prune.VisionZip(dominant=4, contextual=2),
+        mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
+        mmf.prune.Prune(own=[mmf.prune.Stage(layer=0, keep=0.5, rank=by_norm, reads="")]),
         looked_ahead(2),
     ],
     ids=lambda pattern: type(pattern).__name__ + pattern.positions + pattern.mode,
@@ -132,7 +132,9 @@ def test_methods(pattern, padded, attention, request):
     assert (found - wanted).abs().nan_to_num(0).max() <= SAME * plain.abs().nan_to_num(0, posinf=0, neginf=0).max()
 
 
-@pytest.mark.parametrize("pattern", [mmf.PyramidDrop(), mmf.SparseVLM()], ids=lambda pattern: type(pattern).__name__)
+@pytest.mark.parametrize(
+    "pattern", [mmf.PyramidDrop(), mmf.prune.SparseVLM()], ids=lambda pattern: type(pattern).__name__
+)
 def test_methods_whose_layers_follow_from_the_depth(pattern, request):
     graph = mmf.load("nano")
     prompt = mmf.nano.prompts(graph, 1)[0]
@@ -160,11 +162,15 @@ def test_what_changes_nothing_is_told(split):
     with pytest.raises(mmf.NoEffectError, match="before a step came"):
         generated(graph, prompt, late, n_tokens=1)
     with pytest.raises(mmf.NoEffectError, match="keeps every image token"):
-        generated(graph, prompt, mmf.Prune(own=[mmf.Stage(layer=2, keep=0, rank=all_of_them, reads="", exact=True)]))
+        generated(
+            graph,
+            prompt,
+            mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0, rank=all_of_them, reads="", exact=True)]),
+        )
     with pytest.raises(mmf.ModelError, match=r"both change the attention of layer\(s\) \[1\]"):
         graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 1])), PLAIN)
     graph.edited(prompt, (wide, mmf.Knockout(source="question", target="last", layers=[0, 2])), PLAIN)
-    stages = mmf.SparseVLM(layers=(1, 3), keep=(0.5, 0.25), mode="mask")  # it closes keys between its stages too
+    stages = mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25), mode="mask")  # it closes keys between its stages too
     with pytest.raises(mmf.ModelError, match=r"both change the attention of layer\(s\) \[2\]"):
         graph.edited(prompt, (stages, mmf.Knockout(source="image", target="last", layers=[2])), PLAIN)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._maps_there import received_by
-from nnsight_mmflow._span_groups import WAYS, groups_of
+from nnsight_mmflow.inside.maps import received_by
+from nnsight_mmflow.spans.groups import WAYS, groups_of
 
 QUESTION = "what color is the circle ?"
 
@@ -48,7 +48,7 @@ def test_maps_under_sdpa_are_eagers_weights(name):
 
 def test_rows_columns_heads_and_layers_are_cuts_of_the_whole(graph, prompt):
     whole = mmf.attention(graph, prompt)
-    cut = mmf.attention(graph, prompt, layers=[1, -1], targets="question", sources=prompt.spans["image"], heads=[3, 0])
+    cut = mmf.attention(graph, prompt, layers=[1, -1], target="question", source=prompt.spans["image"], heads=[3, 0])
     assert (cut.layers, cut.heads) == ((1, graph.n_layers - 1), (0, 3))
     assert (cut.targets, cut.sources) == (prompt.spans["question"].positions, prompt.spans["image"].positions)
     expected = whole.weights[[1, -1]][:, [0, 3]][:, :, list(cut.targets)][..., list(cut.sources)]
@@ -62,7 +62,7 @@ def test_rows_columns_heads_and_layers_are_cuts_of_the_whole(graph, prompt):
 def test_patterns_are_at_work(graph, prompt):
     """A knockout of some heads closes its edges in these heads, and the mask of the others stays."""
     pattern = mmf.Knockout(source="image", target="last", layers=[2], heads=[1])
-    clean, cut = mmf.attention(graph, prompt, targets="last"), mmf.attention(graph, prompt, pattern, targets="last")
+    clean, cut = mmf.attention(graph, prompt, target="last"), mmf.attention(graph, prompt, pattern, target="last")
     image = list(prompt.spans["image"])
     assert torch.equal(clean.weights[:2], cut.weights[:2])
     assert float(cut.at(2)[1][:, image].abs().max()) == 0
@@ -80,20 +80,20 @@ def test_a_dropping_pattern_is_refused(graph, prompt):
 def test_heads_that_gave_something_else_are_noticed(graph, prompt):
     """Planted: the weights are changed behind the softmax, so what is computed here is not what was used."""
     with pytest.raises(mmf.MMFlowError, match="layer 3: weights times values differ from what the heads gave by"):
-        mmf.attention(graph, prompt, mmf.Zeroed(source="image", target="last", layers=[3]))
+        mmf.attention(graph, prompt, mmf.ZeroWeights(source="image", target="last", layers=[3]))
 
 
 def test_what_is_refused(graph, prompt):
     with pytest.raises(mmf.MMFlowError, match="one prompt, but a Batch came"):
         mmf.attention(graph, graph.batch([prompt, prompt]))
-    with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB. Ask for less: layers=\[2\], targets=\"last\""):
+    with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB. Ask for less: layers=\[2\], target=\"last\""):
         mmf.attention(graph, prompt, most_bytes=1000)
     with pytest.raises(mmf.MMFlowError, match=r"heads \[4\] were asked for; there are 4"):
         mmf.attention(graph, prompt, heads=[0, 4])
     with pytest.raises(mmf.MMFlowError, match=r"layers \[9\] do not exist"):
         mmf.attention(graph, prompt, layers=9)
-    with pytest.raises(mmf.SpanError, match="sources='image & question' holds no position"):
-        mmf.attention(graph, prompt, sources="image & question")
+    with pytest.raises(mmf.SpanError, match="source='image & question' holds no position"):
+        mmf.attention(graph, prompt, source="image & question")
     with pytest.raises(mmf.MMFlowError, match="layer 3 was not read: the maps hold 1, 2"):
         mmf.attention(graph, prompt, layers=[1, 2]).at(3)
 
@@ -101,7 +101,7 @@ def test_what_is_refused(graph, prompt):
 def test_pools_equal_a_slow_loop():
     graph = family("llava_next")
     prompt = asked(graph)
-    maps = mmf.attention(graph, prompt, layers=[1, 3], targets="image | suffix", heads=[0, 2])
+    maps = mmf.attention(graph, prompt, layers=[1, 3], target="image | suffix", heads=[0, 2])
     pooled = maps.by_span(rows="tile", columns="image_row")
     assert pooled.weights.shape == (2, 2, len(pooled.rows), len(pooled.columns))
     for i, j, (r, row), (c, column) in itertools.product(
@@ -193,7 +193,7 @@ def test_sinks_by_hand():
 
 
 def test_a_sink_is_found_whatever_rows_are_asked(graph, prompt):
-    maps = mmf.attention(graph, prompt, layers=1, targets="last", sources="question", heads=[0])
+    maps = mmf.attention(graph, prompt, layers=1, target="last", source="question", heads=[0])
     whole = mmf.attention(graph, prompt, layers=1).at(1).mean(0)
     shares = whole * torch.arange(1, len(prompt) + 1)[:, None]
     for position in range(len(prompt) - 16):

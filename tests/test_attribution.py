@@ -63,7 +63,7 @@ def test_estimates_equal_gradients_by_hand(name):
     graph = family(name, "eager" if name in EAGER_ONLY else "sdpa")
     prompt, corruption = pair(graph)
     spans = ["image", "last"]
-    found = mmf.attribution(graph, prompt, corruption, spans, exact=6, progress=False).to_frame()
+    found = mmf.attribution_patching(graph, prompt, corruption, spans, exact=6, progress=False).to_frame()
     estimates, exact = by_hand(graph, prompt, corruption, spans)
     assert len(found) == 2 * graph.n_layers * graph.n_heads
     assert found["estimate"].abs().max() > 1e-4
@@ -80,7 +80,7 @@ def test_weights_without_gradients_and_what_is_printed(attention):
     for parameter in graph.adapter.model.parameters():
         parameter.requires_grad_(False)
     pairs = [pair(graph, seed) for seed in (0, 2)]
-    result = mmf.attribution(graph, *map(list, zip(*pairs, strict=True)), exact=16, progress=False)
+    result = mmf.attribution_patching(graph, *map(list, zip(*pairs, strict=True)), exact=16, progress=False)
     assert -1 <= result.correlation <= 1
     assert f"correlation with exact patching {result.correlation:.2f} (of 32 cells)" in result.summary()
     assert len(result.plot()._repr_png_()) > 10_000
@@ -96,7 +96,7 @@ def test_weights_without_gradients_and_what_is_printed(attention):
         assert stated in told
     top = result.top(3)["estimate"].abs()
     assert list(top) == sorted(top, reverse=True)
-    bare = mmf.attribution(graph, *pairs[0], exact=0, progress=False)
+    bare = mmf.attribution_patching(graph, *pairs[0], exact=0, progress=False)
     assert "unchecked" in bare.summary()
     assert len(bare.plot()._repr_png_()) > 5_000
 
@@ -105,26 +105,26 @@ def test_runs_that_do_not_fit():
     graph = tiny_graph()
     prompt, corruption = pair(graph)
     with pytest.raises(mmf.MMFlowError, match="one for each is needed"):
-        mmf.attribution(graph, [prompt, prompt], corruption, progress=False)
+        mmf.attribution_patching(graph, [prompt, prompt], corruption, progress=False)
     same = mmf.corruption.other_image(graph, prompt, picture(0, 96, 64))
     with pytest.raises(mmf.NoEffectError, match="are the same"):
-        mmf.attribution(graph, prompt, same, progress=False)
+        mmf.attribution_patching(graph, prompt, same, progress=False)
 
 
 def test_on_nano_estimates_go_with_what_is_measured():
     graph = mmf.load("nano")
-    result = mmf.attribution(graph, *mmf.nano.trace_pairs(graph, 4, "flag"), progress=False)
+    result = mmf.attribution_patching(graph, *mmf.nano.trace_pairs(graph, 4, "flag"), progress=False)
     assert result.correlation > 0.5
 
 
 def test_cells_that_change_nothing_are_told_apart():
     """Planted in the middle of a session: a patch that writes what stands there already."""
-    from nnsight_mmflow._each_there import next_or_none, next_under
+    from nnsight_mmflow.runs.each import next_or_none, next_under
 
     graph = tiny_graph("llama")
     prompt = graph.prompt(picture(0), "what color is the circle ?")
-    itself = mmf.Patch(at="image", layers=[1], value=mmf.from_run(prompt))
-    silenced = mmf.Patch(at="image", layers=[1], value=mmf.zeros())
+    itself = mmf.Patch(at="image", layers=[1], value=mmf.values.from_run(prompt))
+    silenced = mmf.Patch(at="image", layers=[1], value=mmf.values.zeros())
     choices = [(silenced,), (itself,), (), (silenced,)]
     found = next_or_none(graph, prompt, choices, token=7, top=3)
     assert found[1] is None

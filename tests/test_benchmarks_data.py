@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._answers import as_letter, as_yes_or_no, normalised, vqa_accuracy
+from nnsight_mmflow.data.scoring import as_letter, as_yes_or_no, normalised, vqa_accuracy
 
 SCIENCE = {
     "1": {
@@ -48,38 +48,38 @@ def files(tmp_path):
 
 def test_the_four_formats(files):
     images = files / "images"
-    science = mmf.read_benchmark("scienceqa", files / "problems.json", images)
+    science = mmf.data.read_benchmark("scienceqa", files / "problems.json", images)
     assert [(one.key, one.question, one.answer) for one in science.questions] == [
         ("1", "Context: Look.\nWhich?\nA. x\nB. y", "B")  # those without a picture are left out
     ]
     assert [
-        one.key for one in mmf.read_benchmark("scienceqa", files / "problems.json", images, split="val").questions
+        one.key for one in mmf.data.read_benchmark("scienceqa", files / "problems.json", images, split="val").questions
     ] == ["3"]
-    aokvqa = mmf.read_benchmark("aokvqa", files / "aokvqa.json", images)
+    aokvqa = mmf.data.read_benchmark("aokvqa", files / "aokvqa.json", images)
     assert (aokvqa.questions[0].image.name, aokvqa.questions[0].answer) == ("000000000007.jpg", "A")
-    textvqa = mmf.read_benchmark("textvqa", files / "textvqa.json", images)
+    textvqa = mmf.data.read_benchmark("textvqa", files / "textvqa.json", images)
     assert len(textvqa.answers["5"]) == 10
     assert textvqa.instruction == "Answer the question using a single word or phrase."
-    pope = mmf.read_benchmark("pope", files / "pope.json", images)
+    pope = mmf.data.read_benchmark("pope", files / "pope.json", images)
     assert pope.questions[0].question == "Is there a dog?"
 
 
 def test_rows_as_the_datasets_library_gives_them():
     """Its rows hold pictures."""
     rows = [{**SCIENCE["1"], "image": picture(0)}, {**SCIENCE["1"], "image": None}]
-    read = mmf.read_benchmark("scienceqa", rows)
+    read = mmf.data.read_benchmark("scienceqa", rows)
     assert len(read.questions) == 1
     rows = [{**POPE[0], "question": POPE[0]["text"], "image": picture(seed), "question_id": seed} for seed in range(4)]
-    assert len(mmf.read_benchmark("pope", iter(rows), limit=3).questions) == 3
+    assert len(mmf.data.read_benchmark("pope", iter(rows), limit=3).questions) == 3
 
 
 def test_a_report_by_the_benchmarks_own_rule():
     graph = tiny_graph()
     rows = [{"question_id": i, "image": picture(i), "text": "is the circle red ?", "label": "yes"} for i in range(2)]
-    read = mmf.read_benchmark("pope", rows)
+    read = mmf.data.read_benchmark("pope", rows)
     prompts = read.prompts(graph, instruction=None)
     assert [prompt.answer for prompt in prompts] == ["yes", "yes"]
-    quiet = {"progress": False, "report": str, "timed": 0, "controls": False}
+    quiet = {"progress": False, "report": str, "timed": 0, "controls": 0}
     result = mmf.prune_report(graph, prompts, [mmf.FastV(k=2)], judge=read.judge, max_new_tokens=2, **quiet)
     frame = result.to_frame()
     # a random model writes neither yes nor no, and POPE's rule takes that for a yes
@@ -89,20 +89,20 @@ def test_a_report_by_the_benchmarks_own_rule():
 
 def test_what_is_not_in_the_format(files):
     with pytest.raises(mmf.DataError, match="no benchmark 'gqa'; there are scienceqa, aokvqa, textvqa, pope"):
-        mmf.read_benchmark("gqa", [])
+        mmf.data.read_benchmark("gqa", [])
     with pytest.raises(mmf.DataError, match="row 0: not in the published format .KeyError: 'question_id'"):
-        mmf.read_benchmark("pope", [{"image": "a.jpg", "text": "Is it?", "label": "yes"}])
+        mmf.data.read_benchmark("pope", [{"image": "a.jpg", "text": "Is it?", "label": "yes"}])
     with pytest.raises(mmf.DataError, match="the label is 'maybe'"):
-        mmf.read_benchmark("pope", [{**POPE[0], "label": "maybe"}])
+        mmf.data.read_benchmark("pope", [{**POPE[0], "label": "maybe"}])
     with pytest.raises(mmf.DataError, match="there is no picture"):
-        mmf.read_benchmark("pope", POPE, files)
+        mmf.data.read_benchmark("pope", POPE, files)
     with pytest.raises(mmf.DataError, match="hold no usable question"):
-        mmf.read_benchmark("pope", [])
+        mmf.data.read_benchmark("pope", [])
     with pytest.raises(mmf.DataError, match="cannot be read"):
-        mmf.read_benchmark("textvqa", files / "gone.json")
+        mmf.data.read_benchmark("textvqa", files / "gone.json")
     (files / "odd.json").write_text('{"rows": []}')
     with pytest.raises(mmf.DataError, match="holds no list of questions"):
-        mmf.read_benchmark("textvqa", files / "odd.json")
+        mmf.data.read_benchmark("textvqa", files / "odd.json")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._beside import random_spans
+from nnsight_mmflow.patterns.attention_and_effect import random_spans
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def result(nano, asked, thing):
 
 
 def test_mass_and_effect_equal_slow_references(nano, asked, thing, result):
-    maps = mmf.attention(nano, asked, targets="last")
+    maps = mmf.attention(nano, asked, target="last")
     with torch.no_grad(), nano.trace(asked, use_cache=False) as _:
         base = nano.model.output.logits[0, -1].softmax(-1).save()
     token = int(base.argmax())
@@ -65,26 +65,26 @@ def test_controls_are_drawn_outside_the_source_and_repeat(asked, thing):
 
 
 def test_it_saves_draws_and_stands_beside_a_map(nano, asked, thing, result, tmp_path):
-    again = mmf.EffectResult.load(result.save(tmp_path))
+    again = mmf.results.AttentionAndEffectResult.load(result.save(tmp_path))
     assert again.to_frame().equals(result.to_frame())
     axes = again.plot().get_axes()
     assert [axis.get_ylabel() for axis in axes] == ["attention mass (%)", "change of the answer's\nprobability (%)"]
     maps = mmf.attention(nano, asked, layers=[4])
-    body = mmf.show_attention(maps, 4, effect=again).body
-    assert "image.box(32, 32, 48, 48) -&gt; last (4 tokens)" in body
+    body = mmf.show.attention(maps, 4, effect=again).body
+    assert "image.box((32, 32, 48, 48)) -&gt; last (4 tokens)" in body
     assert "mean of 5 draws [range]" in body
     alone = mmf.attention_and_effect(nano, asked, thing, layers=[4], controls=0, progress=False)
     assert len(alone.to_frame()) == 1
     assert "random" not in alone.beside(4) + str(alone)
     assert len(alone.plot().get_axes()[0].get_lines()) == 2  # the zero line and the source
     with pytest.raises(mmf.MMFlowError, match="layer 3 was not measured: 4 were"):
-        mmf.show_attention(mmf.attention(nano, asked, layers=[3]), 3, effect=alone)
+        mmf.show.attention(mmf.attention(nano, asked, layers=[3]), 3, effect=alone)
 
 
 def test_sinks_in_the_source_are_told(nano, asked, result):
     table = result.to_frame()
     table.loc[(table["layer"] == 2) & (table["span"] == "source"), "sink_mass"] = 0.2
-    assert "attention sinks in layers 2" in mmf.EffectResult(table, result.header).summary()
+    assert "attention sinks in layers 2" in mmf.results.AttentionAndEffectResult(table, result.header).summary()
     assert "sinks" not in str(result)
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny import picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._bridge import graph_of, twin
+from nnsight_mmflow.bridge.bridge import twin
+from nnsight_mmflow.bridge.known import graph_of
 
 QUESTION, LONGER = "what color is the circle ?", "is the circle red or blue or green ?"
 
@@ -142,12 +143,12 @@ def test_generic_activation_patch_and_its_span_axis(both):
     clean, corrupt = graph.bound(bridge, both.prompt), graph.bound(bridge, both.other)
     with torch.no_grad():
         _, cache = clean.run_with_cache()
-    table = mmf.patch_by_span(corrupt, cache, lambda logits: logits[0, -1, 7])
+    table = mmf.bridge.patch_by_span(corrupt, cache, lambda logits: logits[0, -1, 7])
     assert list(table.columns) == ["prefix", "image", "question", "suffix", "last"]
     assert abs(table.attrs["corrupt"] - float(traced(graph, both.other)[0, -1, 7])) < 1e-4
     for layer in (1, 3):
         for span in table.columns:
-            patch = mmf.Patch(at=span, layers=[layer - 1], value=mmf.from_run(both.prompt))
+            patch = mmf.Patch(at=span, layers=[layer - 1], value=mmf.values.from_run(both.prompt))
             try:
                 wanted = float(traced(graph, both.other, patch)[0, -1, 7])
             except mmf.NoEffectError:  # what lies before the image is the same in both runs
@@ -166,22 +167,22 @@ def test_attribution_with_two_pictures_is_patching_to_first_order(both):
     def metric(logits):
         return logits[0, -1, 7]
 
-    estimate = mmf.attribution_by_span(clean, corrupt, metric)
+    estimate = mmf.bridge.attribution_by_span(clean, corrupt, metric)
     with torch.no_grad():
         _, cache = clean.run_with_cache()
-    measured = mmf.patch_by_span(corrupt, cache, metric)
+    measured = mmf.bridge.patch_by_span(corrupt, cache, metric)
     effect = measured - measured.attrs["corrupt"]
     largest = float(effect.abs().to_numpy().max())
     assert largest > 1e-3
     assert float((estimate - effect).abs().to_numpy().max()) < 0.15 * largest
     with pytest.raises(mmf.NoEffectError, match="the same picture and the same words"):
-        mmf.attribution_by_span(corrupt, corrupt, metric)
+        mmf.bridge.attribution_by_span(corrupt, corrupt, metric)
     with pytest.raises(mmf.MMFlowError, match="no gradient"):
-        mmf.attribution_by_span(clean, corrupt, lambda logits: logits.argmax().float())
+        mmf.bridge.attribution_by_span(clean, corrupt, lambda logits: logits.argmax().float())
     with pytest.raises(mmf.NoEffectError, match="holds what the corrupt run computes"):
-        mmf.patch_by_span(clean, cache, metric, layers=[1])
+        mmf.bridge.patch_by_span(clean, cache, metric, layers=[1])
     with pytest.raises(mmf.MMFlowError, match="they must be equal"):
-        mmf.attribution_by_span(graph.bound(bridge, graph.prompt(picture(0), LONGER)), corrupt, metric)
+        mmf.bridge.attribution_by_span(graph.bound(bridge, graph.prompt(picture(0), LONGER)), corrupt, metric)
 
 
 def test_logit_lens_and_parts_of_the_residual_stream(both):
@@ -252,10 +253,10 @@ def test_transformer_lens_names_are_taken_for_sites(both):
         ("blocks.3.hook_attn_out", None, {"site": "attn", "layers": [3]}),
         ("hook_mlp_out", range(2), {"site": "mlp", "layers": [0, 1]}),
     ):
-        theirs = mmf.Patch(at="image", site=name, layers=layers, value=mmf.zeros())
-        assert theirs == mmf.Patch(at="image", value=mmf.zeros(), **ours)
-    head = mmf.Patch(at="image", site="blocks.1.attn.hook_z", heads=[2], value=mmf.zeros())
-    same = mmf.Patch(at="image", site="attn", layers=[1], heads=[2], value=mmf.zeros())
+        theirs = mmf.Patch(at="image", site=name, layers=layers, value=mmf.values.zeros())
+        assert theirs == mmf.Patch(at="image", value=mmf.values.zeros(), **ours)
+    head = mmf.Patch(at="image", site="blocks.1.attn.hook_z", heads=[2], value=mmf.values.zeros())
+    same = mmf.Patch(at="image", site="attn", layers=[1], heads=[2], value=mmf.values.zeros())
     assert torch.equal(traced(graph, prompt, head), traced(graph, prompt, same))
     for name, layers, told in (
         ("blocks.1.hook_out", [1], "names its layer"),
@@ -266,7 +267,7 @@ def test_transformer_lens_names_are_taken_for_sites(both):
         ("attn.hook_z", [1], "give heads"),
     ):
         with pytest.raises(mmf.MMFlowError, match=told):
-            mmf.Patch(at="image", site=name, layers=layers, value=mmf.zeros())
+            mmf.Patch(at="image", site=name, layers=layers, value=mmf.values.zeros())
     corrupt = mmf.corruption.Corruption(both.other, "image")
     with pytest.raises(mmf.MMFlowError, match="causal_trace restores every layer"):
         mmf.causal_trace(graph, [prompt], [corrupt], sites=("blocks.1.hook_out",))
@@ -284,7 +285,7 @@ def test_a_cache_by_span_holds_means_and_sums(both, batched):
     with torch.no_grad():
         logits, cache = bound.run_with_cache()
         again, reduced = bound.run_with_span_cache()
-    found = mmf.cache_by_span(cache, asked)
+    found = mmf.bridge.cache_by_span(cache, asked)
     assert torch.equal(logits, again)
     assert found.spans == reduced.spans == ("prefix", "image", "question", "suffix", "last")
     assert set(reduced) == set(found)
@@ -322,7 +323,7 @@ def test_a_span_cache_of_chosen_hooks_and_spans(both):
         bound.run_with_span_cache("blocks.2.hook_out", ["image - image"])
     _, cache = bound.run_with_cache(names_filter="blocks.2.hook_out")
     with pytest.raises(mmf.MMFlowError, match="another prompt"):
-        mmf.cache_by_span(cache, both.graph.prompt(picture(0), LONGER))
+        mmf.bridge.cache_by_span(cache, both.graph.prompt(picture(0), LONGER))
 
 
 # Silent no-ops of TransformerLens 4.3.
@@ -435,7 +436,7 @@ def test_patterns_that_change_nothing_on_a_bridge(both):
         pass
     for pattern, told in (
         (mmf.FastV(k=2), "Take mode='mask'"),
-        (mmf.SparseVLM(layers=(2,), keep=(0.5,), mode="mask"), "merges nothing"),
+        (mmf.prune.SparseVLM(layers=(2,), keep=(0.5,), mode="mask"), "merges nothing"),
     ):
         with pytest.raises(mmf.MMFlowError, match=told), graph.hooks(bridge, prompt, pattern):
             pass

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nnsight_mmflow import _called
-from nnsight_mmflow._called import matrix_of
+from nnsight_mmflow.inside import called
+from nnsight_mmflow.inside.called import matrix_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -14,7 +14,7 @@ def test_the_matrix_is_found_bit_by_bit(dtype, biased, monkeypatch):
     module = torch.nn.Linear(96, 50, bias=biased).to(dtype)
     if biased:
         module.bias.data.mul_(50)
-    monkeypatch.setattr(_called, "NUMBERS_AT_ONCE", 50 * 7)  # in parts
+    monkeypatch.setattr(called, "NUMBERS_AT_ONCE", 50 * 7)  # in parts
     found, bias = matrix_of(module, 96, torch.zeros(1, dtype=dtype))
     rounded = 2.0**-11 if biased and dtype == torch.float16 else 0.0  # float16 has no numbers large enough
     assert (found - module.weight).abs().max() <= rounded

@@ -10,7 +10,7 @@ from families import family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._restore import Cell, chunks_of
+from nnsight_mmflow.inside.restore import Cell, chunks_of
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": lambda text: None}
@@ -40,10 +40,10 @@ def test_rows_equal_one_forward_per_cell(name, how, attention):
     graph = GRAPHS[name](attention)
     prompt, corrupt = pair(graph, how)
     sites = ("mlp", "attn", "resid")
-    widths = [1, 3] if name == "llama" else [3]
-    for width in widths:
+    windows = [1, 3] if name == "llama" else [3]
+    for window in windows:
         rows, forward = (
-            mmf.causal_trace(graph, prompt, corrupt, sites=sites, width=width, engine=engine, **LOOSE).to_frame()
+            mmf.causal_trace(graph, prompt, corrupt, sites=sites, window=window, engine=engine, **LOOSE).to_frame()
             for engine in ("rows", "forward")
         )
         assert (rows["log_probability_change"] - forward["log_probability_change"]).abs().max() < 1e-5
@@ -85,7 +85,7 @@ def test_everything_before_the_first_corrupted_position_is_exactly_without_effec
     with pytest.raises(mmf.NoEffectError, match="To trace the image, corrupt the image"):
         mmf.causal_trace(graph, prompt, corrupt, ["image"], **LOOSE)
     for site in ("mlp", "attn", "resid"):  # and indeed, bit for bit
-        patch = mmf.Patch(at="image", site=site, layers=range(5), value=mmf.from_run(prompt))
+        patch = mmf.Patch(at="image", site=site, layers=range(5), value=mmf.values.from_run(prompt))
         with pytest.raises(mmf.NoEffectError), torch.no_grad(), graph.trace(corrupt.prompt, patch):
             graph.unembed.output.save()
 
@@ -95,7 +95,9 @@ def test_restoring_all_that_the_last_position_adds_gives_the_clean_run(name):
     graph = GRAPHS[name]("sdpa")
     prompt, corrupt = pair(graph)
     every = range(graph.n_layers)
-    attn, mlp = (mmf.Patch(at="last", site=site, layers=every, value=mmf.from_run(prompt)) for site in ("attn", "mlp"))
+    attn, mlp = (
+        mmf.Patch(at="last", site=site, layers=every, value=mmf.values.from_run(prompt)) for site in ("attn", "mlp")
+    )
     with torch.no_grad(), graph.trace(corrupt.prompt, attn):
         found = graph.model.output.logits[0, -1].save()
     # its MLPs read nothing but its own stream: with all attention restored they are the clean ones already
@@ -117,11 +119,11 @@ def test_the_same_run_twice_is_refused():
 def test_windows_are_stated_and_truncated():
     graph = GRAPHS["llama"]("sdpa")
     prompt, corrupt = pair(graph)
-    table = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), half_width=1, control=False, **LOOSE)
+    table = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), window=3, controls=0, **LOOSE)
     frame = table.to_frame()
     assert list(zip(frame["first_layer"], frame["last_layer"], strict=True)) == [(0, 1), (0, 2), (1, 3), (2, 4), (3, 4)]
     assert "windows of 3 layers (half-width 1), layers counted from 0" in table.caption()
-    rome = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), width=2, control=False, **LOOSE).to_frame()
+    rome = mmf.causal_trace(graph, prompt, corrupt, ["last"], ("mlp",), window=2, controls=0, **LOOSE).to_frame()
     assert list(zip(rome["first_layer"], rome["last_layer"], strict=True)) == [(0, 0), (0, 1), (1, 2), (2, 3), (3, 4)]
 
 
@@ -186,8 +188,7 @@ def test_another_shape_of_picture_is_refused():
     ("given", "text"),
     [
         ({"sites": ("query",)}, "site must be one of attn, mlp, resid, or a TransformerLens name"),
-        ({"half_width": 1, "width": 3}, "two ways to say the same"),
-        ({"width": 0}, "at least 1 layer"),
+        ({"window": 0}, "at least 1 layer"),
         ({"engine": "fast"}, "engine must be one of rows, forward"),
         ({"corrupt": []}, r"1 prompt\(s\) and 0 corruption\(s\)"),
         ({"spans": ["photo"]}, "'photo' is not known"),
@@ -255,7 +256,7 @@ def test_a_stopped_run_goes_on(nano, facts, tmp_path, monkeypatch):
     mmf.causal_trace(nano, prompts, corrupt, ["last"], folder=tmp_path, **QUIET)
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:2]) + "\n")
-    module = sys.modules["nnsight_mmflow.patterns.causal_trace"]
+    module = sys.modules["nnsight_mmflow.patterns.trace.causal_trace"]
 
     ran = []
     real = module.measure
@@ -263,12 +264,12 @@ def test_a_stopped_run_goes_on(nano, facts, tmp_path, monkeypatch):
     again = mmf.causal_trace(nano, prompts, corrupt, ["last"], folder=tmp_path, **QUIET)
     assert len(ran) == 1
     assert again.to_frame().equals(whole)
-    assert mmf.TraceResult.load(tmp_path).to_frame().equals(whole)
+    assert mmf.results.CausalTraceResult.load(tmp_path).to_frame().equals(whole)
     assert json.loads((tmp_path / "causal_trace.json").read_text())["n_counted"] == 3
 
 
 def test_pictures_state_what_they_show(nano, facts):
-    result = mmf.causal_trace(nano, facts[0][:2], facts[1][:2], half_width=1, **QUIET)
+    result = mmf.causal_trace(nano, facts[0][:2], facts[1][:2], window=3, **QUIET)
     for quantity in ("effect", "normalised_effect", "restored_probability", "answer_restored"):
         figure = result.plot(quantity)
         told = " ".join(figure.get_suptitle().split())
@@ -308,7 +309,7 @@ def test_the_trace_command_on_ones_own_picture(tmp_path, capsys):
     one.image.save(tmp_path / "a.png")
     other.image.save(tmp_path / "b.png")
     asked = ["trace", "--image", str(tmp_path / "a.png"), "--question", one.question, "--out", str(tmp_path / "out")]
-    assert main([*asked, "--other-image", str(tmp_path / "b.png"), "--half-width", "1"]) == 0
+    assert main([*asked, "--other-image", str(tmp_path / "b.png"), "--window", "3"]) == 0
     assert "half-width 1" in (tmp_path / "out" / "report.md").read_text()
     assert main([*asked, "--blank"]) == 2  # another window in the same folder
     assert "other settings" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _checkpoints, _load
-from nnsight_mmflow._processor_fit import check_counts_of
+from nnsight_mmflow.model import checkpoints, load
+from nnsight_mmflow.model.token_counts import check_counts_of
 
 WEIGHTS = "model.safetensors"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"
@@ -208,10 +208,10 @@ def test_whole_ones_are_loaded_and_are_the_model(saved, which):
 
 
 def test_the_table_can_fail(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(_load, "check_loaded", lambda *given: None)
-    monkeypatch.setattr(_load, "check_files", lambda *given: None)
-    monkeypatch.setattr(_load, "check_counts_of", lambda *given: None)
-    monkeypatch.setattr(_checkpoints, "damage", lambda files: "")
+    monkeypatch.setattr(load, "check_loaded", lambda *given: None)
+    monkeypatch.setattr(load, "check_files", lambda *given: None)
+    monkeypatch.setattr(load, "check_counts_of", lambda *given: None)
+    monkeypatch.setattr(checkpoints, "damage", lambda files: "")
     names = ["lacks one tensor", "lacks the tower", "NaN", "infinity", "empty", "git LFS", "patch size", "class token"]
     failed = [told for name in names if (told := refused(saved, tmp_path, name))]
     assert len(failed) == len(names)
@@ -293,6 +293,6 @@ def test_the_report_of_transformers_is_where_it_is_listened_to():
 
     assert "log_state_dict_report(" in Path(modeling_utils.__file__).read_text()
     before = modeling_utils.log_state_dict_report
-    with _checkpoints.weights_of("nowhere"):
+    with checkpoints.weights_of("nowhere"):
         assert modeling_utils.log_state_dict_report is not before
     assert modeling_utils.log_state_dict_report is before

@@ -6,9 +6,10 @@ import pytest
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import command_line
-from nnsight_mmflow._row_spans import Spans
-from nnsight_mmflow._span_grammar import NAMES, check_expression
-from nnsight_mmflow.command_line import _shared, main
+from nnsight_mmflow.command_line import COMMANDS, main, shared
+from nnsight_mmflow.command_line.experiments import EXPERIMENTS
+from nnsight_mmflow.spans.grammar import NAMES, check_expression
+from nnsight_mmflow.spans.row_spans import Spans
 
 PICTURE = "{picture}"
 EARLY = [  # told without the model
@@ -25,22 +26,46 @@ EARLY = [  # told without the model
     ("flow --window 0", "--window: 0 is less than 1"),
     ("flow --window 3 -1", "--window: -1 is less than 1"),
     ("flow --control -1", "--control: -1 is less than 0"),
+    ("flow --controls -1", "--controls: -1 is less than 0"),
+    ("flow --template vicuna", "--template vicuna: chat, vicuna_v1 or llava_llama_3"),
+    ("flow --data nosuch.csv --images .", "nosuch.csv"),
+    ("flow --limit 100000", "100000 questions of"),
+    ("lens --data {text} --images nosuch", "nosuch"),
+    ("trace --data nosuch.csv --blank", "nosuch.csv"),
+    ("trace --data {questions} --images {folder} --blank --answers a.json", "--answers says nothing to"),
+    ("trace --data {questions} --blank", "--data needs --images DIR"),
+    ("edit --data nosuch.csv --layers 4", "nosuch.csv"),
+    ("edit --data nosuch.csv --layers 99", "layers [99] do not exist; there are 10"),
+    ("skip-flow --spans image photo", "'photo' is not known"),
+    ("word-overlap --at photo", "'photo' is not known"),
+    ("contributions --source photo", "'photo' is not known"),
+    ("contributions --target photo", "'photo' is not known"),
+    ("attribution-patching --spans photo", "'photo' is not known"),
+    ("knockout-by-token --source photo", "'photo' is not known"),
+    ("knockout-by-patch --target text(", "is no span expression"),
+    ("knockout-by-patch --layers 3 99", "layers [99] do not exist; there are 10"),
+    ("lens-by-patch --layers 10", "layers [10] do not exist"),
+    ("disruption --layers 10", "layers [10] do not exist"),
+    ("attention-and-effect --layers 10", "layers [10] do not exist"),
     ("flow --image nosuch.png --question what", "there is no image file 'nosuch.png'"),
     ("flow --image {text} --question what", "cannot be read as an image"),
     ("flow --image {folder} --question what", "cannot be read as an image"),
     ("lens --at photo", "'photo' is not known"),
     ("lens --at text(", "is no span expression"),
-    ("lens --at object", "'object' is not known"),
+    ("lens --at objects", "'objects' is not known"),
+    ("attention-and-effect --source image.bax((0,0,9,9))", "is not known"),
+    ("attention-and-effect --image {picture} --question what", "what of the picture is read?"),
     ("trace --sites foo", "--sites foo"),
     ("trace --sites mlp foo", "--sites foo"),
     ("trace --spans photo", "'photo' is not known"),
     ("trace --spans image ~~photo", "'photo' is not known"),
-    ("trace --half-width -1", "--half-width: -1 is less than 0"),
+    ("trace --window 0", "--window: 0 is less than 1"),
     ("trace --image nosuch.png --question what --blank", "there is no image file 'nosuch.png'"),
     ("trace --image {picture} --question what --other-image nosuch.png", "there is no image file 'nosuch.png'"),
     ("edit --layers 99", "layers [99] do not exist; there are 10"),
     ("edit --layers 3 -11", "layers [-11] do not exist"),
     ("edit --controls 10", "layers [10] do not exist"),
+    ("edit --control-layers 10", "layers [10] do not exist"),
     ("edit --together 0", "--together: 0 is less than 1"),
     ("edit --bound -1", "--bound -1"),
     ("edit --bound nan", "--bound nan"),
@@ -73,6 +98,7 @@ RUNNING = [  # told by the prompts
     ("flow --limit 2 --edges question->image", "would change nothing"),
     ("flow --limit 2 --edges image[3]->last", "image[3] was asked for"),
     ("lens --limit 2 --at image.tile[0]", "image has no tiles"),
+    ("lens --image {picture} --question umbrella --answer red", "does not know 'umbrella'"),
     ("lens --limit 2 --at text('zzz')", "'zzz' does not occur"),
     ("spans nano {picture} umbrella", "does not know 'umbrella'"),
     ("flow --image {picture} --question umbrella", "does not know 'umbrella'"),
@@ -92,6 +118,9 @@ PARSED = [  # told by the parser
     ("edit --settings foo", "invalid choice: 'foo'"),
     ("prune --mode foo", "invalid choice: 'foo'"),
     ("saliency --scope foo", "invalid choice: 'foo'"),
+    ("disruption --ways foo", "invalid choice: 'foo'"),
+    ("skip-flow --part foo", "invalid choice: 'foo'"),
+    ("skip_flow", "invalid choice: 'skip_flow'"),
     ("saliency --stage foo", "invalid choice: 'foo'"),
     ("spans nano", "the following arguments are required: IMAGE, QUESTION"),
     ("spans nano a.png what --box 1 2 3", "expected 4 arguments"),
@@ -107,20 +136,21 @@ def names(tmp_path_factory):
     mmf.nano.samples(1)[0].image.save(base / "picture.png")
     (base / "text.png").write_text("this is no picture")
     (base / "folder").mkdir()
-    return {"picture": base / "picture.png", "text": base / "text.png", "folder": base / "folder"}
+    (base / "questions.csv").write_text("question_id,img_id,question,answer\n1,picture,what ?,red\n")
+    return {name.partition(".")[0]: base / name for name in ("picture.png", "text.png", "folder", "questions.csv")}
 
 
 def run(line, names, capsys, out):
     """(status, what stands on standard error, without progress bars)."""
     arguments = [part.format(**names) if "{" in part else part for part in line.split()]
-    if arguments and arguments[0] in ("flow", "lens", "trace", "edit", "prune", "saliency"):
+    if arguments and arguments[0] in EXPERIMENTS:
         arguments += ["--out", str(out)]
     try:
         status = main(arguments)
     except SystemExit as ended:
         status = ended.code
     told = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.strip()]
-    return status, [part for part in told if not re.search(r"\d+%\|| prompt\(s\) to run;|^lens: ", part)]
+    return status, [part for part in told if not re.search(r"\d+%\|| \w+\(s\) to run;|^lens: ", part)]
 
 
 def failing(rows, names, capsys, out):
@@ -131,7 +161,7 @@ def failing(rows, names, capsys, out):
         except Exception as error:
             failed.append(f"{line}: ended in {type(error).__name__}: {error}")
             continue
-        start = f"mmflow {line.split()[0]}: " if line and line.split()[0] != "nosuch" else "mmflow: "
+        start = f"mmflow {line.split()[0]}: " if line and line.split()[0] in COMMANDS else "mmflow: "
         if status != 2 or len(told) != 1 or wanted not in told[0] or not told[0].startswith(("mmflow: ", start)):
             failed.append(f"{line}: {status}, {told}")
     return failed
@@ -151,7 +181,7 @@ def test_the_table_of_what_is_told_early_can_fail(names, capsys, tmp_path, monke
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(mmf, "load", loads)
-    monkeypatch.setattr(_shared, "check_early", lambda given: None)
+    monkeypatch.setattr(shared, "check_early", lambda given: None)
     assert len(failing(EARLY, names, capsys, tmp_path)) > 30  # the parser tells the rest
 
 
@@ -198,7 +228,7 @@ def test_what_was_not_foreseen_is_one_sentence_too(ends):
 
 
 def test_a_long_message_is_its_first_and_last_line(ends):
-    _, told = ends(mmf.RemoteFailure("the job failed on the server. It says:\nTraceback\n  a\n  b\nValueError: no"))
+    _, told = ends(mmf.ServerError("the job failed on the server. It says:\nTraceback\n  a\n  b\nValueError: no"))
     assert told == "mmflow flow: the job failed on the server. It says: ValueError: no\n"
 
 

@@ -38,7 +38,7 @@ def test_flow_writes_picture_table_result_and_report(tmp_path, capsys):
     report = (tmp_path / "report.md").read_text()
     assert f"{table['prompt'].nunique()} of 12 prompts counted" in report
     assert "centres 0 to 1 all contain layer 0" in report
-    loaded = mmf.FlowResult.load(tmp_path)
+    loaded = mmf.results.FlowResult.load(tmp_path)
     assert len(loaded.to_frame()) == len(table)
     before = (tmp_path / "prompts.jsonl").read_bytes()
     assert run("flow", "--limit", 12, "--window", 1, 3, "--out", tmp_path) == 0
@@ -152,8 +152,9 @@ def test_trace_of_nano_and_of_a_file_of_constraints(world, tmp_path, capsys):
     assert set(pd.read_csv(tmp_path / "out" / "causal_trace.csv")["prompt"]) >= {"known-0", "known-1"}
 
 
-def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys):
-    assert run("edit", "--limit", 2, "--controls", 9, "--out", tmp_path / "nano") == 0
+def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nnsight_mmflow.command_line.edit.OTHERS", 12)
+    assert run("edit", "--limit", 2, "--control-layers", 9, "--out", tmp_path / "nano") == 0
     assert "efficacy generalisation specificity" in re.sub(" +", " ", capsys.readouterr().err)
     report = (tmp_path / "nano" / "report.md").read_text()
     assert "| edit, layer 4 | efficacy | the prompt itself | " in report
@@ -168,5 +169,5 @@ def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys):
     assert "--target, --layers missing" in capsys.readouterr().err
     assert run("edit", *asked, "--target", "yarm", "--layers", 4, "--out", tmp_path / "own") == 0
     assert "1 of 1 facts answered anew" in capsys.readouterr().err
-    edit = mmf.Edit.load(tmp_path / "own", mmf.load("nano"))
+    edit = mmf.results.EditResult.load(tmp_path / "own", mmf.load("nano"))
     assert edit.to_frame()["target"].tolist() == ["yarm"]

@@ -32,21 +32,21 @@ def written(folder, name, text):
 
 
 def test_the_three_files_are_told_apart_by_their_columns(tmp_path):
-    known, _ = mmf.read_constraint_questions(written(tmp_path, "multimodal_known.csv", KNOWN))
+    known, _ = mmf.data.read_constraint_questions(written(tmp_path, "multimodal_known.csv", KNOWN))
     assert [(one.key, one.subject, one.visual.text, one.kind) for one in known] == [
         ("known-0", "Space Needle", "This building", "known"),
         ("known-1", "Chrome", "This application", "known"),  # the comma belongs to the sentence
     ]
-    movies, _ = mmf.read_constraint_questions(written(tmp_path, "multimodal_movies.csv", MOVIES))
+    movies, _ = mmf.data.read_constraint_questions(written(tmp_path, "multimodal_movies.csv", MOVIES))
     assert (movies[0].subject, movies[0].visual.start, movies[0].source) == ("Zoë Example", 25, "multimodal_movies.csv")
-    rows, bad = mmf.read_constraint_questions(written(tmp_path, "okvqa.csv", OKVQA), skip_bad=True)
+    rows, bad = mmf.data.read_constraint_questions(written(tmp_path, "okvqa.csv", OKVQA), skip_bad=True)
     assert [one.key for one in rows] == ["okvqa-7"]
     assert len(bad) == 2
     assert bad[0] == (
         "line 3: the constraint 'the suit' does not stand in the question 'What is the man wearing?' (case counts)"
     )
     with pytest.raises(mmf.DataError, match=r"2 of 3 rows of .*okvqa.csv are bad:\n  line 3(.|\n)*skip_bad=True"):
-        mmf.read_constraint_questions(tmp_path / "okvqa.csv")
+        mmf.data.read_constraint_questions(tmp_path / "okvqa.csv")
 
 
 def test_pictures_are_files_or_one_of_a_folder_of_candidates(tmp_path):
@@ -59,16 +59,17 @@ def test_pictures_are_files_or_one_of_a_folder_of_candidates(tmp_path):
     (tmp_path / split / "notes.txt").write_text("no picture")
     file = written(tmp_path, "movies.csv", MOVIES)
     found = [
-        mmf.read_constraint_questions(file, tmp_path, candidate=candidate)[0][0].image.name for candidate in range(3)
+        mmf.data.read_constraint_questions(file, tmp_path, candidate=candidate)[0][0].image.name
+        for candidate in range(3)
     ]
     assert found == ["Image_1.jpg", "Image_2.jpg", "Image_10.jpg"]
     with pytest.raises(mmf.DataError, match="holds 3 picture.s.; candidate 3"):
-        mmf.read_constraint_questions(file, tmp_path, candidate=3)
+        mmf.data.read_constraint_questions(file, tmp_path, candidate=3)
     with pytest.raises(mmf.DataError, match="image './A photo of Space Needle' is missing"):
-        mmf.read_constraint_questions(written(tmp_path, "known.csv", KNOWN), tmp_path)
+        mmf.data.read_constraint_questions(written(tmp_path, "known.csv", KNOWN), tmp_path)
     (tmp_path / "val2014").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "val2014" / "COCO_val2014_000000304557.jpg")
-    rows, bad = mmf.read_constraint_questions(written(tmp_path, "okvqa.csv", OKVQA), tmp_path, skip_bad=True)
+    rows, bad = mmf.data.read_constraint_questions(written(tmp_path, "okvqa.csv", OKVQA), tmp_path, skip_bad=True)
     assert rows[0].image.is_file()
     assert len(bad) == 2
 
@@ -76,50 +77,50 @@ def test_pictures_are_files_or_one_of_a_folder_of_candidates(tmp_path):
 def test_answers_are_joined(tmp_path):
     file = written(tmp_path, "known.csv", KNOWN)
     by_subject = {"Space Needle": "Seattle", "known-1": ["Google", "Alphabet"]}
-    rows, _ = mmf.read_constraint_questions(file, answers=by_subject)
+    rows, _ = mmf.data.read_constraint_questions(file, answers=by_subject)
     assert [one.answers for one in rows] == [("Seattle",), ("Google", "Alphabet")]
     facts = [{"subject": "Space Needle", "attribute": " Seattle", "prompt": "x"}]
     mapping = written(tmp_path, "facts.json", json.dumps(facts))
-    assert mmf.read_constraint_questions(file, answers=mapping)[0][0].answers == ("Seattle",)
-    assert mmf.read_constraint_questions(file, answers=written(tmp_path, "map.json", json.dumps(by_subject)))
+    assert mmf.data.read_constraint_questions(file, answers=mapping)[0][0].answers == ("Seattle",)
+    assert mmf.data.read_constraint_questions(file, answers=written(tmp_path, "map.json", json.dumps(by_subject)))
     with pytest.raises(mmf.DataError, match="neither a mapping"):
-        mmf.read_constraint_questions(file, answers=written(tmp_path, "odd.json", "[1]"))
+        mmf.data.read_constraint_questions(file, answers=written(tmp_path, "odd.json", "[1]"))
     with pytest.raises(mmf.DataError, match="no answers can be read from"):
-        mmf.read_constraint_questions(file, answers=tmp_path / "gone.json")
+        mmf.data.read_constraint_questions(file, answers=tmp_path / "gone.json")
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(mmf.DataError, match="there is no question file"):
-        mmf.read_constraint_questions(tmp_path / "gone.csv")
+        mmf.data.read_constraint_questions(tmp_path / "gone.csv")
     with pytest.raises(mmf.DataError, match="there is no folder of images"):
-        mmf.read_constraint_questions(written(tmp_path, "known.csv", KNOWN), tmp_path / "gone")
+        mmf.data.read_constraint_questions(written(tmp_path, "known.csv", KNOWN), tmp_path / "gone")
     with pytest.raises(mmf.DataError, match=r"lacks the column.s. main_entity, image_url; it has 'question', 'x'"):
-        mmf.read_constraint_questions(written(tmp_path, "other.csv", "question,x\n1,2\n"))
+        mmf.data.read_constraint_questions(written(tmp_path, "other.csv", "question,x\n1,2\n"))
     with pytest.raises(mmf.DataError, match="holds no usable question"):
-        mmf.read_constraint_questions(written(tmp_path, "empty.csv", KNOWN.splitlines()[0] + "\n"))
+        mmf.data.read_constraint_questions(written(tmp_path, "empty.csv", KNOWN.splitlines()[0] + "\n"))
     odd = written(tmp_path, "odd.jsonl", '{"visual": null}\n{"key": \n')
     with pytest.raises(mmf.DataError, match=r"line 1: has not the fields(.|\n)*line 2: is no JSON"):
-        mmf.read_constraint_questions(odd)
+        mmf.data.read_constraint_questions(odd)
 
 
 def test_our_own_lines_come_back(tmp_path):
     picture(0).save(tmp_path / "one.png")
-    question = mmf.ConstraintQuestion(
+    question = mmf.data.ConstraintQuestion(
         "k1",
         tmp_path / "one.png",
         "what is the dish of this place in spring ?",
-        mmf.Constraint(text="this place", start=20, end=30),
-        (mmf.Constraint.find("spring", "what is the dish of this place in spring ?"),),
+        mmf.data.Constraint(text="this place", start=20, end=30),
+        (mmf.data.Constraint.find("spring", "what is the dish of this place in spring ?"),),
         answers=("pie", "soup"),
         replacement="place zorvia",
         kind="two",
     )
-    file = mmf.write_constraint_questions([question], tmp_path / "rows.jsonl")
-    (again,), bad = mmf.read_constraint_questions(file, tmp_path)
+    file = mmf.data.write_constraint_questions([question], tmp_path / "rows.jsonl")
+    (again,), bad = mmf.data.read_constraint_questions(file, tmp_path)
     assert again == question
     assert not bad
     with pytest.raises(mmf.DataError, match="holds a picture, not the path"):
-        mmf.write_constraint_questions(mmf.nano.constraint_questions()[:1], tmp_path / "rows.jsonl")
+        mmf.data.write_constraint_questions(mmf.nano.constraint_questions()[:1], tmp_path / "rows.jsonl")
 
 
 @given(question=st.text(min_size=1, max_size=30), data=st.data())
@@ -127,13 +128,16 @@ def test_a_constraint_is_what_stands_at_its_place(question, data):
     start = data.draw(st.integers(0, len(question) - 1))
     end = data.draw(st.integers(start + 1, len(question)))
     text = question[start:end]
-    assert mmf.ConstraintQuestion("k", "i", question, mmf.Constraint(text, start, end)).constraints[0].text == text
-    found = mmf.Constraint.find(text, question)
+    assert (
+        mmf.data.ConstraintQuestion("k", "i", question, mmf.data.Constraint(text, start, end)).constraints[0].text
+        == text
+    )
+    found = mmf.data.Constraint.find(text, question)
     assert question[found.start : found.end] == text
     with pytest.raises(mmf.DataError, match="not the constraint"):
-        mmf.ConstraintQuestion("k", "i", question, mmf.Constraint(text + "x", start, end))
+        mmf.data.ConstraintQuestion("k", "i", question, mmf.data.Constraint(text + "x", start, end))
     with pytest.raises(mmf.DataError, match="has no constraint"):
-        mmf.ConstraintQuestion("k", "i", question, None)
+        mmf.data.ConstraintQuestion("k", "i", question, None)
 
 
 # Nano's rows.
@@ -164,7 +168,7 @@ def test_nano_answers_the_clean_and_the_corrupt_question(nano, way, constraints)
     rows = mmf.nano.constraint_questions(constraints, way == "name")[:96]
     wanted = [row.answers[0] for row in rows]
     changed = [row.replaced_answers[0] for row in rows]
-    from nnsight_mmflow._targets import answer_scores
+    from nnsight_mmflow.runs.answers import answer_scores
 
     clean = answer_scores(nano, prompts, wanted)
     assert sum(right for _, right in clean) >= 93
@@ -184,7 +188,7 @@ def test_ways_that_there_are_not(nano):
     row = mmf.nano.constraint_questions()[0]
     with pytest.raises(mmf.PromptError, match="instead of 7[0-9]"):
         row.corrupted(nano, row.prompt(nano), "zorvia")
-    bare = mmf.ConstraintQuestion("k", row.image, row.question, row.visual)
+    bare = mmf.data.ConstraintQuestion("k", row.image, row.question, row.visual)
     with pytest.raises(mmf.PromptError, match="has no replacement"):
         bare.corrupted(nano, bare.prompt(nano))
     with pytest.raises(mmf.DataError, match="not one of nano's held-out facts"):

@@ -24,10 +24,10 @@ def test_the_sums_are_the_attentions_output(name):
 
 
 def test_an_attention_that_is_not_known_is_refused(monkeypatch):
-    from nnsight_mmflow import _qk
+    from nnsight_mmflow.inside import heads
 
-    real = _qk.rotated
-    monkeypatch.setattr(_qk, "rotated", lambda states, cosine, sine: real(states, cosine, -sine))
+    real = heads.rotated
+    monkeypatch.setattr(heads, "rotated", lambda states, cosine, sine: real(states, cosine, -sine))
     graph = tiny_graph("llama")
     with pytest.raises(mmf.MMFlowError, match=r"layer 0: the contributions of all positions sum up to something"):
         mmf.contributions(graph, graph.prompt(picture(0), QUESTION), progress=False)
@@ -127,7 +127,7 @@ def test_figures_summary_and_files(facts, tmp_path):
     assert len(result.plot()._repr_png_()) > 10_000
     assert len(result.on_image(prompts[0], 5)._repr_png_()) > 10_000
     assert "largest share of all contributions at layer" in str(result)
-    again = mmf.ContributionsResult.load(result.save(tmp_path))
+    again = mmf.results.ContributionsResult.load(result.save(tmp_path))
     assert again.to_frame().equals(result.to_frame())
 
 
@@ -136,7 +136,7 @@ def test_figures_summary_and_files(facts, tmp_path):
 
 def test_shuffled_image_tokens_are_really_shuffled():
     """Reference: the merged embedding permuted by a hook, and contributions of the shuffled run read afresh."""
-    from nnsight_mmflow.patterns.contributions import read_prompt
+    from nnsight_mmflow.patterns.contributions.run import read_prompt
 
     graph = tiny_graph("llama", n_layers=3)
     prompts = [graph.prompt(picture(seed), QUESTION) for seed in (0, 1)]

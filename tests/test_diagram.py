@@ -9,14 +9,14 @@ import pytest
 import torch
 from browsing import opened
 from made_flow import bump, like_the_paper, made_flow
-from nnsight_mmflow.patterns.controls import control_name, controlled, with_controls
-from nnsight_mmflow.patterns.edges import default_edges, named_spans
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._arrows import SMALLEST, thresholds
-from nnsight_mmflow._flow_diagram import caption
-from nnsight_mmflow._flow_scene import BAR, scale_of, scene_of
+from nnsight_mmflow.patterns.flow.arrows import SMALLEST, thresholds
+from nnsight_mmflow.patterns.flow.controls import control_name, controlled, with_controls
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
+from nnsight_mmflow.show.diagram import caption
+from nnsight_mmflow.show.scene import BAR, scale_of, scene_of
 
 QUIET = {"progress": False, "report": lambda text: None}
 LOOSE = {**QUIET, "only_correct": False}
@@ -30,7 +30,7 @@ def boxed(graph):
 
 @pytest.fixture(scope="module")
 def swept(graph, boxed):
-    return mmf.flow(graph, boxed, window=(1, 3), control=2, **LOOSE)
+    return mmf.flow(graph, boxed, window=(1, 3), controls=2, **LOOSE)
 
 
 def planted(**kwargs):
@@ -115,7 +115,7 @@ def test_a_control_equals_its_knockout_made_by_hand(graph, boxed, swept):
 
 def test_both_engines_run_controls(graph, boxed):
     rows, forward = (
-        mmf.flow(graph, boxed[0], ["object->question", "last->last"], window=1, control=1, engine=engine, **LOOSE)
+        mmf.flow(graph, boxed[0], ["object->question", "last->last"], window=1, controls=1, engine=engine, **LOOSE)
         for engine in ("rows", "forward")
     )
     assert len(set(rows.to_frame()["edge"])) == 4
@@ -124,8 +124,8 @@ def test_both_engines_run_controls(graph, boxed):
 
 def test_edges_stay_the_same_with_and_without_controls(graph, boxed, swept):
     alone = mmf.flow(graph, boxed, window=(1, 3), **LOOSE)
-    assert "control" not in alone.header
-    assert swept.header["control"] == 2
+    assert "controls" not in alone.header
+    assert swept.header["controls"] == 2
     assert swept.header["prompts_without_control"]["image->last"] == 2
     assert list(alone.curves(3)) == list(swept.curves(3))
     for edge, (mean, *_) in alone.curves(3).items():
@@ -133,23 +133,23 @@ def test_edges_stay_the_same_with_and_without_controls(graph, boxed, swept):
 
 
 def test_runs_go_on_with_their_controls_and_not_without(graph, boxed, tmp_path):
-    first = mmf.flow(graph, boxed[:1], ["object->question"], window=1, control=1, folder=tmp_path, **LOOSE)
-    again = mmf.flow(graph, boxed, ["object->question"], window=1, control=1, folder=tmp_path, **LOOSE)
+    first = mmf.flow(graph, boxed[:1], ["object->question"], window=1, controls=1, folder=tmp_path, **LOOSE)
+    again = mmf.flow(graph, boxed, ["object->question"], window=1, controls=1, folder=tmp_path, **LOOSE)
     assert again.to_frame().query("prompt == 'q0'").equals(first.to_frame())
-    assert mmf.FlowResult.load(tmp_path).controls(1)["object->question"].shape == (1, graph.n_layers)
-    with pytest.raises(mmf.DataError, match="control was 1, is None"):
+    assert mmf.results.FlowResult.load(tmp_path).controls(1)["object->question"].shape == (1, graph.n_layers)
+    with pytest.raises(mmf.DataError, match="controls was 1, is None"):
         mmf.flow(graph, boxed, ["object->question"], window=1, folder=tmp_path, **LOOSE)
     mmf.flow(graph, boxed, ["object->question"], window=1, folder=tmp_path / "plain", **LOOSE)
-    assert "control" not in json.loads((tmp_path / "plain" / "settings.json").read_text())
+    assert "controls" not in json.loads((tmp_path / "plain" / "settings.json").read_text())
 
 
 def test_wrong_settings(graph, boxed, swept):
-    with pytest.raises(mmf.MMFlowError, match="control=-1"):
-        mmf.flow(graph, boxed, control=-1, **LOOSE)
+    with pytest.raises(mmf.MMFlowError, match="controls=-1"):
+        mmf.flow(graph, boxed, controls=-1, **LOOSE)
     with pytest.raises(mmf.MMFlowError, match=re.escape("window=9: this result has [1, 3]")):
         swept.diagram(9)
     with pytest.raises(mmf.MMFlowError, match='an edge is "source->target"'):
-        mmf.flow(graph, boxed, ["image-question"], control=1, **LOOSE)
+        mmf.flow(graph, boxed, ["image-question"], controls=1, **LOOSE)
 
 
 # --- numbers

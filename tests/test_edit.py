@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from families import EAGER_ONLY, FAMILIES, family
-from nnsight_mmflow.patterns.edit_update import solve
-from nnsight_mmflow.patterns.edit_value import PAPER, RELEASED, find_changes, read_keys
-from nnsight_mmflow.patterns.fine_tune import fine_tune
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._targets import answer_scores, with_target
+from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
+from nnsight_mmflow.patterns.edit.update import solve
+from nnsight_mmflow.patterns.edit.value import PAPER, RELEASED, find_changes, read_keys
+from nnsight_mmflow.runs.answers import answer_scores, with_target
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}
@@ -215,16 +215,16 @@ def test_files(edited, tmp_path):
     graph, fact, edit = edited
     edit.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"edit.json", "edit.parquet", "edit.safetensors"}
-    again = mmf.Edit.load(tmp_path, graph)
+    again = mmf.results.EditResult.load(tmp_path, graph)
     assert torch.equal(logits_of(again.graph, fact.prompt), logits_of(edit.graph, fact.prompt))
     assert again.to_frame().equals(edit.to_frame())
-    alone = mmf.Edit.load(tmp_path)
+    alone = mmf.results.EditResult.load(tmp_path)
     assert alone.updates.keys() == edit.updates.keys()
     for use in (alone.apply, lambda: alone.graph):
-        with pytest.raises(mmf.MMFlowError, match=r"Edit.load\(folder, graph\)"):
+        with pytest.raises(mmf.MMFlowError, match=r"mmf.results.EditResult.load\(folder, graph\)"):
             use()
     with pytest.raises(mmf.DataError, match="made on other weights of layer 1"):
-        mmf.Edit.load(tmp_path, tiny_graph("llama", seed=4))
+        mmf.results.EditResult.load(tmp_path, tiny_graph("llama", seed=4))
     assert len(edit.plot()._repr_png_()) > 5_000
     assert "facts answered anew after editing layer(s) 1, 2" in edit.summary()
 
@@ -369,7 +369,7 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
         for seed, answer, key in ((2, "red", "a"), (3, "blue", "b"), (4, "red", "same"))
     ]
     told = []
-    run = {"layers": 1, "controls": [3], "bound": 1e-3, "progress": False, "report": told.append}
+    run = {"layers": 1, "control_layers": [3], "bound": 1e-3, "progress": False, "report": told.append}
     result = mmf.edit_report(graph, facts, others, folder=tmp_path, settings=SHORT, **run)
     frame = result.to_frame()
     assert list(frame["method"].unique()) == [
@@ -378,7 +378,7 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
         "fine-tuning, layer 1",
         "fine-tuning within 0.001, layer 1",
     ]
-    assert told[0].startswith("edit report: 8 edits")
+    assert told[0].startswith("edit report: 8 edit(s) to run")
     assert set(frame["prompt"][frame["measure"] == "specificity"]) == {"a", "b"}  # the third is one of `same`
     counts = frame.groupby(["method", "measure"]).size().unstack()
     assert (counts["efficacy"] == 2).all()
@@ -390,13 +390,26 @@ def test_the_report_counts_what_it_says(tmp_path, monkeypatch):
     mine = frame[(frame["method"] == "edit, layer 1") & (frame["edit"] == 1) & (frame["measure"] != "specificity")]
     assert np.allclose(mine["probability"], [probability for probability, _ in by_hand], rtol=1e-3)
     # what is finished is not run again
-    monkeypatch.setattr("nnsight_mmflow.patterns.edit_report.edit", None)
-    monkeypatch.setattr("nnsight_mmflow.patterns.edit_report.fine_tune", None)
+    monkeypatch.setattr("nnsight_mmflow.patterns.edit.asked.edit", None)
+    monkeypatch.setattr("nnsight_mmflow.patterns.edit.asked.fine_tune", None)
     again = mmf.edit_report(graph, facts, others, folder=tmp_path, settings=SHORT, **run)
     assert again.to_frame().equals(frame)
-    assert mmf.EditReport.load(tmp_path).to_frame().equals(frame)
+    assert mmf.results.EditReport.load(tmp_path).to_frame().equals(frame)
     assert len(result.plot()._repr_png_()) > 10_000
     with pytest.raises(mmf.MMFlowError, match="1 of 1 other prompts have no answer"):
         mmf.edit_report(graph, facts, [graph.prompt(picture(0), QUESTION)], **run)
     with pytest.raises(mmf.MMFlowError, match="2 fact"):
         mmf.edit_report(graph, facts, others, together=3, **run)
+
+
+def test_a_report_asks_the_unedited_model_anew_in_each_run():
+    """Its weights may be others by then: here the answers are turned round."""
+    nano = mmf.load("nano")
+    facts, others = mmf.nano.edits(nano, 1), mmf.nano.prompts(nano, 4)
+    right = []
+    for _ in range(2):
+        frame = mmf.edit_report(nano, facts, others, 4, settings=SHORT, fine_tuning=False, **QUIET).to_frame()
+        right.append(frame["right_before"][frame["measure"] == "specificity"].tolist())
+        nano.unembed._module.weight.data.neg_()
+    assert any(right[0])
+    assert not any(right[1])

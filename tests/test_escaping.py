@@ -9,12 +9,12 @@ import pytest
 from matplotlib.text import Text
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _plots
-from nnsight_mmflow._escaping import markdown, write_csv
+from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.command_line import edit as edit_command
 from nnsight_mmflow.command_line import flow as flow_command
 from nnsight_mmflow.command_line import prune as prune_command
 from nnsight_mmflow.command_line import trace as trace_command
+from nnsight_mmflow.files.escaping import markdown, write_csv
 
 NAME = "m$o_{d$ \\frac{ el|<b>x"
 ODD = "a $b$ \\frac{ | `c` <i>"
@@ -54,7 +54,7 @@ def figures(graph, prompts):
     one = prompts[0]
     clean, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
     corrupt = [replace(each, how=f"{each.how} {ODD}") for each in corrupt]
-    flow = mmf.flow(graph, prompts, ["pa$t$ch->last", "question->last"], 3, only_correct=False, control=1, **QUIET)
+    flow = mmf.flow(graph, prompts, ["pa$t$ch->last", "question->last"], 3, only_correct=False, controls=1, **QUIET)
     taken = mmf.contributions(graph, prompts, progress=False)
     lensed = mmf.lens_by_patch(graph, one, layers=[4])
     lensed.table["word"] = "$x_{$"
@@ -77,14 +77,16 @@ def figures(graph, prompts):
         "saliency": mmf.saliency(graph, prompts, progress=False).plot,
         "disruption": mmf.disruption(graph, prompts, layers=[3, 4], **QUIET).plot,
         "causal_trace": found.plot,
-        "attribution": mmf.attribution(graph, clean, corrupt, ["image"], exact=2, progress=False).plot,
+        "attribution": mmf.attribution_patching(graph, clean, corrupt, ["image"], exact=2, progress=False).plot,
         "edit": edited.plot,
         "prune_report": pruned.plot,
         "kept": lambda: kept.on_image(by_layer=True),
         "effect": effect.plot,
         "patches": patches.plot,
         "words": lambda: lensed.plot(layer=4),
-        "on_image": lambda: mmf.on_image(one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]),
+        "on_image": lambda: mmf.show.on_image(
+            one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]
+        ),
     }  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def test_no_figure_takes_a_text_for_a_formula(figures, tmp_path):
     for name, draw in figures.items():
         try:
             figure = draw()
-            assert isinstance(figure, _plots.ShownFigure), name
+            assert isinstance(figure, ShownFigure), name
             figure.savefig(tmp_path / "a.svg")
             if name in ("flow", "causal_trace"):
                 figure.savefig(tmp_path / "tight.png", bbox_inches="tight")
@@ -109,7 +111,7 @@ def test_no_figure_takes_a_text_for_a_formula(figures, tmp_path):
 def test_the_figures_can_fail(figures, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(_plots.ShownFigure, "draw", Figure.draw)
+    monkeypatch.setattr(ShownFigure, "draw", Figure.draw)
     broken = []
     for name in ("flow", "lens", "causal_trace", "prune_report"):
         try:
@@ -178,7 +180,7 @@ def test_reports_stay_tables_whatever_the_names(graph, prompts):
     traced = mmf.causal_trace(graph, clean, [replace(one, how=f"# {ODD}") for one in corrupt], ["last"], **QUIET)
     traced.table["span"] = "sp|an<i>"
     traced.header["left_out"] = {"<b>why</b> | x": 1}
-    pruned = mmf.prune_report(graph, prompts, {f"| {ODD}": mmf.FastV(k=4)}, timed=0, controls=False, **QUIET)
+    pruned = mmf.prune_report(graph, prompts, {f"| {ODD}": mmf.FastV(k=4)}, timed=0, controls=0, **QUIET)
     fact = mmf.nano.edits(graph, 1)[0]
     others = [replace(prompt, kind="k|ind<i>") for prompt in prompts]
     edited = mmf.edit_report(graph, [fact], others, 4, fine_tuning=False, settings=mmf.EditSettings(steps=2), **QUIET)

@@ -11,8 +11,8 @@ from families import QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.pages._explore_attention import POWERS, furthest, packed_weights
-from nnsight_mmflow.pages._explore_parts import palette
+from nnsight_mmflow.show.pages.explore_attention import POWERS, furthest, packed_weights
+from nnsight_mmflow.show.pages.explore_parts import palette
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 CIVIDIS = palette(signed=False).astype(int)
@@ -207,7 +207,7 @@ def test_in_an_exported_notebook(chromium, maps, tmp_path):
 def test_divided_pictures(chromium, name, tmp_path):
     graph = family(name)
     prompt = graph.prompt([picture(0, 80, 48)], QUESTION)
-    maps = mmf.attention(graph, prompt, layers=[1], targets="question | suffix")
+    maps = mmf.attention(graph, prompt, layers=[1], target="question | suffix")
     shown = kept(maps.at(1), causal=False).mean(0)[-1]
     with opened(chromium, mmf.explore(maps).save(tmp_path / "page.html"), 600) as tab:
         assert tab.locator("#view option").all_text_contents()[0] == "finest"

@@ -9,7 +9,7 @@ from families import QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.pages._explore_parts import palette
+from nnsight_mmflow.show.pages.explore_parts import palette
 
 EVIL = "</script><script>document.title = 'taken'</script>"
 

@@ -19,7 +19,7 @@ result = mmf.flow(graph, prompts, window=1, progress=False, report=str)
 result
 """,
     "result.explore()",
-    "mmf.show_attention(mmf.attention(graph, prompts[0], layers=[4]), layer=4)",
+    "mmf.show.attention(mmf.attention(graph, prompts[0], layers=[4]), layer=4)",
     "mmf.Knockout(source='image', target='last', layers=[4])",
 )
 

@@ -11,17 +11,17 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from nnsight_mmflow.patterns import knockout, patch
 from packaging.version import Version
 from tiny import picture
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import adapters
-from nnsight_mmflow._geometry import ImageGeometry
-from nnsight_mmflow._rows import check_prefix
-from nnsight_mmflow._sweep import run_clean
 from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
+from nnsight_mmflow.inside.rows import check_prefix
+from nnsight_mmflow.patterns import knockout, patch
+from nnsight_mmflow.runs.sweep import run_clean
+from nnsight_mmflow.spans.geometry import ImageGeometry
 
 # What a check says nothing about, and of whom; everything else must pass.
 BRIDGE = "TransformerLens gives the same, plain and under a knockout"

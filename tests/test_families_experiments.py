@@ -59,7 +59,7 @@ def test_word_overlap_and_causal_trace(name):
     corrupt = mmf.corruption.other_image(graph, prompt, picture(1, 96, 64))
     loose = {"only_correct": False, "min_clean": 0.0, "max_corrupt": float("inf"), **QUIET}
     rows, forward = (
-        mmf.causal_trace(graph, prompt, corrupt, width=3, engine=engine, **loose).to_frame()
+        mmf.causal_trace(graph, prompt, corrupt, window=3, engine=engine, **loose).to_frame()
         for engine in ("rows", "forward")
     )
     # in float64 they are equal; these weights are blown up, and rounding with them

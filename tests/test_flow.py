@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.edges import default_edges, named_spans
 from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
 
 QUIET = {"progress": False, "report": lambda text: None}
 QUESTION = "is the circle red or blue ?"
@@ -166,7 +166,7 @@ def test_finished_prompts_are_kept_and_not_repeated(graph, tmp_path, monkeypatch
     whole = mmf.flow(graph, prompts, window=3, only_correct=False, **QUIET).to_frame()
     mmf.flow(graph, prompts[:1], window=3, only_correct=False, folder=tmp_path, edges=default_edges(prompts), **QUIET)
     measured = []
-    from nnsight_mmflow.patterns import flow as module
+    from nnsight_mmflow.patterns.flow import flow as module
 
     real = module.measure
     monkeypatch.setattr(module, "measure", lambda *given: measured.append(given[1].key) or real(*given))
@@ -175,7 +175,7 @@ def test_finished_prompts_are_kept_and_not_repeated(graph, tmp_path, monkeypatch
     )
     assert measured == ["q1"]
     assert result.to_frame().equals(whole)
-    loaded = mmf.FlowResult.load(tmp_path)
+    loaded = mmf.results.FlowResult.load(tmp_path)
     assert loaded.to_frame().equals(whole)
     assert loaded.header == json.loads(json.dumps(result.header))
     assert {"model", "versions", "seed", "plan"} <= set(loaded.header)
@@ -186,12 +186,12 @@ def test_a_failure_leaves_the_model_clean(graph, monkeypatch):
     model = graph.adapter.model
     with torch.no_grad():
         before = model(**prompt.inputs).logits
-    from nnsight_mmflow import _sweep
+    from nnsight_mmflow.inside import sweep
 
     def broken(*given):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(_sweep, "answer_numbers", broken)
+    monkeypatch.setattr(sweep, "answer_numbers", broken)
     with pytest.raises(RuntimeError, match="planted"):
         mmf.flow(graph, prompt, only_correct=False, **QUIET)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_curves_are_means_of_ratios_with_a_bootstrap_band(graph):
 
 def test_loading_nothing_is_an_error(tmp_path):
     with pytest.raises(mmf.DataError, match=re.escape("flow.json is missing")):
-        mmf.FlowResult.load(tmp_path)
+        mmf.results.FlowResult.load(tmp_path)
 
 
 def test_a_sliding_window_is_honoured():

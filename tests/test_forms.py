@@ -17,8 +17,8 @@ from transformers import DynamicCache, StaticCache
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError
-from nnsight_mmflow._forms import form_of
-from nnsight_mmflow._older_generation import empty_caches_shrink
+from nnsight_mmflow.model.forms import form_of
+from nnsight_mmflow.model.older_generation import empty_caches_shrink
 
 SAME, VISIBLE = 2e-5, 1e-3
 N_TOKENS = 4
@@ -52,7 +52,9 @@ def by_place(seen):
 
 
 def half(mode, **more):
-    return mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=by_place, reads="", exact=True)], mode=mode, **more)
+    return mmf.prune.Prune(
+        own=[mmf.prune.Stage(layer=2, keep=0.5, rank=by_place, reads="", exact=True)], mode=mode, **more
+    )
 
 
 class Case:
@@ -126,7 +128,7 @@ def patch(case, site, heads=None):
     at, layer = "image" if site in ("embed", "resid") else "question | suffix", 1
     other, values = other_run(case.graph, case.prompt, "heads" if heads else site, at, layer)
     layers = None if site == "embed" else layer
-    pattern = mmf.Patch(at=at, site=site, layers=layers, value=mmf.from_run(other), heads=heads)
+    pattern = mmf.Patch(at=at, site=site, layers=layers, value=mmf.values.from_run(other), heads=heads)
     write = case.values(values, at)
     if site == "embed":
         return pattern, plain.embedded(write)
@@ -146,7 +148,7 @@ def patch(case, site, heads=None):
 
 
 def noise(case):
-    pattern = mmf.Patch(at="image", site="embed", value=mmf.noise(2.0, seed=3))
+    pattern = mmf.Patch(at="image", site="embed", value=mmf.values.noise(2.0, seed=3))
 
     def write(row, whole=None):
         prompt = row // case.factor
@@ -176,7 +178,7 @@ def skip(case, at):
 
 
 def zeroed(case):
-    pattern = mmf.Zeroed(source="image", target="question | suffix", layers=(1, 2))
+    pattern = mmf.ZeroWeights(source="image", target="question | suffix", layers=(1, 2))
     edges = case.edges("image", "question | suffix", "prefill")
     return pattern, plain.zeroed((1, 2), lambda row: edges(row, case.length))
 
@@ -383,7 +385,7 @@ def test_positions_that_a_cache_holds_already_are_refused():
         twin()(**start, **plain.kept(twin(), cache))
     for pattern in (
         mmf.Knockout(source="image", target="all", layers=1),
-        mmf.Patch(at="prefix", site="mlp", layers=1, value=mmf.zeros()),
+        mmf.Patch(at="prefix", site="mlp", layers=1, value=mmf.values.zeros()),
         mmf.Skip(layers=2, at="prefix"),
     ):
         with pytest.raises(MMFlowError, match="holds the first 3 positions"):

@@ -27,8 +27,10 @@ from tiny import tiny_graph, tiny_model, tiny_processor
 from transformers import DynamicCache, GenerationConfig
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import MMFlowError, NoEffectError, _forms, _forwards
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow import MMFlowError, NoEffectError
+from nnsight_mmflow.inside import forwards
+from nnsight_mmflow.model.forms import form_of
+from nnsight_mmflow.nano.questions import FOLDER
 
 KNOCKOUT = mmf.Knockout(source="image", target="last", layers=(1, 2), when="all")
 QUIET = {"progress": False, "report": lambda text: None}
@@ -147,7 +149,7 @@ def test_wherever_a_setting_comes_from(where, settings, tmp_path):
     graph = mmf.load(str(tmp_path / "nano"))
     one, other = mmf.nano.prompts(graph, 6)[3:5]
     other = graph.prompt(other.images[0], one.question)
-    patch = mmf.Patch(at="image", site="embed", value=mmf.from_run(other))
+    patch = mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other))
     found = ours(graph, one, (patch,), **given)
     with torch.no_grad():
         wanted = graph.adapter.model.generate(**other.inputs, **told(given))
@@ -176,7 +178,7 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
     written = []
     for graph in (plain_one, other):
         prompts = mmf.nano.prompts(graph, 4)
-        report = mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], controls=False, timed=0, max_new_tokens=3, **QUIET)
+        report = mmf.prune_report(graph, prompts, [mmf.FastV(k=5)], controls=0, timed=0, max_new_tokens=3, **QUIET)
         written.append(report.to_frame()["written"].tolist())
         used = report.header["generation"]
         assert (used["num_beams"], used["use_cache"], used["do_sample"]) == (1, True, False)
@@ -185,7 +187,7 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
         assert json.loads(json.dumps(used)) == used
     assert written[0] == written[1]
     chosen = mmf.prune_report(
-        other, prompts, [mmf.FastV(k=5)], controls=False, timed=0, generation={"num_beams": 2}, **QUIET
+        other, prompts, [mmf.FastV(k=5)], controls=0, timed=0, generation={"num_beams": 2}, **QUIET
     )
     assert chosen.header["generation"]["num_beams"] == 2
     for wrong, named in (({"num_return_sequences": 2, "num_beams": 2}, "one answer"), ({"max_new_tokens": 3}, "there")):
@@ -195,10 +197,10 @@ def test_a_report_takes_nothing_from_a_checkpoint(tmp_path):
 
 def test_a_server_is_told_what_a_checkpoint_says(graph):
     """The server's copy of a checkpoint may say other things than what was checked here."""
-    form = _forms.form_of(graph.at("local"), {"num_beams": 2}, (1, 30))
+    form = form_of(graph.at("local"), {"num_beams": 2}, (1, 30))
     assert form.fixed.items() >= {"use_cache": True, "num_return_sequences": 1}.items()
     assert "num_beams" not in form.fixed  # the call says it
-    assert _forms.form_of(graph, {"num_beams": 2}, (1, 30)).fixed == {}
+    assert form_of(graph, {"num_beams": 2}, (1, 30)).fixed == {}
 
 
 # Methods that merge, renumber or look at the tower, and edits: against each form's own plain relatives.
@@ -207,9 +209,9 @@ def test_a_server_is_told_what_a_checkpoint_says(graph):
 @pytest.mark.parametrize(
     "pattern",
     [
-        mmf.VisionZip(dominant=4, contextual=2),
-        mmf.VisionZip(dominant=4, contextual=2, mode="mask"),
-        mmf.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
+        mmf.prune.VisionZip(dominant=4, contextual=2),
+        mmf.prune.VisionZip(dominant=4, contextual=2, mode="mask"),
+        mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
         mmf.FastV(k=2, r=0.5, positions="renumbered"),
         mmf.FastV(k=2, r=0.5, positions="renumbered", mode="mask"),
         mmf.HiMAP(k1=1, k2=3),
@@ -234,7 +236,7 @@ def test_methods_that_merge_or_count_anew(pattern, graph):
 def test_edits(form):
     import copy
 
-    from nnsight_mmflow.patterns.edit_there import edited_there
+    from nnsight_mmflow.patterns.edit.there import edited_there
 
     graph = mmf.load("nano")
     fact, other = mmf.nano.edits(graph, 1)[0], mmf.nano.prompts(graph, 3)[1]
@@ -289,7 +291,7 @@ def test_what_a_bridge_cannot_follow_is_refused():
         bound.generate(use_past_kv_cache=False)
     with pytest.raises(MMFlowError, match="takes no image"):
         bound.generate_stream()
-    with graph.hooks(bridge, prompt, mmf.Patch(at="image", layers=1, value=mmf.zeros())) as hooked:
+    with graph.hooks(bridge, prompt, mmf.Patch(at="image", layers=1, value=mmf.values.zeros())) as hooked:
         with pytest.raises(MMFlowError, match="holds 5 positions, the prompt"), torch.no_grad():
             hooked.bridge(prompt.inputs["input_ids"][:, -5:])
         hooked()
@@ -299,13 +301,13 @@ def test_what_a_bridge_cannot_follow_is_refused():
 
 
 def plant(monkeypatch, **changed):
-    whole = _forwards.held_now
+    whole = forwards.held_now
 
     def held(decoder, prompts, length):
         found = whole(decoder, prompts, length)
-        return _forwards.Held(**{**vars(found), **{name: value(found) for name, value in changed.items()}})
+        return forwards.Held(**{**vars(found), **{name: value(found) for name, value in changed.items()}})
 
-    monkeypatch.setattr(_forwards, "held_now", held)
+    monkeypatch.setattr(forwards, "held_now", held)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ def test_rows_of_a_prompt_are_told_apart(graph, monkeypatch):
     case.factor = 3
     chosen, hook = PATTERNS["patch resid"](case)
     wanted = reference(twin(), batch, (hook,), **FORMS["beams"])
-    monkeypatch.setattr(_forwards.Held, "by_row", lambda held, parts: [*parts, *parts, *parts])
+    monkeypatch.setattr(forwards.Held, "by_row", lambda held, parts: [*parts, *parts, *parts])
     assert distance(ours(graph, batch, (chosen,), **FORMS["beams"]), wanted)[0] > 1e-3
 
 
@@ -352,10 +354,10 @@ def test_rows_of_a_prompt_are_told_apart(graph, monkeypatch):
 @pytest.mark.parametrize("form", ["greedy", "beams"])
 def test_what_changes_nothing_is_told_in_every_form(form, cache, graph):
     prompt = made(graph, False)
-    same_run = mmf.Patch(at="image", site="embed", value=mmf.from_run(prompt))
+    same_run = mmf.Patch(at="image", site="embed", value=mmf.values.from_run(prompt))
     closed_twice = (KNOCKOUT, KNOCKOUT)
-    keeps_all = mmf.Prune(
-        own=[mmf.Stage(layer=2, keep=0, rank=lambda seen: torch.ones(len(seen.image)), reads="", exact=True)],
+    keeps_all = mmf.prune.Prune(
+        own=[mmf.prune.Stage(layer=2, keep=0, rank=lambda seen: torch.ones(len(seen.image)), reads="", exact=True)],
         mode="mask",
     )
     for patterns in ((same_run,), closed_twice, (keeps_all,)):
@@ -407,8 +409,8 @@ ROWS = {
     'Knockout, `when="decode"`': "knockout, decode",
     'Knockout, `when="all"`, with or without `heads`': "knockout, heads",
     "Patch, every site, with or without `heads`": "patch resid",
-    "Patch with `mmf.noise`": "patch noise",
-    "Zeroed": "zeroed",
+    "Patch with `mmf.values.noise`": "patch noise",
+    "ZeroWeights": "zeroed",
     "Skip with `at`": "skip at",
     "Skip of whole layers": "skip",
     'pruning, `mode="drop"`': "prune drop",

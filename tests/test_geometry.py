@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from nnsight_mmflow.adapters._processing import steps_of
 from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._geometry import CLASS, ImageGeometry, whole
-from nnsight_mmflow._pictures import as_square
-from nnsight_mmflow._views import Step, View
+from nnsight_mmflow.adapters.processing import steps_of
+from nnsight_mmflow.prompts.pictures import as_square
+from nnsight_mmflow.spans.geometry import CLASS, ImageGeometry, whole
+from nnsight_mmflow.spans.views import Step, View
 
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
 SIGLIP = SiglipImageProcessorPil(size={"height": 336, "width": 336})

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from nnsight_mmflow.adapters._processing import steps_of
 from PIL import Image, ImageDraw
 from test_geometry import CLIP, WAYS, geometry, process
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._views import View
+from nnsight_mmflow.adapters.processing import steps_of
+from nnsight_mmflow.spans.views import View
 
 ways = st.sampled_from(sorted(WAYS))
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from nnsight_mmflow.patterns.edges import named_spans
 from tiny import picture, tiny_model, tiny_processor
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -11,6 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.flow.edges import named_spans
 
 FOLDER = Path(__file__).parent.parent.parent / "shared" / "data" / "gqa"
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def questions():
-    return [row for file in sorted(FOLDER.glob("*.csv")) for row in mmf.read_questions(file)[0]]
+    return [row for file in sorted(FOLDER.glob("*.csv")) for row in mmf.data.read_questions(file)[0]]
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.edit_there import edited_there
-from nnsight_mmflow.patterns.edit_update import Update
 from PIL import Image
 from torch.nn import Parameter
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _identity
-from nnsight_mmflow._fingerprint import fingerprint, tensor_digest, weights_digest
-from nnsight_mmflow._identity import model_identity
-from nnsight_mmflow._journal import Journal, line_of
-from nnsight_mmflow._twin import copy_module, twin_graph
+from nnsight_mmflow.model.twin import copy_module, twin_graph
+from nnsight_mmflow.patterns.edit.there import edited_there
+from nnsight_mmflow.patterns.edit.update import Update
+from nnsight_mmflow.runs import identity
+from nnsight_mmflow.runs.fingerprint import fingerprint, tensor_digest, weights_digest
+from nnsight_mmflow.runs.identity import model_identity
+from nnsight_mmflow.runs.journal import Journal, line_of
 
 EDGES = ["image->last"]
 PATH = "model.language_model.layers.4.mlp.down_proj.weight"
@@ -203,11 +203,11 @@ def test_planted_a_digest_that_samples_or_stops_at_weights(base, tmp_path, monke
     def few(model):
         return fingerprint([one.view(-1)[:1] for one in model.parameters()])
 
-    monkeypatch.setattr(_identity, "weights_digest", few)
+    monkeypatch.setattr(identity, "weights_digest", few)
     found = {one.partition(":")[0] for one in model_failures(base, tmp_path / "few")}
     assert found == set(MODELS) & {*list(MODELS)[:6]}, "all of one tensor; an edited view changes its first number"
     monkeypatch.undo()
-    monkeypatch.setattr(_identity, "_reduced", lambda edit: None)
+    monkeypatch.setattr(identity, "_reduced", lambda edit: None)
     found = {one.partition(":")[0] for one in model_failures(base, tmp_path / "edits")}
     assert found == {"two edits on a server", "an edit of one's own"}
 
@@ -231,7 +231,7 @@ def test_a_changed_prompt_is_measured_again_and_no_other(base, prompts, tmp_path
     flow(base, plain, tmp_path / "run")
     for what, other in prompt_changes(plain[0]).items():
         if what == "ids":  # no sensible prompt, but another one
-            assert _identity.prompt_identity(other) != _identity.prompt_identity(plain[0])
+            assert identity.prompt_identity(other) != identity.prompt_identity(plain[0])
             continue
         folder = shutil.copytree(tmp_path / "run", tmp_path / what)
         result = flow(base, [other, plain[1]], folder, told := [])
@@ -244,9 +244,8 @@ def test_a_changed_prompt_is_measured_again_and_no_other(base, prompts, tmp_path
 
 
 def test_planted_an_identity_that_leaves_out_the_answer(base, prompts, tmp_path, monkeypatch):
-    module = __import__("importlib").import_module("nnsight_mmflow.patterns.flow")
-    identity = _identity.prompt_identity
-    monkeypatch.setattr(module, "prompt_identity", lambda prompt: identity(replace(prompt, answer=None)))
+    whole = identity.prompt_identity
+    monkeypatch.setattr(identity, "prompt_identity", lambda prompt: whole(replace(prompt, answer=None)))
     with pytest.raises(AssertionError, match="answer"):
         test_a_changed_prompt_is_measured_again_and_no_other(base, prompts, tmp_path)
 
@@ -270,7 +269,7 @@ SETTINGS = {
     "only_correct": {"only_correct": True},
     "max_new_tokens": {"max_new_tokens": 3},
     "engine": {"engine": "forward"},
-    "control": {"control": 1},
+    "controls": {"controls": 1},
 }
 
 
@@ -289,7 +288,7 @@ def setting_failures(base, prompts, tmp_path):
 
 def test_other_settings_are_told_by_name(base, prompts, tmp_path, monkeypatch):
     assert setting_failures(base, prompts, tmp_path / "a") == []
-    monkeypatch.setattr(_identity, "versions", lambda: {"torch": "9"})
+    monkeypatch.setattr(identity, "versions", lambda: {"torch": "9"})
     with pytest.raises(mmf.DataError, match="versions was"):
         flow(base, prompts[:1], tmp_path / "a")
     with pytest.raises(mmf.DataError, match="experiment was 'flow', is 'skip flow'"):
@@ -352,7 +351,7 @@ def test_a_model_without_weights_has_no_identity(prompts, tmp_path):
 
 
 # Every argument of every experiment either changes its numbers, and is part of its identity, or does not.
-HOW = {"folder", "remote", "progress", "report", "blocking", "measured_by", "chunks_per_request", "row_budget"}
+HOW = {"folder", "remote", "workers", "blocking", "progress", "report", "chunks_per_request", "row_budget"}
 NEUTRAL = {
     "flow": HOW,
     "causal_trace": HOW | {"same_answer"},  # in the identity of its controls
@@ -361,14 +360,23 @@ NEUTRAL = {
     "lens": HOW,
     "saliency": HOW | {"heads_at_once"},
     "contributions": HOW,
-    "attribution": HOW,
+    "attribution_patching": HOW,
     "word_overlap": HOW,
     # Of these each entry says which it is of; a judge looks at what is written, afterwards.
     "prune_report": HOW | {"methods", "controls", "batch_size", "judge"},
-    "edit_report": HOW | {"together", "controls", "fine_tuning"},
+    "edit_report": HOW | {"together", "control_layers", "fine_tuning"},
+    "knockout_by_patch": HOW,
+    "knockout_by_token": HOW,
+    "lens_by_patch": HOW,
+    "attention_and_effect": HOW,
 }
-FIRST = {"graph", "prompts", "clean", "corrupt", "facts", "others"}
-SAID_AS = {"window": ("windows", "window"), "half_width": ("width",), "timed": ("timed_on",)}
+FIRST = {"graph", "prompts", "prompt", "clean", "corrupt", "facts", "others"}
+SAID_AS = {
+    "flow": {"window": "windows"},
+    "prune_report": {"timed": "timed_on"},
+    "knockout_by_token": {"window": "windows", "source": "edges", "target": "edges"},
+    "attention_and_effect": {"source": "spans", "controls": "spans", "seed": "spans"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -380,20 +388,28 @@ def tried(base, tmp_path_factory):
     facts = mmf.nano.edits(base, 1)
     brief = mmf.EditSettings(steps=1)
     runs = {
-        "flow": lambda where: mmf.flow(base, one, EDGES, 1, control=1, folder=where, **quiet),
+        "flow": lambda where: mmf.flow(base, one, EDGES, 1, controls=1, folder=where, **quiet),
         "causal_trace": lambda where: mmf.causal_trace(base, *pairs, ["last"], ["mlp"], folder=where, **quiet),
         "disruption": lambda where: mmf.disruption(base, one, layers=[3], folder=where, **quiet),
         "skip_flow": lambda where: mmf.skip_flow(base, one, ["image"], folder=where, **quiet),
         "lens": lambda where: mmf.lens(base, one, only_correct=False, folder=where, **quiet),
         "saliency": lambda where: mmf.saliency(base, one, folder=where, **quiet),
         "contributions": lambda where: mmf.contributions(base, one, folder=where, **quiet),
-        "attribution": lambda where: mmf.attribution(base, *pairs, ["last"], exact=2, folder=where, **quiet),
+        "attribution_patching": lambda where: mmf.attribution_patching(
+            base, *pairs, ["last"], exact=2, folder=where, **quiet
+        ),
         "word_overlap": lambda where: mmf.word_overlap(base, one, window=3, folder=where, **quiet),
         "prune_report": lambda where: mmf.prune_report(
-            base, one, [mmf.FastV(k=5)], controls=False, timed=1, folder=where, **quiet
+            base, one, [mmf.FastV(k=5)], controls=0, timed=1, folder=where, **quiet
         ),
         "edit_report": lambda where: mmf.edit_report(
             base, facts, one, 3, fine_tuning=False, bound=0.1, settings=brief, folder=where, **quiet
+        ),
+        "knockout_by_patch": lambda where: mmf.knockout_by_patch(base, one[0], window=3, size=4, folder=where, **quiet),
+        "knockout_by_token": lambda where: mmf.knockout_by_token(base, one[0], folder=where, **quiet),
+        "lens_by_patch": lambda where: mmf.lens_by_patch(base, one[0], layers=[4], top=2, folder=where, **quiet),
+        "attention_and_effect": lambda where: mmf.attention_and_effect(
+            base, one[0], "question", layers=[4], controls=1, folder=where, **quiet
         ),
     }
     for name, run in runs.items():
@@ -408,8 +424,8 @@ def test_every_argument_is_part_of_the_identity_or_known_to_change_nothing(tried
     unclear = []
     for name, kept in tried.items():
         for argument in inspect.signature(getattr(mmf, name)).parameters:
-            said = {argument, *SAID_AS.get(argument, ())} & set(kept)
-            if argument not in FIRST and bool(said) == (argument in NEUTRAL[name]):
+            said = SAID_AS.get(name, {}).get(argument, argument) in kept
+            if argument not in FIRST and said == (argument in NEUTRAL[name]):
                 unclear.append(f"{name}: {argument}")
     assert unclear == []
     assert tried["flow"]["experiment"] == "flow"
@@ -469,10 +485,15 @@ class Ranking:
 @dataclass(frozen=True, kw_only=True)
 class Method(mmf.FastV):
     def plan(self, graph, spans):
-        return [mmf.Stage(layer=2, keep=0.5, rank=Ranking())]
+        return [mmf.prune.Stage(layer=2, keep=0.5, rank=Ranking())]
 made = {made}
 """
-MADE_OF_OWN = ["helper", "Ranking()", "Method(k=2)", "mmf.Stage(layer=2, keep=0.5, rank=lambda seen: helper(seen))"]
+MADE_OF_OWN = [
+    "helper",
+    "Ranking()",
+    "Method(k=2)",
+    "mmf.prune.Stage(layer=2, keep=0.5, rank=lambda seen: helper(seen))",
+]
 CHANGES = {  # each is read by a helper's helper, somewhere behind what is fingerprinted
     "a global number": ("SIGN, TABLE = 1", "SIGN, TABLE = -1"),
     "a helper's code": ("return SIGN * seen", "return SIGN + seen"),
@@ -502,8 +523,8 @@ def test_a_users_ranking_that_was_changed_is_measured_again(base, prompts, tmp_p
     def written(sign, folder):
         names = {"__name__": "__main__", "SIGN": sign, "torch": torch}
         exec("def rank(seen): return SIGN * torch.arange(len(seen.image)).float()", names)
-        method = mmf.Prune(own=[mmf.Stage(layer=1, keep=4, rank=names["rank"], reads="")])
-        given = {"controls": False, "timed": 0, "progress": False, "report": str, "max_new_tokens": 2}
+        method = mmf.prune.Prune(own=[mmf.prune.Stage(layer=1, keep=4, rank=names["rank"], reads="")])
+        given = {"controls": 0, "timed": 0, "progress": False, "report": str, "max_new_tokens": 2}
         return mmf.prune_report(base, prompts, {"own": method}, folder=folder, **given).to_frame()["written"].tolist()
 
     first = written(1, tmp_path)

@@ -61,13 +61,14 @@ def test_the_wheel_of_the_sdist_holds_every_module_and_what_they_read(built):
         names = set(opened.namelist())
         told = opened.read(next(name for name in names if name.endswith("METADATA"))).decode()
     for folder in ("adapters", "patterns"):
-        wanted = {f"nnsight_mmflow/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        wanted = {f"nnsight_mmflow/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
         assert wanted - names == set()
     here = ROOT / "nnsight_mmflow"
     files = [path for path in here.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     wanted = {str(path.relative_to(ROOT)) for path in files}
     assert wanted - names == set()
-    assert {"nnsight_mmflow/py.typed", "nnsight_mmflow/pages/page.js", "nnsight_mmflow/pages/page.css"} <= wanted
+    assert {"nnsight_mmflow/py.typed", "nnsight_mmflow/show/pages/page.js"} <= wanted
+    assert "nnsight_mmflow/show/pages/page.css" in wanted
     for line in (
         f"Version: {PROJECT['version']}",
         "License-Expression: MIT",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow.runs.journal import Journal
 
 
 def test_a_line_cut_off_by_a_kill_is_done_again(tmp_path):
@@ -40,7 +40,7 @@ def test_a_broken_line_is_named(tmp_path):
 KILLS = """
 import sys
 import kills
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow.runs.journal import Journal
 
 assert kills.main(["--kills", "1", "--prompts", "2"]) == 0
 # Planted: a journal that repeats what is done, and one that loses it.

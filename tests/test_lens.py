@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from nnsight_mmflow.patterns.lens import first_token
 from tiny import TEXTS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.lens import first_token
 
 QUESTION = "is the circle red or blue ?"
 
@@ -72,7 +72,7 @@ def test_any_span_gives_a_row_per_position(graph):
 
 
 def test_lens_errors(graph):
-    with pytest.raises(mmf.MMFlowError, match="prompt 0 has no answer to follow"):
+    with pytest.raises(mmf.MMFlowError, match="lens: 1 of 1 prompts have no answer"):
         mmf.lens(graph, graph.prompt(picture(0), QUESTION))
     with pytest.raises(mmf.SpanError, match="There are: prefix, image"):
         mmf.lens(graph, one(graph), "picture", progress=False)

@@ -13,8 +13,8 @@ import torch
 from tiny import picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _load
-from nnsight_mmflow._plan import sizes_of
+from nnsight_mmflow.model import load as _load
+from nnsight_mmflow.runs.plan import sizes_of
 
 HERE = Path(__file__).parent
 QUESTION = "is the circle red or blue ?"

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES, QUESTION, family
-from nnsight_mmflow.patterns import corruption
 from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _again
-from nnsight_mmflow._again import made_again
+from nnsight_mmflow.model import remade as _again
+from nnsight_mmflow.model.remade import made_again
+from nnsight_mmflow.patterns.trace import corruption
 
 KEPT = {"answer": "red", "options": ("red", "blue"), "boxes": ((8, 8, 24, 20),), "key": "k7", "kind": "mine"}
 WAYS = {

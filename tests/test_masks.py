@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnsight_mmflow._masks import close, layer_mask
+from nnsight_mmflow.inside.masks import close, layer_mask
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -207,7 +207,7 @@ def test_the_constraints_state_decides_the_answer(nano):
     at, swapped = "text('this place')", 0
     for number, prompt in enumerate(facts_by_flag):
         giver = facts_by_flag[(number + 7) % 24]
-        patch = mmf.Patch(at=at, site="resid", layers=exchange.LATE, value=mmf.from_run(giver))
+        patch = mmf.Patch(at=at, site="resid", layers=exchange.LATE, value=mmf.values.from_run(giver))
         with torch.no_grad(), nano.trace(prompt, patch):
             token = nano.unembed.output[0, -1].argmax().save()
         swapped += nano.processor.tokenizer.decode([int(token)]) == giver.answer

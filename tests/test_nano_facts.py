@@ -79,7 +79,9 @@ def test_twenty_edits_hold(nano):
 
 def test_edits_work_where_the_constraint_is_still_read_not_where_single_mlps_restore_most(nano):
     facts, prompts = mmf.nano.edits(nano, 4), mmf.nano.prompts(nano, 12, ("fact-flag", "fact-name"))
-    result = mmf.edit_report(nano, facts, prompts, layers=4, controls=[1, 9], fine_tuning=False, **QUIET).overall()
+    result = mmf.edit_report(  # noqa: E501
+        nano, facts, prompts, layers=4, control_layers=[1, 9], fine_tuning=False, **QUIET
+    ).overall()
     assert result.loc["edit, layer 4", "efficacy"] == 1
     assert result.loc["edit, layer 4", "generalisation"] > result.loc["edit, layer 1", "generalisation"]
     assert result.loc["edit, layer 9", "efficacy"] == 0  # behind the layers in which the constraint is read

@@ -60,7 +60,7 @@ def test_thinning_by_chance_or_by_a_grid_does_as_well_as_the_methods(nano):
 @pytest.mark.slow
 def test_the_towers_class_token_knows_where_the_shapes_are(nano):
     prompts = mmf.nano.prompts(nano, 60)
-    methods = {"faster": mmf.FasterVLM(r=0.875), "zip": mmf.VisionZip(dominant=13, contextual=3)}
+    methods = {"faster": mmf.prune.FasterVLM(r=0.875), "zip": mmf.prune.VisionZip(dominant=13, contextual=3)}
     scores = mmf.prune_report(nano, prompts, methods, timed=0, **QUIET).scores().set_index("method")["right"]
     assert scores["faster"] > 0.1 + max(
         scores["random from layer 0, 12.5% left"], scores["grid from layer 0, 12.5% left"]

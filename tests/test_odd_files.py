@@ -17,7 +17,9 @@ from PIL import Image
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _question_files, _row_files, _user_files
+from nnsight_mmflow.data import question_files as _question_files
+from nnsight_mmflow.files import rows as _row_files
+from nnsight_mmflow.files import user_files as _user_files
 
 GOOD = {"question_id": "g1", "img_id": "11", "question": "Is it new?", "answer": "yes"}
 LAST = {**GOOD, "question_id": "g2"}
@@ -82,11 +84,11 @@ def unchecked(function):
 
 def wrong_with(name, file, text, good=("g1", "g2")):
     """Without skip_bad the row is told with its line; with it, the rows around it are read."""
-    error, _ = told(mmf.read_questions, file)
+    error, _ = told(mmf.data.read_questions, file)
     found = []
     if not re.search(rf"line \d+: .*{text}", error, re.DOTALL):
         found.append(f"{name}: told {error or 'nothing'!r}")
-    error, read = told(mmf.read_questions, file, skip_bad=True)
+    error, read = told(mmf.data.read_questions, file, skip_bad=True)
     keys = tuple(one.key for one in read[0]) if read else ()
     if keys != good:
         found.append(f"{name}: with skip_bad {keys}, {error}")
@@ -147,7 +149,7 @@ def test_rows_that_are_fine_read_as_they_are_written(tmp_path, form):
             content = as_json(row, LAST)
         file = tmp_path / f"rows.{form.partition(',')[0]}"
         file.write_bytes(("\ufeff".encode() if "BOM" in form else b"") + content)
-        error, read = told(mmf.read_questions, file)
+        error, read = told(mmf.data.read_questions, file)
         if error:
             wrong[name] = error
             continue
@@ -342,7 +344,7 @@ def test_whole_files_that_are_none_are_refused_in_words(tmp_path):
     for name, (content, text) in WHOLE.items():
         (tmp_path / name).write_bytes(content)
         for options in ({}, {"skip_bad": True}):
-            error, _ = told(mmf.read_questions, tmp_path / name, **options)
+            error, _ = told(mmf.data.read_questions, tmp_path / name, **options)
             if not re.search(text, error, re.DOTALL) or error.startswith("FOREIGN"):
                 wrong.append(f"{name}: {error or 'was read'}")
     assert wrong == []
@@ -351,16 +353,16 @@ def test_whole_files_that_are_none_are_refused_in_words(tmp_path):
 @pytest.mark.parametrize("file", ["gone.csv", ".", "a\0b.csv", "", "x" * 5000, 3, None, b"a.csv"])
 def test_paths_that_are_none(tmp_path, file):
     name = tmp_path / file if isinstance(file, str) and file else file
-    for read in (mmf.read_questions, mmf.read_constraint_questions):
+    for read in (mmf.data.read_questions, mmf.data.read_constraint_questions):
         assert re.match("there is no question file", told(unchecked(read), name)[0])
 
 
 def test_further_columns_are_left_out_by_name(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(as_json({**GOOD, "note": {"mine": [1]}}))
     (tmp_path / "rows.csv").write_bytes(as_csv({**GOOD, "note": "mine", "two": 2}))
-    assert "ignore=(...)" in told(mmf.read_questions, tmp_path / "rows.csv")[0]
+    assert "ignore=(...)" in told(mmf.data.read_questions, tmp_path / "rows.csv")[0]
     for name in ("rows.jsonl", "rows.csv"):
-        (one,), _ = mmf.read_questions(tmp_path / name, ignore=("note", "two"))
+        (one,), _ = mmf.data.read_questions(tmp_path / name, ignore=("note", "two"))
         assert (one.key, one.answer) == ("g1", "yes")
 
 
@@ -426,15 +428,15 @@ def test_ids_stay_in_their_folder(tmp_path, images):
     wrong = []
     for identity, expected in PLACES.items():
         (tmp_path / "rows.jsonl").write_bytes(as_json({**GOOD, "img_id": identity}))
-        error, read = told(mmf.read_questions, tmp_path / "rows.jsonl", images=images)
+        error, read = told(mmf.data.read_questions, tmp_path / "rows.jsonl", images=images)
         if error or read[0][0].image.resolve() != (images / expected).resolve():
             wrong.append(f"{identity}: {error or read}")
     for identity, text in {**NO_PLACES, str(tmp_path / "outside.png"): "leads out of the folder"}.items():
         (tmp_path / "rows.jsonl").write_bytes(as_json({**GOOD, "img_id": identity}, {**LAST, "img_id": "11"}))
-        error, _ = told(mmf.read_questions, tmp_path / "rows.jsonl", images=images)
+        error, _ = told(mmf.data.read_questions, tmp_path / "rows.jsonl", images=images)
         if not re.search(rf"line 1: image .*({text})", error, re.DOTALL):
             wrong.append(f"{identity[:80]}: {error or 'was read'}")
-        error, read = told(mmf.read_questions, tmp_path / "rows.jsonl", images=images, skip_bad=True)
+        error, read = told(mmf.data.read_questions, tmp_path / "rows.jsonl", images=images, skip_bad=True)
         if error or [one.key for one in read[0]] != ["g2"]:
             wrong.append(f"{identity[:80]}, skipped: {error}")
     assert wrong == []
@@ -480,22 +482,22 @@ def test_rows_with_constraints(tmp_path, images):
     file = tmp_path / "rows.jsonl"
     for name, (fields, text) in CONSTRAINED_BAD.items():
         file.write_bytes(as_json(CONSTRAINED, {**CONSTRAINED, "key": "k2", **fields}, {**CONSTRAINED, "key": "k3"}))
-        error, _ = told(mmf.read_constraint_questions, file, images=images)
+        error, _ = told(mmf.data.read_constraint_questions, file, images=images)
         if not re.search(f"line 2: .*{text}", error, re.DOTALL):
             wrong.append(f"{name}: {error or 'was read'}")
-        error, read = told(mmf.read_constraint_questions, file, images=images, skip_bad=True)
+        error, read = told(mmf.data.read_constraint_questions, file, images=images, skip_bad=True)
         if error or [one.key for one in read[0]] != ["k1", "k3"]:
             wrong.append(f"{name}, skipped: {error}")
     for name, (content, text) in LINES.items():
         if name in WRONG_FIELDS or not re.match("is |holds |has the field", text):
             continue  # what a field means differs
         file.write_bytes(as_json(CONSTRAINED) + content + b"\n" + as_json({**CONSTRAINED, "key": "k3"}))
-        error, _ = told(mmf.read_constraint_questions, file)
+        error, _ = told(mmf.data.read_constraint_questions, file)
         if not re.search(f"line 2: {text}", error, re.DOTALL):
             wrong.append(f"{name}: {error or 'was read'}")
     for name, (content, text) in WHOLE.items():
         (tmp_path / name).write_bytes(content)
-        error, _ = told(mmf.read_constraint_questions, tmp_path / name)
+        error, _ = told(mmf.data.read_constraint_questions, tmp_path / name)
         if (
             not error
             or error.startswith("FOREIGN")
@@ -527,7 +529,7 @@ def test_answers_that_are_none(tmp_path, answers, text):
     if isinstance(answers, bytes):
         other.write_bytes(answers)
         answers = other
-    assert re.search(text, told(unchecked(mmf.read_constraint_questions), file, answers=answers)[0])
+    assert re.search(text, told(unchecked(mmf.data.read_constraint_questions), file, answers=answers)[0])
 
 
 POPE = {"question_id": 1, "image": "11.png", "text": "Is there a dog?", "label": "yes"}
@@ -545,20 +547,22 @@ def test_rows_of_benchmarks(tmp_path, images):
     wrong = []
     for name, (fields, text) in BENCHMARK_BAD.items():
         (tmp_path / "pope.json").write_bytes(as_json({**POPE, "question_id": 0}, {**POPE, **fields}))
-        error, _ = told(lambda file: mmf.read_benchmark("pope", file, images), tmp_path / "pope.json")
+        error, _ = told(lambda file: mmf.data.read_benchmark("pope", file, images), tmp_path / "pope.json")
         if not re.search(f"pope, row 1: .*{text}", error):
             wrong.append(f"{name}: {error or 'was read'}")
     choice = {"question_id": "q", "image": "11.png", "question": "What?", "choices": ["a", "b"]}
     for number in (-1, 2, True, 0.5, "x", None):
-        error, _ = told(lambda rows: mmf.read_benchmark("aokvqa", rows), [{**choice, "correct_choice_idx": number}])
+        error, _ = told(
+            lambda rows: mmf.data.read_benchmark("aokvqa", rows), [{**choice, "correct_choice_idx": number}]
+        )
         if "not in the published format" not in error:
             wrong.append(f"choice {number}: {error or 'was read'}")
     for limit in (0, -1):
-        error, _ = told(lambda rows: mmf.read_benchmark("pope", rows, limit=limit), [POPE])  # noqa: B023
+        error, _ = told(lambda rows: mmf.data.read_benchmark("pope", rows, limit=limit), [POPE])  # noqa: B023
         if "limit is how many questions" not in error:
             wrong.append(f"limit {limit}: {error or 'was read'}")
     (tmp_path / "pope.json").write_bytes(as_json({**POPE, "text": "Is\u2028it\x85?"}))
-    assert mmf.read_benchmark("pope", tmp_path / "pope.json").questions[0].question == "Is\u2028it\x85?"
+    assert mmf.data.read_benchmark("pope", tmp_path / "pope.json").questions[0].question == "Is\u2028it\x85?"
     assert wrong == []
 
 
@@ -576,7 +580,7 @@ def test_any_text_comes_back(tmp_path_factory, rows):
     (folder / "any.csv").write_bytes(content)
     (folder / "any.jsonl").write_bytes(as_json(*made))
     for name in ("any.csv", "any.jsonl"):
-        read, _ = mmf.read_questions(folder / name)
+        read, _ = mmf.data.read_questions(folder / name)
         assert [(one.question, one.answer) for one in read] == rows
     frame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     assert list(zip(frame["question"], frame["answer"], strict=True)) == rows
@@ -587,7 +591,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp()
     for name in ("bytes.csv", "bytes.jsonl"):
         (folder / name).write_bytes(content)
-        for read in (mmf.read_questions, mmf.read_constraint_questions):
+        for read in (mmf.data.read_questions, mmf.data.read_constraint_questions):
             for skip_bad in (True, False):
                 assert not told(read, folder / name, skip_bad=skip_bad)[0].startswith("FOREIGN")
 
@@ -614,9 +618,9 @@ def test_rows_that_no_prompt_can_be_made_of_are_skipped(tmp_path):
         {"question_id": 7, "img_id": "whole", **asked, "boxes": [[0, 0, 8, 8]]},
     ]
     (tmp_path / "rows.jsonl").write_bytes(as_json(*rows))
-    questions, _ = mmf.read_questions(tmp_path / "rows.jsonl", tmp_path, skip_bad=True)
+    questions, _ = mmf.data.read_questions(tmp_path / "rows.jsonl", tmp_path, skip_bad=True)
     bad = []
-    prompts = mmf.prompts_of(graph, questions, bad=bad)
+    prompts = mmf.data.prompts_of(graph, questions, bad=bad)
     assert [prompt.key for prompt in prompts] == ["1", "7"]
     expected = ("cannot be read", "times as long", "is of mode I;16", "does not know 'an', 'umbrella'", "lies outside")
     for number, (one, text) in enumerate(zip(bad, expected, strict=True), 2):
@@ -650,7 +654,7 @@ def test_the_tables_can_fail(tmp_path, monkeypatch, where, name, planted, table)
 def test_lines_by_splitlines_are_told(tmp_path, monkeypatch):
     """The planted fault of the old reader: a line mark of Unicode ends a line."""
     (tmp_path / "rows.jsonl").write_bytes(as_json({**GOOD, "question": "Is\u2028it?"}))
-    assert told(mmf.read_questions, tmp_path / "rows.jsonl")[0] == ""
+    assert told(mmf.data.read_questions, tmp_path / "rows.jsonl")[0] == ""
     real = _row_files.read_text
     monkeypatch.setattr(_row_files, "read_text", lambda file: "\n".join(real(file).splitlines()))
-    assert "is no JSON" in told(mmf.read_questions, tmp_path / "rows.jsonl")[0]
+    assert "is no JSON" in told(mmf.data.read_questions, tmp_path / "rows.jsonl")[0]

@@ -6,11 +6,14 @@ import re
 from PIL import Image
 from tiny import picture
 
-from nnsight_mmflow.command_line import _options, build_parser, main
+from nnsight_mmflow.command_line import build_parser, main
+from nnsight_mmflow.command_line import options as _options
+from nnsight_mmflow.command_line.experiments import EACH, EXPERIMENTS, PROMPTS
 
 IMAGE, QUESTION = ("--image", "x.png"), ("--question", "what ?")
 ONE, DATA = (*IMAGE, *QUESTION), ("--data", "q.csv", "--images", ".")
-ASKED = ("flow", "lens", "saliency", "prune")
+ASKED = tuple(name for name, one in EXPERIMENTS.items() if one.takes in (PROMPTS, EACH))
+JUDGED = ("flow", "skip-flow")
 IGNORED = [
     *[((name, "--answer", "red"), "--answer says nothing without --image") for name in ASKED],
     *[((name, "--images", "."), "--images says nothing without --data") for name in ASKED],
@@ -20,56 +23,65 @@ IGNORED = [
     *[((name, *DATA, "--answer", "red"), "--answer says nothing without --image") for name in ASKED],
     *[((name, *DATA, *ONE), "--data and --image exclude each other") for name in ASKED],
     *[((name, *ONE, "--limit", "3"), "--limit and --image exclude each other: that is one question") for name in ASKED],
-    *[((name, "--trusted"), "--trusted says nothing without --remote") for name in (*ASKED, "trace", "edit")],
+    *[((name, "--trusted"), "--trusted says nothing without --remote") for name in EXPERIMENTS],
+    *[((name, "--workers", "2", "--remote"), "--workers and --remote exclude each other") for name in EXPERIMENTS],
+    *[((name, "--ray-address", "auto"), "--ray-address says nothing without --workers") for name in EXPERIMENTS],
     (("check", "nano", "--trusted"), "--trusted says nothing without --remote"),
     (("spans", "nano", "x.png", "what ?", "--trusted"), "--trusted says nothing without --remote"),
-    (("flow", "--ray-address", "auto"), "--ray-address says nothing without --workers"),
-    (("flow", *ONE, "--all"), "--all says nothing without --answer"),
-    (("flow", *IMAGE), "--image and --question belong together"),
-    (("flow", *QUESTION), "--image and --question belong together"),
-    (("flow", "--data", "q.csv"), "--data needs --images DIR"),
+    *[((name, *ONE, "--all"), "--all says nothing without --answer") for name in JUDGED],
+    *[((name, *IMAGE), "--image and --question belong together") for name in ASKED],
+    *[((name, *QUESTION), "--image and --question belong together") for name in ASKED],
+    *[((name, "--data", "q.csv"), "--data needs --images DIR") for name in ASKED],
+    *[((name, *ONE), "give --answer") for name in ("lens", "saliency", "prune")],
+    (("prune", "--workers", "2", "--timed", "3"), "--workers and --timed 3 exclude each other"),
+    (("attention-and-effect", *ONE), "what of the picture is read? --source SPAN"),
     (("prune", "--k1", "3", "--methods", "visionzip"), "--k1 says nothing without one of --methods fastv"),
     (("prune", "--k2", "3", "--methods", "fastv", "fastervlm"), "--k2 says nothing without one of --methods himap"),
     *[
-        (("trace", *given), f"{given[0]} says nothing without --image")
-        for given in (
-            QUESTION,
-            ("--answer", "red"),
-            ("--other-image", "y.png"),
-            ("--blank",),
-            ("--constraint", "cup"),
+        ((name, *given), text)
+        for name in ("trace", "attribution-patching")
+        for given, text in (
+            (QUESTION, "--question says nothing without --image"),
+            (("--answer", "red"), "--answer says nothing without --image"),
+            (("--other-image", "y.png"), "--other-image says nothing without --image or --data"),
+            (("--blank",), "--blank says nothing without --image or --data"),
+            (("--constraint", "cup"), "--constraint says nothing without --image or --data"),
+            (("--template", "chat"), "--template says nothing without --image or --data"),
+            (("--instruction", "short"), "--instruction says nothing without --image or --data"),
+            (("--pad-to-square",), "--pad-to-square says nothing without --image or --data"),
+            (("--phrase", "a mug"), "--phrase says nothing without --constraint or --data"),
+            (("--token", "mug"), "--token says nothing without --constraint or --data"),
+            ((*ONE, "--phrase", "a mug", "--blank"), "--phrase says nothing without --constraint"),
+            ((*ONE, "--constraint", "cup", "--phrase", "a", "--token", "b"), "--phrase and --token exclude"),
+            (("--data", "q.csv", "--phrase", "a", "--token", "b"), "--phrase and --token exclude"),
+            (("--data", "q.csv", "--phrase", "a", "--blank"), "--phrase and --blank exclude each other"),
+            (("--data", "q.csv", "--token", "a", "--other-image", "x.png"), "--token and --other-image exclude"),
+            (("--data", "q.csv", "--blank", "--other-image", "x.png"), "give one of --other-image FILE, --blank"),
+            (("--data", "q.csv", "--constraint", "cup"), "--constraint needs --phrase or --token"),
+            (("--images", "."), "--images says nothing without --data"),
+            (("--answers", "a.json"), "--answers says nothing without --data"),
+            (("--skip-bad",), "--skip-bad says nothing without --data"),
+            ((*ONE, "--blank", "--answers", "a.json"), "--answers says nothing without --data"),
+            (("--data", "q.csv", "--answer", "red"), "--answer says nothing without --image"),
+            (("--data", "q.csv", *ONE), "--data and --image exclude each other"),
+            ((*ONE, "--blank", "--limit", "2"), "--limit and --image exclude each other"),
+            (ONE, "give one of --other-image FILE, --blank, or --constraint TEXT"),
+            ((*ONE, "--constraint", "cup"), "--constraint needs --phrase or --token"),
         )
     ],
-    *[
-        (("trace", *given), f"{given[0]} says nothing without --image or --data")
-        for given in (("--template", "chat"), ("--instruction", "short"), ("--pad-to-square",))
-    ],
-    *[
-        (("trace", *given), f"{given[0]} says nothing without --constraint or --data")
-        for given in (("--phrase", "a mug"), ("--token", "mug"))
-    ],
-    (("trace", *ONE, "--phrase", "a mug", "--blank"), "--phrase says nothing without --constraint"),
-    (("trace", *ONE, "--constraint", "cup", "--phrase", "a", "--token", "b"), "--phrase and --token exclude"),
-    (("trace", "--data", "q.csv", "--phrase", "a", "--token", "b"), "--phrase and --token exclude"),
-    (("trace", "--images", "."), "--images says nothing without --data"),
-    (("trace", "--answers", "a.json"), "--answers says nothing without --data"),
-    (("trace", "--skip-bad"), "--skip-bad says nothing without --data"),
-    (("trace", *ONE, "--blank", "--answers", "a.json"), "--answers says nothing without --data"),
-    (("trace", "--data", "q.csv", "--blank"), "--blank says nothing without --image"),
-    (("trace", "--data", "q.csv", "--constraint", "cup"), "--constraint says nothing without --image"),
-    (("trace", "--data", "q.csv", "--answer", "red"), "--answer says nothing without --image"),
-    (("trace", "--data", "q.csv", *ONE), "--data and --image exclude each other"),
-    (("trace", *ONE, "--blank", "--limit", "2"), "--limit and --image exclude each other"),
-    (("trace", *ONE), "give one of --other-image FILE, --blank, or --constraint TEXT"),
-    (("trace", *ONE, "--constraint", "cup"), "--constraint needs --phrase or --token"),
     *[
         (("edit", *given), f"{given[0]} says nothing without --image")
         for given in (QUESTION, ("--constraint", "cup"), ("--target", "mug"), ("--instruction", "x"), ("--pad-to-square",))
     ],
     *[
         (("edit", *ONE, *given), f"{given[0]} and --image exclude each other: it is for nano's own facts")
-        for given in (("--limit", "2"), ("--together", "2"), ("--controls", "3"), ("--bound", "0.1"))
+        for given in (("--together", "2"), ("--control-layers", "3"), ("--controls", "3"), ("--bound", "0.1"))
     ],
+    (("edit", *ONE, "--limit", "2"), "--limit and --image exclude each other: that is one question"),
+    (("edit", *ONE, "--workers", "2"), "--workers and --image exclude each other: one fact is one edit"),
+    (("edit", "--data", "q.csv", *ONE), "--data and --image exclude each other"),
+    (("edit", "--data", "q.csv"), "--layers missing"),
+    (("edit", "--answers", "a.json"), "--answers says nothing without --data"),
     *[(("nano", "train", *given), f"{given[0]} says nothing to `mmflow nano train`") for given in (("--limit", "3"), ("--model", "x"))],
     *[
         (("nano", "eval", *given), f"{given[0]} says nothing to `mmflow nano eval`, which takes --model, --limit")
@@ -81,10 +93,16 @@ IGNORED = [
     ],
 ]  # fmt: skip
 COUNTS = [
-    *[((name, "--limit", number), "--limit") for name in (*ASKED, "trace", "edit") for number in ("-3", "0", "1.5", "x", "nan")],
+    *[((name, "--limit", number), "--limit") for name in EXPERIMENTS for number in ("-3", "0", "1.5", "x", "nan")],
     *[(("flow", "--window", number), "--window") for number in ("0", "-1", "1.5")],
     *[(("flow", "--control", number), "--control") for number in ("-1", "x")],
-    *[(("flow", "--workers", number), "--workers") for number in ("0", "-2")],
+    *[((name, "--workers", number), "--workers") for name in EXPERIMENTS for number in ("0", "-2")],
+    *[((name, "--controls", number), "--controls") for name in ("flow", "trace", "prune", "knockout-by-patch") for number in ("-1", "x")],
+    *[((name, "--window", "0"), "--window") for name in ("trace", "skip-flow", "word-overlap", "knockout-by-token", "knockout-by-patch")],
+    *[((name, "--top", "0"), "--top") for name in ("lens", "lens-by-patch", "word-overlap")],
+    (("attribution-patching", "--exact", "-1"), "--exact"),
+    (("knockout-by-patch", "--size", "0"), "--size"),
+    (("disruption", "--seed", "-1"), "--seed"),
     *[(("trace", "--half-width", number), "--half-width") for number in ("-1", "0.5")],
     *[(("prune", "--max-new-tokens", number), "--max-new-tokens") for number in ("0", "-1")],
     (("prune", "--timed", "-1"), "--timed"),

@@ -21,7 +21,7 @@ from transformers import BatchFeature
 from transformers.image_utils import load_image
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _pictures
+from nnsight_mmflow.prompts import pictures as _pictures
 
 FAMILIES = (
     "llava llava_pixtral llava_next llava_onevision qwen2_vl gemma3 gemma3_pan_and_scan paligemma idefics3 smolvlm"
@@ -222,7 +222,7 @@ def test_the_table_can_fail(folder, monkeypatch, fault, kinds):
         monkeypatch.setattr(_pictures, "on_white", lambda image: dropped(image)[..., :3])
     else:
         real = _pictures.open_pictures
-        monkeypatch.setattr("nnsight_mmflow._graph.open_pictures", lambda *a: [p.resize((9, 9)) for p in real(*a)])
+        monkeypatch.setattr("nnsight_mmflow.model.graph.open_pictures", lambda *a: [p.resize((9, 9)) for p in real(*a)])
     told = {kind for _, kind, made in rows(folder, ["llava"]) if differs(family("llava"), made)}
     assert told >= kinds
 

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pytest
-from nnsight_mmflow.patterns.flow_job import read_job
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _output
-from nnsight_mmflow._folder_lock import FolderLock
-from nnsight_mmflow._journal import Journal
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow.command_line import main
+from nnsight_mmflow.command_line.experiments import EXPERIMENTS
+from nnsight_mmflow.files import output as _output
+from nnsight_mmflow.files.folder_lock import FolderLock
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
+from nnsight_mmflow.patterns.flow.job import read_job
+from nnsight_mmflow.patterns.flow.measure import measure
+from nnsight_mmflow.runs.journal import Journal
 
 EDGES = ["image->last"]
 
@@ -72,7 +74,7 @@ def obstacles(tmp_path):
 
 def test_a_folder_that_cannot_be_is_told_before_any_forward(nano, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(type(nano), "checked", lambda *given: pytest.fail("a forward was made ready"))
-    result = mmf.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
+    result = mmf.results.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
     for folder, text in obstacles(tmp_path).items():
         for act in (lambda where: run(nano, prompts, where), result.save):
             with pytest.raises(mmf.OutputError, match=text) as error:
@@ -85,20 +87,25 @@ def test_what_is_no_path_is_not_taken_for_the_working_directory(nano, prompts, t
     """An empty text is a shell's variable that was not set, and would mean "here"."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(type(nano), "checked", lambda *given: pytest.fail("a forward was made ready"))
-    result = mmf.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
-    for act in (result.save, mmf.FlowResult.load, mmf.Edit.load, lambda where: run(nano, prompts, where)):
+    result = mmf.results.FlowResult(pd.DataFrame({"a": [1]}), {"model": "x"})
+    for act in (
+        result.save,
+        mmf.results.FlowResult.load,
+        mmf.results.EditResult.load,
+        lambda where: run(nano, prompts, where),
+    ):
         with pytest.raises(mmf.MMFlowError, match="folder is a path, but ''"):
             act("")
     with pytest.raises(mmf.DataError, match="holds no FlowResult"):
-        mmf.FlowResult.load("n" * 300)
+        mmf.results.FlowResult.load("n" * 300)
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
-    for command in ("flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"):
+    for command in (*EXPERIMENTS, "nano samples"):
         assert main([*command.split(), "--out", ""]) == 2
         assert "--out is empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["flow", "lens", "saliency", "prune", "trace", "edit", "nano samples"])
+@pytest.mark.parametrize("command", [*EXPERIMENTS, "nano samples"])
 def test_a_command_says_it_in_a_sentence_before_it_loads(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mmf, "load", lambda *given, **kwargs: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("mine")
@@ -121,7 +128,7 @@ def test_a_full_disk_leaves_the_earlier_result_and_returns_the_new_one(nano, pro
     after = contents(tmp_path)
     assert after.pop("prompts.jsonl").startswith(before.pop("prompts.jsonl"))
     assert after == before, "the earlier result is whole, and no half of a file lies about"
-    assert len(mmf.FlowResult.load(tmp_path).to_frame()) == len(whole) // 2
+    assert len(mmf.results.FlowResult.load(tmp_path).to_frame()) == len(whole) // 2
     assert result.save(tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
@@ -130,7 +137,7 @@ def test_planted_a_save_that_writes_in_place_is_found(nano, prompts, tmp_path, m
     def in_place(*files):
         yield list(files)
 
-    monkeypatch.setattr("nnsight_mmflow._results.written_together", in_place)
+    monkeypatch.setattr("nnsight_mmflow.runs.results.written_together", in_place)
     with pytest.raises((AssertionError, OSError)):
         test_a_full_disk_leaves_the_earlier_result_and_returns_the_new_one(nano, prompts, None, tmp_path)
 
@@ -163,21 +170,19 @@ def test_what_waits_is_written_when_there_is_room(tmp_path):
     assert len(told) == 1
 
 
-def test_a_folder_deleted_under_way(nano, prompts, whole, tmp_path):
+def test_a_folder_deleted_under_way(nano, prompts, whole, tmp_path, monkeypatch):
     folder, told = tmp_path / "run", []
 
-    def deletes(graph, left):
-        from nnsight_mmflow.patterns.flow import measure
+    def deletes(graph, prompt, *given):
+        if prompt is prompts[2]:
+            shutil.rmtree(folder)
+        return measure(graph, prompt, *given)
 
-        for number, given in enumerate(left):
-            if number == 2:
-                shutil.rmtree(folder)
-            yield measure(graph, *given)
-
-    result = run(nano, prompts, folder, told, measured_by=deletes)
+    monkeypatch.setattr("nnsight_mmflow.patterns.flow.flow.measure", deletes)
+    result = run(nano, prompts, folder, told)
     assert result.to_frame().equals(whole)
     assert len([text for text in told if "folder is not there" in text]) == 1
-    assert mmf.FlowResult.load(folder).to_frame().equals(whole)
+    assert mmf.results.FlowResult.load(folder).to_frame().equals(whole)
 
 
 @pytest.mark.parametrize("number", [28, 30, 13, 122, 5])
@@ -219,7 +224,7 @@ def test_links_are_not_followed_out_of_the_folder(nano, prompts, tmp_path):
         (folder / name).symlink_to(outside)
     result = run(nano, prompts[:1], folder)
     assert not (folder / "flow.parquet").is_symlink(), "the link is replaced"
-    assert mmf.FlowResult.load(folder).to_frame().equals(result.to_frame())
+    assert mmf.results.FlowResult.load(folder).to_frame().equals(result.to_frame())
     (folder / "paper").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(mmf.OutputError, match="leads out of"):
         output_folder(folder, "paper")
@@ -232,7 +237,7 @@ def test_links_are_not_followed_out_of_the_folder(nano, prompts, tmp_path):
 
 HOLDS = """
 import sys, time
-from nnsight_mmflow._journal import Journal
+from nnsight_mmflow.runs.journal import Journal
 with Journal(sys.argv[1], {"window": 3}) as journal:
     journal.add({"id": "a"})
     print("held", flush=True)
@@ -253,16 +258,17 @@ def test_the_second_process_is_told_who_holds_it_and_a_killed_one_holds_nothing(
     assert list(Journal(tmp_path, {"window": 3}).done) == ["a"]
 
 
-def test_a_call_in_the_same_process_is_told_too_and_errors_give_the_lock_back(nano, prompts, tmp_path):
+def test_a_call_in_the_same_process_is_told_too_and_errors_give_the_lock_back(nano, prompts, tmp_path, monkeypatch):
     with Journal(tmp_path, {}), pytest.raises(mmf.DataError, match="this very process"):
         Journal(tmp_path, {})
 
-    def fails(graph, left):
+    def fails(graph, prompt, *given):
         raise mmf.MMFlowError("planted")
-        yield
 
-    with pytest.raises(mmf.MMFlowError, match="planted"):
-        run(nano, prompts[:1], tmp_path / "run", measured_by=fails)
+    with monkeypatch.context() as planted:
+        planted.setattr("nnsight_mmflow.patterns.flow.flow.measure", fails)
+        with pytest.raises(mmf.MMFlowError, match="planted"):
+            run(nano, prompts[:1], tmp_path / "run")
     run(nano, prompts[:1], tmp_path / "run")
 
 
@@ -297,30 +303,30 @@ def test_damaged_results_are_refused_in_words(nano, prompts, tmp_path):
         (folder / "flow.parquet").write_bytes(table)
         (folder / "flow.json").write_bytes(text.encode(errors="surrogateescape"))
         try:
-            mmf.FlowResult.load(folder)
+            mmf.results.FlowResult.load(folder)
             failing.append(f"{what}: accepted")
         except mmf.DataError as error:
             if "cannot be read" not in str(error):
                 failing.append(f"{what}: {error}")
     assert failing == []
-    assert "table_sha256" not in mmf.FlowResult.load(tmp_path / "good").header
+    assert "table_sha256" not in mmf.results.FlowResult.load(tmp_path / "good").header
     (tmp_path / "good" / "flow.parquet").unlink()
     with pytest.raises(mmf.DataError, match="cannot be read"):
-        mmf.FlowResult.load(tmp_path / "good")
+        mmf.results.FlowResult.load(tmp_path / "good")
 
 
 def test_a_damaged_edit_is_refused_in_words(tmp_path):
-    edit = mmf.Edit(pd.DataFrame({"fact": ["a"]}), {"model": "x", "layers": [1]})
+    edit = mmf.results.EditResult(pd.DataFrame({"fact": ["a"]}), {"model": "x", "layers": [1]})
     edit.save(tmp_path)
     with pytest.raises(mmf.DataError, match=r"edit.safetensors does not hold the updates"):
-        mmf.Edit.load(tmp_path)
+        mmf.results.EditResult.load(tmp_path)
     (tmp_path / "edit.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(mmf.DataError, match=r"edit.safetensors does not hold the updates"):
-        mmf.Edit.load(tmp_path)
+    with pytest.raises(mmf.DataError, match=r"edit.safetensors is not the one that edit.json was saved with"):
+        mmf.results.EditResult.load(tmp_path)
 
 
 def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
-    good = {"given": {"edges": None, "window": [1, 3], "only_correct": True, "control": 2}, "jobs": {"a": "1-b_c"}}
+    good = {"given": {"edges": None, "window": [1, 3], "only_correct": True, "controls": 2}, "jobs": {"a": "1-b_c"}}
     file = tmp_path / "job.json"
     file.write_text(json.dumps({**good, "folder": "/somewhere", "host": "https://elsewhere"}))
     assert read_job(file) == (good["given"], good["jobs"])
@@ -345,7 +351,7 @@ def test_of_a_jobs_file_only_settings_are_taken(nano, prompts, tmp_path):
     for text in ("", "{", "\0", "[" * 100_000):
         file.write_text(text)
         with pytest.raises(mmf.DataError, match="holds no job"):
-            mmf.FlowJob.load(file, nano, prompts)
+            mmf.results.FlowJob.load(file, nano, prompts)
 
 
 def test_a_training_goes_on_with_its_own_state_alone(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from browsing import opened
 
-from nnsight_mmflow.pages._page import Page
+from nnsight_mmflow._page import Page
 
 EVIL = "</script><script>document.title = 'taken'</script>"
 SCRIPT = """

@@ -36,17 +36,19 @@ def other(graph):
 PATTERNS = {
     "knockout": lambda graph: mmf.Knockout(source="image", target="last", layers=range(1, last(graph) + 1)),
     "knockout_heads": lambda graph: mmf.Knockout(source="image", target="question", layers=[1], heads=[0, 2]),
-    "patch_resid": lambda graph: mmf.Patch(at="image", layers=[1], value=mmf.from_run(other(graph))),
-    "patch_attn": lambda graph: mmf.Patch(at="last", site="attn", layers=[1, last(graph)], value=mmf.zeros()),
-    "patch_heads": lambda graph: mmf.Patch(at="question", site="attn", heads=[1], layers=[1], value=mmf.zeros()),
-    "patch_mlp": lambda graph: mmf.Patch(at="question", site="mlp", layers=[1], value=mmf.from_run(other(graph))),
-    "patch_embed": lambda graph: mmf.Patch(at="image", site="embed", value=mmf.from_run(other(graph))),
-    "patch_noise": lambda graph: mmf.Patch(at="image", site="embed", value=mmf.noise(0.5, seed=3)),
+    "patch_resid": lambda graph: mmf.Patch(at="image", layers=[1], value=mmf.values.from_run(other(graph))),
+    "patch_attn": lambda graph: mmf.Patch(at="last", site="attn", layers=[1, last(graph)], value=mmf.values.zeros()),
+    "patch_heads": lambda graph: mmf.Patch(at="question", site="attn", heads=[1], layers=[1], value=mmf.values.zeros()),
+    "patch_mlp": lambda graph: mmf.Patch(
+        at="question", site="mlp", layers=[1], value=mmf.values.from_run(other(graph))
+    ),
+    "patch_embed": lambda graph: mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other(graph))),
+    "patch_noise": lambda graph: mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=3)),
     "skip": lambda graph: mmf.Skip(layers=[1]),
     "skip_image": lambda graph: mmf.Skip(layers=[0, 1], at="image"),
     "skip_attn": lambda graph: mmf.Skip(layers=[1], part="attn"),
     "skip_mlp": lambda graph: mmf.Skip(layers=[1], part="mlp", at="question"),
-    "zeroed": lambda graph: mmf.Zeroed(source="image", target="question | suffix", layers=[1]),
+    "zeroed": lambda graph: mmf.ZeroWeights(source="image", target="question | suffix", layers=[1]),
     "fastv": lambda graph: mmf.FastV(k=last(graph), mode="mask"),
     "random": lambda graph: mmf.Random(k=last(graph), r=0.7, mode="mask"),
 }

@@ -102,7 +102,7 @@ def test_values_of_another_run_equal_hooks(name, site, heads, attention):
         positions = list(prompt.spans[at])
         values = grabbed(graph, other, site, layers or [0], positions, heads)
         gold = hooked(graph, prompt, site, layers or [0], positions, values, heads)
-        patch = mmf.Patch(at=at, site=site, layers=layers, heads=heads, value=mmf.from_run(other))
+        patch = mmf.Patch(at=at, site=site, layers=layers, heads=heads, value=mmf.values.from_run(other))
         found = patched(graph, prompt, patch)[0]
         assert (found - gold).abs().max() < 1e-5
         clean = patched(graph, prompt)[0]
@@ -118,10 +118,10 @@ def test_a_padded_batch_equals_its_rows(site, attention):
     prompts = [graph.prompt(picture(0), QUESTION), graph.prompt(picture(1), OTHER)]
     others = [graph.prompt(picture(2), QUESTION), graph.prompt(picture(3), OTHER)]
     layers = None if site == "embed" else LAYERS
-    whole = mmf.Patch(at="image", site=site, layers=layers, value=mmf.from_run(graph.batch(others)))
+    whole = mmf.Patch(at="image", site=site, layers=layers, value=mmf.values.from_run(graph.batch(others)))
     together = patched(graph, graph.batch(prompts), whole)
     alone = [
-        patched(graph, prompt, mmf.Patch(at="image", site=site, layers=layers, value=mmf.from_run(other)))[0]
+        patched(graph, prompt, mmf.Patch(at="image", site=site, layers=layers, value=mmf.values.from_run(other)))[0]
         for prompt, other in zip(prompts, others, strict=True)
     ]
     assert (together - torch.stack(alone)).abs().max() < 1e-5
@@ -136,7 +136,7 @@ def test_everything_from_the_clean_run_restores_it_bit_for_bit(name):
     for site, layers in (("embed", None), ("resid", graph.n_layers - 1)):
         if site == "embed" and name == "qwen3_vl":
             continue  # the features that enter between its layers are not part of the embedding
-        found = patched(graph, corrupt, mmf.Patch(at="all", site=site, layers=layers, value=mmf.from_run(clean)))
+        found = patched(graph, corrupt, mmf.Patch(at="all", site=site, layers=layers, value=mmf.values.from_run(clean)))
         assert torch.equal(found, wanted), site
 
 
@@ -145,7 +145,7 @@ def test_a_run_patched_from_itself_is_refused():
     prompt = graph.prompt(picture(0), QUESTION)
     for site, layers in (("resid", [0, 4]), ("attn", [2]), ("mlp", range(3)), ("embed", None)):
         with pytest.raises(mmf.NoEffectError, match="what it writes stands there already"):
-            patched(graph, prompt, mmf.Patch(at="image", site=site, layers=layers, value=mmf.from_run(prompt)))
+            patched(graph, prompt, mmf.Patch(at="image", site=site, layers=layers, value=mmf.values.from_run(prompt)))
 
 
 def test_text_that_an_image_has_not_reached_is_refused():
@@ -153,7 +153,7 @@ def test_text_that_an_image_has_not_reached_is_refused():
     graph = GRAPHS["llama"]("sdpa")
     prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
     with pytest.raises(mmf.NoEffectError):
-        patched(graph, prompt, mmf.Patch(at="text('USER')", layers=3, value=mmf.from_run(other)))
+        patched(graph, prompt, mmf.Patch(at="text('USER')", layers=3, value=mmf.values.from_run(other)))
 
 
 def test_zeros_mean_and_noise():
@@ -162,26 +162,26 @@ def test_zeros_mean_and_noise():
     others = [graph.prompt(picture(seed), QUESTION) for seed in (1, 2)]
     positions = list(prompt.spans["image"])
     zero = hooked(graph, prompt, "mlp", [2], positions, [torch.zeros(64, 64)])
-    found = patched(graph, prompt, mmf.Patch(at="image", site="mlp", layers=2, value=mmf.zeros()))[0]
+    found = patched(graph, prompt, mmf.Patch(at="image", site="mlp", layers=2, value=mmf.values.zeros()))[0]
     assert (found - zero).abs().max() < 1e-5
     both = torch.cat([grabbed(graph, other, "resid", [2], positions)[0] for other in others]).mean(0)
     mean = hooked(graph, prompt, "resid", [2], positions, [both.expand(64, -1)])
-    found = patched(graph, prompt, mmf.Patch(at="image", layers=2, value=mmf.mean_of(others)))[0]
+    found = patched(graph, prompt, mmf.Patch(at="image", layers=2, value=mmf.values.mean_of(others)))[0]
     assert (found - mean).abs().max() < 1e-5
-    loud = mmf.Patch(at="image", site="embed", value=mmf.noise(3.0, seed=5))
+    loud = mmf.Patch(at="image", site="embed", value=mmf.values.noise(3.0, seed=5))
     one, again = patched(graph, prompt, loud), patched(graph, prompt, loud)
     assert torch.equal(one, again)
-    other_seed = mmf.Patch(at="image", site="embed", value=mmf.noise(3.0, seed=6))
+    other_seed = mmf.Patch(at="image", site="embed", value=mmf.values.noise(3.0, seed=6))
     assert not torch.equal(one, patched(graph, prompt, other_seed))
     with pytest.raises(mmf.NoEffectError):
-        patched(graph, prompt, mmf.Patch(at="image", site="embed", value=mmf.noise(0.0)))
+        patched(graph, prompt, mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.0)))
 
 
 def test_two_patches_and_a_knockout_side_by_side():
     graph = GRAPHS["llama"]("sdpa")
     prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
-    one = mmf.Patch(at="image", site="embed", value=mmf.from_run(other))
-    two = mmf.Patch(at="last", site="mlp", layers=3, value=mmf.zeros())
+    one = mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other))
+    two = mmf.Patch(at="last", site="mlp", layers=3, value=mmf.values.zeros())
     cut = mmf.Knockout(source="image", target="last", layers=range(2))
     with torch.no_grad(), graph.trace(other, two, cut, use_cache=False):
         wanted = graph.model.output.logits[:, -1].save()
@@ -191,7 +191,7 @@ def test_two_patches_and_a_knockout_side_by_side():
 def test_in_a_trace_of_ones_own_and_in_generation():
     graph = GRAPHS["llama"]("sdpa")
     prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
-    patch = mmf.Patch(at="image", layers=1, value=mmf.from_run(other))
+    patch = mmf.Patch(at="image", layers=1, value=mmf.values.from_run(other))
     wanted = patched(graph, prompt, patch)
     ready = patch.prepared(graph, prompt.rows())
     with torch.no_grad(), graph.trace(prompt, use_cache=False):
@@ -225,19 +225,21 @@ def test_bad_patches(given, text):
     graph = GRAPHS["llama"]("sdpa")
     prompt = graph.prompt(picture(0), QUESTION)
     with pytest.raises(mmf.MMFlowError, match=text):
-        patched(graph, prompt, mmf.Patch(**{"at": "image", "value": mmf.zeros(), **given}))
+        patched(graph, prompt, mmf.Patch(**{"at": "image", "value": mmf.values.zeros(), **given}))
 
 
 def test_lengths_that_differ_are_explained():
     graph = GRAPHS["llama"]("sdpa")
     prompt, longer = graph.prompt(picture(0), QUESTION), graph.prompt(picture(1), OTHER)
     with pytest.raises(mmf.MMFlowError, match="'question' has 6 positions, but 'question' .* has 7"):
-        patched(graph, prompt, mmf.Patch(at="question", layers=1, value=mmf.from_run(longer)))
+        patched(graph, prompt, mmf.Patch(at="question", layers=1, value=mmf.values.from_run(longer)))
     with pytest.raises(mmf.MMFlowError, match=r"from_run has 1 row\(s\), the run that is patched 2"):
-        patched(graph, graph.batch([prompt, longer]), mmf.Patch(at="image", layers=1, value=mmf.from_run(longer)))
+        patched(
+            graph, graph.batch([prompt, longer]), mmf.Patch(at="image", layers=1, value=mmf.values.from_run(longer))
+        )
     with pytest.raises(mmf.MMFlowError, match=r"from_run\(prompt, at=...\)"):
-        patched(graph, prompt, mmf.Patch(at=prompt.spans["image"], layers=1, value=mmf.from_run(longer)))
-    aligned = mmf.Patch(at=prompt.spans["image"], layers=1, value=mmf.from_run(longer, at="image"))
+        patched(graph, prompt, mmf.Patch(at=prompt.spans["image"], layers=1, value=mmf.values.from_run(longer)))
+    aligned = mmf.Patch(at=prompt.spans["image"], layers=1, value=mmf.values.from_run(longer, at="image"))
     assert not torch.equal(patched(graph, prompt, aligned), patched(graph, prompt))
 
 
@@ -245,7 +247,9 @@ def test_the_half_precision_of_the_model_is_kept():
     graph = mmf.adapt(tiny_model("llama").half(), tiny_processor())
     prompt, other = (graph.prompt(picture(seed), QUESTION) for seed in (0, 1))
     clean = patched(graph, other)
-    assert torch.equal(patched(graph, prompt, mmf.Patch(at="all", site="embed", value=mmf.from_run(other))), clean)
+    assert torch.equal(
+        patched(graph, prompt, mmf.Patch(at="all", site="embed", value=mmf.values.from_run(other))), clean
+    )
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])

@@ -11,10 +11,10 @@ from families import EAGER_ONLY, FAMILIES, QUESTION, family
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._drawn_boxes import drawn_boxes, mosaic
-from nnsight_mmflow._heat import drawn_words
-from nnsight_mmflow._patch_regions import random_partners, regions_of
-from nnsight_mmflow._plan import make_plan, sizes_of
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.show.boxes import drawn_boxes, mosaic
+from nnsight_mmflow.show.heat import drawn_words
+from nnsight_mmflow.spans.regions import random_partners, regions_of
 
 
 def graph_of(name):
@@ -61,7 +61,7 @@ def test_a_pixel_has_the_value_of_the_token_that_covers_it(name):
     values = np.arange(1, len(places) + 1)
     views = {place.view for place in places if place.box}
     for view in [None, *(views if len(views) > 1 else ["base"])]:
-        figure = mmf.on_image(prompt, values, view=view)
+        figure = mmf.show.on_image(prompt, values, view=view)
         for x in np.arange(0.37, 100, 2.9):
             for y in np.arange(0.37, 62, 2.9):
                 token = token_at(places, x, y, "image" if views == {"image"} else view)
@@ -90,50 +90,52 @@ def test_what_has_no_pixels_and_what_lies_below_is_told():
     prompt = asked(graph_of("llava_next"))
     places = prompt.spans["image"].places()
     values = np.array([3.0 if place.kind == "newline" else 1.0 for place in places])  # 6 newlines, 64 patches
-    told = caption(mmf.on_image(prompt, values))
+    told = caption(mmf.show.on_image(prompt, values))
     assert "48 patches of view tiles; 70 image tokens in all" in told
     assert f"No pixels: 6 (end a row of patches), {18 / 82:.0%} of the sum" in told
     assert f"16 patches of view base (finer ones lie over them), {16 / 82:.0%}" in told
-    assert '48 patches of view tiles (view="base" was asked for)' in caption(mmf.on_image(prompt, values, view="base"))
+    assert '48 patches of view tiles (view="base" was asked for)' in caption(
+        mmf.show.on_image(prompt, values, view="base")
+    )
 
 
 def test_scales(prompt):
     values = np.linspace(0, 1, 64)
-    norm = mmf.on_image(prompt, values).axes[1].collections[0].norm
+    norm = mmf.show.on_image(prompt, values).axes[1].collections[0].norm
     assert (norm.vmin, norm.vmax) == (0, 1)
-    signed = mmf.on_image(prompt, values - 0.25).axes[1].collections[0]
+    signed = mmf.show.on_image(prompt, values - 0.25).axes[1].collections[0]
     assert (signed.norm.vmin, signed.norm.vmax) == (-0.75, 0.75)
     assert signed.cmap(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.02)
-    assert mmf.on_image(prompt, values, signed=True).axes[1].collections[0].norm.vmin == -1
-    cut = mmf.on_image(prompt, values, max_value=0.5)
+    assert mmf.show.on_image(prompt, values, signed=True).axes[1].collections[0].norm.vmin == -1
+    cut = mmf.show.on_image(prompt, values, max_value=0.5)
     assert cut.axes[1].collections[0].norm.vmax == 0.5
     assert "32 lie beyond the scale, up to 1." in caption(cut)
-    assert mmf.on_image(prompt, np.zeros(64)).axes[1].collections[0].norm.vmax == 1
+    assert mmf.show.on_image(prompt, np.zeros(64)).axes[1].collections[0].norm.vmax == 1
 
 
 def test_values_of_every_kind(graph, prompt):
     image = list(prompt.spans["image"])
-    maps = mmf.attention(graph, prompt, layers=[1, 3], targets="question", sources="all")
-    figure = mmf.on_image(prompt, maps)
+    maps = mmf.attention(graph, prompt, layers=[1, 3], target="question", source="all")
+    figure = mmf.show.on_image(prompt, maps)
     expected = maps.weights[:, :, :, image].mean((1, 2))
     assert [axis.get_title() for axis in figure.axes[1:3]] == ["layer 1", "layer 3"]
     for layer in (0, 1):
         shown = figure.axes[1 + layer].collections[0].get_array()
         assert np.allclose(shown.flatten(), expected[layer])
-    two = mmf.on_image(prompt, expected, titles=["a", "b"], label="weight $5 in a_b")
+    two = mmf.show.on_image(prompt, expected, titles=["a", "b"], label="weight $5 in a_b")
     assert np.allclose(two.axes[2].collections[0].get_array().flatten(), expected[1])
     assert len(two._repr_png_()) > 10_000
-    part = mmf.on_image(prompt, {image[3]: 2.0, image[9]: 1.0}).axes[1].collections[0].get_array()
+    part = mmf.show.on_image(prompt, {image[3]: 2.0, image[9]: 1.0}).axes[1].collections[0].get_array()
     assert part.count() == 2
     assert part[0, 3] == 2
     taken = mmf.contributions(graph, prompt, progress=False)
     table = taken.to_frame().query("head == -1")
-    shown = mmf.on_image(prompt, taken).axes[1].collections[0].get_array()
+    shown = mmf.show.on_image(prompt, taken).axes[1].collections[0].get_array()
     assert np.allclose(shown.flatten(), table.groupby("position")["norm"].sum())
     shown = taken.on_image(prompt, [0, 2]).axes[2].collections[0].get_array()
     assert np.allclose(shown.flatten(), table[table["layer"] == 2]["norm"])
     flows = mmf.saliency(graph, prompt, progress=False)
-    shown = mmf.on_image(prompt, flows).axes[1].collections[0].get_array()
+    shown = mmf.show.on_image(prompt, flows).axes[1].collections[0].get_array()
     assert np.allclose(shown.flatten(), flows.tokens().groupby("index")["saliency"].sum())
 
 
@@ -141,37 +143,37 @@ def test_several_images(graph):
     prompt = graph.prompt([picture(0), picture(1, 80, 64)], QUESTION)
     both = np.arange(128)
     for image in (0, 1):
-        shown = mmf.on_image(prompt, both, image=image).axes[1].collections[0].get_array()
+        shown = mmf.show.on_image(prompt, both, image=image).axes[1].collections[0].get_array()
         assert shown.flatten().tolist() == list(range(64 * image, 64 * image + 64))
     with pytest.raises(mmf.PromptError, match="image=2 was asked for, but the prompt has 2"):
-        mmf.on_image(prompt, both, image=2)
+        mmf.show.on_image(prompt, both, image=2)
 
 
 def test_what_is_refused(graph, prompt):
     with pytest.raises(mmf.MMFlowError, match="63 values came for the 64 tokens of image 0"):
-        mmf.on_image(prompt, np.ones(63))
+        mmf.show.on_image(prompt, np.ones(63))
     with pytest.raises(mmf.MMFlowError, match=re.escape("have the shape (2, 3, 64). Take the mean")):
-        mmf.on_image(prompt, np.ones((2, 3, 64)))
+        mmf.show.on_image(prompt, np.ones((2, 3, 64)))
     with pytest.raises(mmf.MMFlowError, match="3 titles came for 2 panels"):
-        mmf.on_image(prompt, np.ones((2, 64)), titles=["a", "b", "c"])
+        mmf.show.on_image(prompt, np.ones((2, 64)), titles=["a", "b", "c"])
     with pytest.raises(mmf.MMFlowError, match="1 values are infinite"):
-        mmf.on_image(prompt, [float("inf"), *[0.0] * 63])
+        mmf.show.on_image(prompt, [float("inf"), *[0.0] * 63])
     with pytest.raises(mmf.MMFlowError, match="41 panels were asked for"):
-        mmf.on_image(prompt, np.ones((41, 64)))
+        mmf.show.on_image(prompt, np.ones((41, 64)))
     with pytest.raises(mmf.MMFlowError, match="which hold no token of this image"):
-        mmf.on_image(prompt, {0: 1.0})
-    with pytest.raises(mmf.SpanError, match='sources="image"'):
-        mmf.on_image(prompt, mmf.attention(graph, prompt, sources="question"))
+        mmf.show.on_image(prompt, {0: 1.0})
+    with pytest.raises(mmf.SpanError, match='source="image"'):
+        mmf.show.on_image(prompt, mmf.attention(graph, prompt, source="question"))
     with pytest.raises(mmf.MMFlowError, match="are of another prompt"):
-        mmf.on_image(graph.prompt(picture(0), QUESTION), mmf.attention(graph, prompt))
+        mmf.show.on_image(graph.prompt(picture(0), QUESTION), mmf.attention(graph, prompt))
     with pytest.raises(mmf.MMFlowError, match="max_value=0 must be above 0"):
-        mmf.on_image(prompt, np.ones(64), max_value=0)
+        mmf.show.on_image(prompt, np.ones(64), max_value=0)
     with pytest.raises(mmf.SpanError, match="the processor did not divide it"):
-        mmf.on_image(prompt, np.ones(64), view="tiles")
+        mmf.show.on_image(prompt, np.ones(64), view="tiles")
     with pytest.raises(mmf.PromptError, match="no image"):
-        mmf.on_image(graph.prompt(None, QUESTION), np.ones(64))
-    with pytest.raises(mmf.MMFlowError, match="a LensByPatch holds no number per image token"):
-        mmf.on_image(prompt, mmf.lens_by_patch(graph, prompt, layers=1))
+        mmf.show.on_image(graph.prompt(None, QUESTION), np.ones(64))
+    with pytest.raises(mmf.MMFlowError, match="a LensByPatchResult holds no number per image token"):
+        mmf.show.on_image(prompt, mmf.lens_by_patch(graph, prompt, layers=1))
 
 
 def test_kept_tokens_layer_by_layer(graph, prompt):
@@ -269,7 +271,7 @@ def test_knockout_by_patch_is_drawn_saved_and_refused(graph, prompt, tmp_path, c
         row = result.to_frame().query(f"row == {int(y // 32 * 4)} and column == {int(x // 32 * 4)}").iloc[0]
         assert seen_at(figure, 0, x, y) == row["change_percent"]
     assert "data:image/png" in result._repr_html_()
-    again = mmf.KnockoutByPatch.load(result.save(tmp_path))
+    again = mmf.results.KnockoutByPatchResult.load(result.save(tmp_path))
     assert again.to_frame()["change_percent"].equals(result.to_frame()["change_percent"])
     assert "data:image/png" not in again._repr_html_()
     with pytest.raises(mmf.MMFlowError, match="a loaded result holds no picture"):
@@ -352,7 +354,7 @@ def test_the_word_stands_on_its_patch(graph, prompt, tmp_path):
         assert meant.strip().startswith(word.rstrip("\u2026"))
     with pytest.raises(mmf.MMFlowError, match="layer 2 is not in the result"):
         result.plot(2)
-    again = mmf.LensByPatch.load(result.save(tmp_path))
+    again = mmf.results.LensByPatchResult.load(result.save(tmp_path))
     with pytest.raises(mmf.MMFlowError, match="a loaded result holds no picture"):
         again.plot()
     assert len(again.plot(prompt=prompt)._repr_png_()) > 5_000
@@ -370,7 +372,7 @@ def test_large_grids_get_a_word_for_each_square(graph):
     table = mmf.lens_by_patch(made, prompt, top=1).to_frame()
     table["word"] = [f"w{token}" for token in table["token"]]
     table["probability"] = [(7 * token % 576) / 576 for token in table["token"]]
-    result = mmf.LensByPatch(table, {"layers": [0]}, prompt)
+    result = mmf.results.LensByPatchResult(table, {"layers": [0]}, prompt)
     figure = result.plot()
     written = words_on(figure)
     assert len(written) == 144

@@ -8,7 +8,7 @@ import torch
 from families import EAGER_ONLY, FAMILIES, family
 from PIL import Image
 
-from nnsight_mmflow._pixels import packed, sent_bytes, travelling, unpacked
+from nnsight_mmflow.remote.pixels import packed, sent_bytes, travelling, unpacked
 
 
 def back(tensor):

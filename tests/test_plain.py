@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("cases", ["arguments.py", "hidden_keys.py"])
+@pytest.mark.parametrize("cases", ["arguments.py", "hidden_keys.py", "jobs.py"])
 def test_the_plain_cases_pass(cases):
     command = [sys.executable, "-m", "pytest", str(HERE / "plain" / cases), "-q", "-n0", "-o", "addopts="]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider"]

@@ -13,8 +13,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._encode import check_counts
-from nnsight_mmflow._templates import render
+from nnsight_mmflow.prompts.encode import check_counts
+from nnsight_mmflow.prompts.templates import render
 
 QUESTION = "what color is the circle ?"
 VICUNA = (

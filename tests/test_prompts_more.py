@@ -14,7 +14,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._templates import PAPER_TEMPLATES
+from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
 
 QUESTION = "what color is the circle ?"
 ASKED = ["Is the jar full or empty?", "Which kind of animal is this, a cat or a bird?", "On which side, left or right?"]

@@ -8,7 +8,7 @@ from families import EAGER_ONLY, FAMILIES, family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._names import cache_of
+from nnsight_mmflow.inside.names import cache_of
 
 QUESTION = "what color is the circle ?"
 METHODS = {
@@ -17,10 +17,12 @@ METHODS = {
     "fastv": lambda graph: mmf.FastV(k=graph.n_layers - 2),
     "fastv_mean": lambda graph: mmf.FastV(k=graph.n_layers - 2, rank="mean"),
     "pyramid": lambda graph: mmf.PyramidDrop(layers=(first(graph), graph.n_layers - 1), keep=(0.5, 0.25)),
-    "sparse": lambda graph: mmf.SparseVLM(layers=(first(graph), graph.n_layers - 1), keep=(0.6, 0.3), recycle=False),
-    "keep": lambda graph: mmf.Keep(at="corner", from_layer=first(graph)),
+    "sparse": lambda graph: mmf.prune.SparseVLM(
+        layers=(first(graph), graph.n_layers - 1), keep=(0.6, 0.3), recycle=False
+    ),
+    "keep": lambda graph: mmf.prune.Keep(at="corner", from_layer=first(graph)),
     "random": lambda graph: mmf.Random(k=graph.n_layers - 2),
-    "grid": lambda graph: mmf.Grid(k=graph.n_layers - 2, r=0.7),
+    "grid": lambda graph: mmf.prune.Grid(k=graph.n_layers - 2, r=0.7),
     "before": lambda graph: mmf.Random(k=graph.enters_after),
     "all": lambda graph: mmf.DropAll(from_layer=graph.n_layers - 2),
 }
@@ -92,7 +94,7 @@ def reference(eager, prompt, pattern, inputs=None):
             present = [p for p in prompt.spans["all"] if p in left or p not in image]
             scores = weights[present][:, left].mean(0)
         else:  # the controls read nothing
-            from nnsight_mmflow._prune import Seen
+            from nnsight_mmflow.inside.pruning import Seen
 
             numbers = [image.index(position) for position in left]
             places = [prompt.spans["image"].places()[number] for number in numbers]
@@ -171,7 +173,7 @@ def test_rows_that_keep_different_numbers_of_tokens():
     graph, _ = graphs("qwen2_vl")
     prompts = [graph.prompt(picture(0, 96, 64), QUESTION), graph.prompt(picture(1, 64, 32), "is the circle red ?")]
     assert len(prompts[0].spans["image"]) != len(prompts[1].spans["image"])
-    mine = mmf.Prune(own=[mmf.Stage(layer=1, keep=0.5, rank=received)])
+    mine = mmf.prune.Prune(own=[mmf.prune.Stage(layer=1, keep=0.5, rank=received)])
     for method, mode in ((method, mode) for method in (mine, mmf.HiMAP(k1=1, k2=2)) for mode in ("drop", "mask")):
         pattern = replace(method, mode=mode)
         with torch.no_grad(), graph.trace(graph.batch(prompts), pattern, use_cache=False):
@@ -182,7 +184,7 @@ def test_rows_that_keep_different_numbers_of_tokens():
 
 def received(seen):
     """A method of one's own is one function."""
-    from nnsight_mmflow._prune import attention_to_image
+    from nnsight_mmflow.inside.pruning import attention_to_image
 
     return attention_to_image(seen, seen.after).mean(0)
 
@@ -265,12 +267,11 @@ def test_layers_before_the_first_stage_are_untouched_and_the_next_sees_fewer():
 
 
 def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
-    from nnsight_mmflow.patterns.prune import row_of
-    from nnsight_mmflow.patterns.prune_rankings import from_last
-
-    from nnsight_mmflow._prune import Stage, Way
-    from nnsight_mmflow._prune_layers import prune_prefill
-    from nnsight_mmflow._qk import QueryKeyReader
+    from nnsight_mmflow.inside.heads import QueryKeyReader
+    from nnsight_mmflow.inside.prune_layers import prune_prefill
+    from nnsight_mmflow.inside.pruning import Stage, Way
+    from nnsight_mmflow.patterns.prune.prune import row_of
+    from nnsight_mmflow.patterns.prune.rankings import from_last
 
     graph = tiny_graph("llama")
     prompt = asked(graph)
@@ -296,15 +297,15 @@ def test_recomputed_weights_are_eagers_own(name):
     prompt, seen = asked(graph), []
 
     def spy(given):
-        from nnsight_mmflow._prune import attention_to_image
+        from nnsight_mmflow.inside.pruning import attention_to_image
 
         seen.append(attention_to_image(given, list(range(given.hidden.shape[0])), chunk=3))
         return torch.rand(len(given.image))
 
     for reads, layer in (("previous", graph.n_layers - 2), ("next", graph.n_layers - 1)):
         seen.clear()
-        stage = mmf.Stage(layer=graph.n_layers - 1, keep=0.5, rank=spy, reads=reads)
-        pruned(graph, prompt, mmf.Prune(own=[stage]))
+        stage = mmf.prune.Stage(layer=graph.n_layers - 1, keep=0.5, rank=spy, reads=reads)
+        pruned(graph, prompt, mmf.prune.Prune(own=[stage]))
         with torch.no_grad():
             maps = eager.adapter.model(**prompt.inputs, output_attentions=True).attentions[layer][0]
         wanted = maps.float().mean(0)[:, list(prompt.spans["image"])]
@@ -333,7 +334,7 @@ def test_the_controls_keep_what_they_say():
     for name, pattern in (
         ("random", mmf.Random(k=2, seed=1)),
         ("other", mmf.Random(k=2, seed=2)),
-        ("grid", mmf.Grid(k=2, r=0.75)),
+        ("grid", mmf.prune.Grid(k=2, r=0.75)),
     ):
         with torch.no_grad(), graph.trace(prompt, pattern):
             cosine = graph.layers[3].inputs[1]["position_ids"].save()
@@ -360,10 +361,10 @@ def test_what_cannot_be_pruned_is_refused():
         (mmf.FastV(rank="best"), '"last" or "mean"'),
         (mmf.HiMAP(deep="both"), '"column" or "row"'),
         (mmf.FastV(mode="hide"), "mode must be one of drop, mask"),
-        (mmf.Prune(), "has no stage"),
+        (mmf.prune.Prune(), "has no stage"),
         (mmf.PyramidDrop(layers=(1,)), "1 layers"),
-        (mmf.Prune(own=[mmf.Stage(layer=1, keep=-1, rank=received)]), "-1 tokens cannot stay"),
-        (mmf.Prune(own=[mmf.Stage(layer=1, keep=1.5, rank=received)]), "not 1.5"),
+        (mmf.prune.Prune(own=[mmf.prune.Stage(layer=1, keep=-1, rank=received)]), "-1 tokens cannot stay"),
+        (mmf.prune.Prune(own=[mmf.prune.Stage(layer=1, keep=1.5, rank=received)]), "not 1.5"),
     ):
         with pytest.raises(mmf.MMFlowError, match=told):
             graph.trace(prompt, pattern)
@@ -378,10 +379,10 @@ def test_pruning_nothing_is_refused():
         graph.trace(asked(graph), mmf.FastV(k=2, r=0.0))
     with pytest.raises(mmf.NoEffectError, match="has no image"):
         graph.trace(graph.prompt(None, QUESTION), mmf.FastV(k=2))
-    all_of_them = mmf.Stage(layer=2, keep=0, rank=lambda seen: torch.ones(len(seen.image)), exact=True)
+    all_of_them = mmf.prune.Stage(layer=2, keep=0, rank=lambda seen: torch.ones(len(seen.image)), exact=True)
     with (
         pytest.raises(mmf.NoEffectError, match="its ranking keeps every image token"),
-        graph.trace(asked(graph), mmf.Prune(own=[all_of_them])),
+        graph.trace(asked(graph), mmf.prune.Prune(own=[all_of_them])),
     ):
         graph.unembed.output.save()
 
@@ -395,20 +396,22 @@ def test_other_patterns_beside_it():
     masked = pruned_with(graph, prompt, early, replace(fastv, mode="mask"))
     assert (both - masked).abs().max() < 1e-5
     assert (both - pruned_with(graph, prompt, fastv)).abs().max() > 1e-4
-    for other in (late, mmf.Patch(at="image", site="mlp", layers=[3], value=mmf.zeros()), mmf.Random(k=4)):
+    for other in (late, mmf.Patch(at="image", site="mlp", layers=[3], value=mmf.values.zeros()), mmf.Random(k=4)):
         with pytest.raises(mmf.MMFlowError, match="mode='mask'"):
             graph.trace(prompt, fastv, other)
     # by masks they go together: the keys that either closes, by hand, on kept sets that the run itself tells
     kept = []
 
     def told(seen):
-        from nnsight_mmflow._prune import attention_to_image
+        from nnsight_mmflow.inside.pruning import attention_to_image
 
         ranks = attention_to_image(seen, seen.after[-1:]).sum(0)
         kept.append({seen.image[i] for i in ranks.topk(32).indices.tolist()})
         return ranks
 
-    found = pruned_with(graph, prompt, late, mmf.Prune(own=[mmf.Stage(layer=3, keep=32, rank=told)], mode="mask"))
+    found = pruned_with(
+        graph, prompt, late, mmf.prune.Prune(own=[mmf.prune.Stage(layer=3, keep=32, rank=told)], mode="mask")
+    )
     assert (found - pruned_with(graph, prompt, late, replace(fastv, mode="mask"))).abs().max() < 1e-5
     image, eager = list(prompt.spans["image"]), tiny_graph("llama", attention="eager")
     hooks = []

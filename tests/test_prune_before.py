@@ -7,7 +7,7 @@ import torch
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._names import cache_of
+from nnsight_mmflow.inside.names import cache_of
 
 QUESTION = "what color is the circle ?"
 LONGER = "is the circle red or blue or green ?"
@@ -89,7 +89,7 @@ def test_vision_zip_equals_a_model_that_is_handed_its_tokens(attention):
     wanted = answer_of(eager, entering(eager, prompt, tokens))
     assert (wanted - last_logits(graph, prompt)).abs().max() > 1e-3
     for mode in ("drop", "mask"):
-        assert close(last_logits(graph, prompt, mmf.VisionZip(dominant=12, contextual=4, mode=mode)), wanted)
+        assert close(last_logits(graph, prompt, mmf.prune.VisionZip(dominant=12, contextual=4, mode=mode)), wanted)
 
 
 def test_vision_zip_at_original_positions():
@@ -110,7 +110,7 @@ def test_vision_zip_at_original_positions():
             inputs_embeds=embeddings, attention_mask=mask, position_ids=torch.tensor([numbers]), use_cache=False
         ).last_hidden_state
         wanted = model.lm_head(hidden[:, -1])
-    pattern = mmf.VisionZip(dominant=12, contextual=4, positions="original")
+    pattern = mmf.prune.VisionZip(dominant=12, contextual=4, positions="original")
     assert close(last_logits(graph, prompt, pattern), wanted)
     assert (last_logits(graph, prompt, replace(pattern, positions="renumbered")) - wanted).abs().max() > 1e-4
 
@@ -121,12 +121,12 @@ def test_faster_vlm_keeps_what_the_class_token_attends_to():
     _, attention, _ = tower_by_hand(eager, prompt)
     scores = attention.mean(0)[0, 1:]
     best = sorted(scores.topk(16).indices.tolist())
-    kept = mmf.kept_tokens(graph, prompt, mmf.FasterVLM(r=0.75)).layers
+    kept = mmf.kept_tokens(graph, prompt, mmf.prune.FasterVLM(r=0.75)).layers
     assert kept == [best] * 5
     with torch.no_grad():
         features = eager.adapter.model.get_image_features(prompt.inputs["pixel_values"]).pooler_output[0]
     wanted = answer_of(eager, entering(eager, prompt, features[best]))
-    assert close(last_logits(graph, prompt, mmf.FasterVLM(r=0.75)), wanted)
+    assert close(last_logits(graph, prompt, mmf.prune.FasterVLM(r=0.75)), wanted)
 
 
 def test_two_pictures_are_zipped_apart():
@@ -134,25 +134,27 @@ def test_two_pictures_are_zipped_apart():
     token = graph.processor.image_token
     text = f"{token} {token} what color is the circle ?"
     prompt = graph.prompt([picture(0), picture(1)], text, raw=True)
-    kept = mmf.kept_tokens(graph, prompt, mmf.VisionZip(dominant=12, contextual=4, positions="original")).layers[0]
+    kept = mmf.kept_tokens(graph, prompt, mmf.prune.VisionZip(dominant=12, contextual=4, positions="original")).layers[
+        0
+    ]
     alone = [
-        mmf.kept_tokens(graph, graph.prompt(picture(seed), QUESTION), mmf.VisionZip(dominant=12, contextual=4)).layers[
-            0
-        ]
+        mmf.kept_tokens(
+            graph, graph.prompt(picture(seed), QUESTION), mmf.prune.VisionZip(dominant=12, contextual=4)
+        ).layers[0]
         for seed in (0, 1)
     ]
     assert kept == [*alone[0], *(64 + number for number in alone[1])]
 
 
 METHODS = {
-    "zip": mmf.VisionZip(dominant=12, contextual=4),
-    "zip_original": mmf.VisionZip(dominant=12, contextual=4, positions="original"),
-    "faster": mmf.FasterVLM(),
-    "recycling": mmf.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
-    "recycling_renumbered": mmf.SparseVLM(layers=(1, 3), keep=(0.5, 0.25), positions="renumbered"),
+    "zip": mmf.prune.VisionZip(dominant=12, contextual=4),
+    "zip_original": mmf.prune.VisionZip(dominant=12, contextual=4, positions="original"),
+    "faster": mmf.prune.FasterVLM(),
+    "recycling": mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25)),
+    "recycling_renumbered": mmf.prune.SparseVLM(layers=(1, 3), keep=(0.5, 0.25), positions="renumbered"),
     "himap_renumbered": mmf.HiMAP(k1=1, k2=3, positions="renumbered"),
     "pyramid_renumbered": mmf.PyramidDrop(layers=(1, 3), keep=(0.5, 0.25), positions="renumbered"),
-    "waiting": mmf.VisiPruner(first_layer=0, fires_below=0.9999, keep_above=0.05, calm_above=0.99, calm_layers=2),
+    "waiting": mmf.prune.VisiPruner(first_layer=0, fires_below=0.9999, keep_above=0.05, calm_above=0.99, calm_layers=2),
 }
 
 
@@ -200,7 +202,7 @@ def test_steps_of_vision_zip_equal_a_model_that_is_handed_its_tokens():
         torch.no_grad(),
         graph.generate(
             prompt,
-            mmf.VisionZip(dominant=12, contextual=4),
+            mmf.prune.VisionZip(dominant=12, contextual=4),
             output_logits=True,
             return_dict_in_generate=True,
             **GENERATE,
@@ -275,9 +277,9 @@ def test_recycled_tokens_equal_clusters_by_hand():
     cluster = [min((0, 1), key=lambda c: apart[a][centres[c]]) for a in range(10)]
     means = [torch.stack([hidden[image[pool[a]]] for a in range(10) if cluster[a] == c]).mean(0) for c in (0, 1)]
     survivors = sorted([*kept, *(pool[a] for a in centres)])
-    with torch.no_grad(), graph.trace(prompt, mmf.SparseVLM(layers=(2,), keep=(0.5,)), use_cache=False):
+    with torch.no_grad(), graph.trace(prompt, mmf.prune.SparseVLM(layers=(2,), keep=(0.5,)), use_cache=False):
         entering_two = graph.layers[2].inputs[0][0].save()
-    assert mmf.kept_tokens(graph, prompt, mmf.SparseVLM(layers=(2,), keep=(0.5,))).layers[2] == survivors
+    assert mmf.kept_tokens(graph, prompt, mmf.prune.SparseVLM(layers=(2,), keep=(0.5,))).layers[2] == survivors
     assert entering_two.shape[1] == len(prompt) - 30
     for c in (0, 1):
         place = image[0] + survivors.index(pool[centres[c]])
@@ -291,12 +293,12 @@ def test_recycled_tokens_equal_clusters_by_hand():
 def test_the_papers_counts_with_clusters():
     seven = type("Sizes", (), {"n_layers": 32})()
     counts, present = [], 576
-    for stage in mmf.SparseVLM().stages(seven, 576):
+    for stage in mmf.prune.SparseVLM().stages(seven, 576):
         present = stage.count(present)
         counts.append((stage.layer, present))
     # 300 and int(276 x .3) + 1 = 83 in 9 clusters; 200 of 309, 33 of 109 in 4; 110 of 204, 29 of 94 in 3
     assert counts == [(3, 309), (7, 204), (16, 113)]
-    assert mmf.SparseVLM(recycle=False).stages(seven, 576)[0].count(576) == 300
+    assert mmf.prune.SparseVLM(recycle=False).stages(seven, 576)[0].count(576) == 300
 
 
 # VisiPruner.
@@ -339,7 +341,7 @@ def test_it_fires_where_the_last_position_begins_to_use_the_image():
 def test_its_budget_is_measured_in_a_report():
     graph = mmf.load("nano")
     prompts = mmf.nano.prompts(graph, 3)
-    method = mmf.VisiPruner(first_layer=2, fires_below=0.9999, keep_above=0.0, calm_above=-1.0, calm_layers=2)
+    method = mmf.prune.VisiPruner(first_layer=2, fires_below=0.9999, keep_above=0.0, calm_above=-1.0, calm_layers=2)
     result = mmf.prune_report(graph, prompts, {"it": method}, timed=0, progress=False, report=lambda text: None)
     assert [name.split()[0] for name in result.header["methods"]] == ["unpruned", "it", "random", "grid"]
     counts = result.scores().set_index("method")["image_tokens"]
@@ -355,18 +357,18 @@ def test_what_cannot_be_done_is_refused():
     prompt = asked(graph)
     for pattern, told in (
         (mmf.FastV(positions="new"), "positions must be one of original, renumbered"),
-        (mmf.VisionZip(dominant=1), "two dominant tokens"),
-        (mmf.VisionZip(contextual=0), "one contextual token at least"),
-        (mmf.FasterVLM(r=2.0), "0 to 1, not 2.0"),
-        (mmf.VisiPruner(first_layer=4), "first_layer lies in 0 to 3, not 4"),
+        (mmf.prune.VisionZip(dominant=1), "two dominant tokens"),
+        (mmf.prune.VisionZip(contextual=0), "one contextual token at least"),
+        (mmf.prune.FasterVLM(r=2.0), "0 to 1, not 2.0"),
+        (mmf.prune.VisiPruner(first_layer=4), "first_layer lies in 0 to 3, not 4"),
         (mmf.HiMAP(k1=0), "no attention to rank by"),
     ):
         with pytest.raises(mmf.MMFlowError, match=told):
             graph.trace(prompt, pattern)
     with pytest.raises(mmf.MMFlowError, match="depends on the prompt"):
-        mmf.VisiPruner().budget(graph, 64)
-    assert mmf.VisionZip(dominant=12, contextual=4).budget(graph, 64) == 16
-    for pattern in (mmf.VisionZip(dominant=12, contextual=4), mmf.FasterVLM()):
+        mmf.prune.VisiPruner().budget(graph, 64)
+    assert mmf.prune.VisionZip(dominant=12, contextual=4).budget(graph, 64) == 16
+    for pattern in (mmf.prune.VisionZip(dominant=12, contextual=4), mmf.prune.FasterVLM()):
         with pytest.raises(mmf.ModelError, match="class token of the vision tower"):
             siglip.trace(asked(siglip), pattern)
     from families import family
@@ -380,13 +382,13 @@ def test_methods_that_drop_nothing_are_refused():
     graph = tiny_graph("llama")
     prompt = asked(graph)
     with pytest.raises(mmf.NoEffectError, match="would leave 64 tokens of 1 picture"):
-        graph.trace(prompt, mmf.VisionZip(dominant=54, contextual=10))
+        graph.trace(prompt, mmf.prune.VisionZip(dominant=54, contextual=10))
     with pytest.raises(mmf.NoEffectError, match="keeps all 64"):
-        graph.trace(prompt, mmf.FasterVLM(r=0.0))
+        graph.trace(prompt, mmf.prune.FasterVLM(r=0.0))
     with (
         pytest.raises(mmf.NoEffectError, match="keeps every image token"),
-        graph.trace(prompt, mmf.VisiPruner(first_layer=0, fires_below=-1.0)),
+        graph.trace(prompt, mmf.prune.VisiPruner(first_layer=0, fires_below=-1.0)),
     ):
         graph.unembed.output.save()
     with pytest.raises(mmf.NoEffectError, match="keeps every image token"):
-        mmf.kept_tokens(graph, prompt, mmf.VisiPruner(first_layer=0, fires_below=-1.0))
+        mmf.kept_tokens(graph, prompt, mmf.prune.VisiPruner(first_layer=0, fires_below=-1.0))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from nnsight_mmflow.patterns.prune_report import equal_budget
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._flops import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
+from nnsight_mmflow.patterns.prune.report import equal_budget
+from nnsight_mmflow.runs.costs import DecoderSize, cache_bytes, paper_flops, real_flops, tokens_per_layer
 
 QUIET = {"progress": False, "report": str}
 SEVEN, THIRTEEN = DecoderSize(32, 4096, 11008, 4096), DecoderSize(40, 5120, 13824, 5120)
@@ -106,7 +106,7 @@ def test_the_report_counts_what_the_model_writes(nano, tmp_path):
     result = mmf.prune_report(nano, prompts, methods, **run)
     frame = result.to_frame()
     assert len(frame) == 12 * 7
-    assert told[0].startswith("prune report: 7 methods, 12 prompts")
+    assert told[0].startswith("prune report: 91 generation(s) to run; 7 methods, 12 prompts")
     for name, pattern in methods.items():
         part = frame[frame["method"] == name].reset_index(drop=True)
         for number, prompt in enumerate(prompts):
@@ -126,8 +126,8 @@ def test_the_report_counts_what_the_model_writes(nano, tmp_path):
     assert np.allclose(scores["tokens_share"], scores["image_tokens"] / 64)
     again = mmf.prune_report(nano, prompts, methods, **run)
     assert again.to_frame().equals(frame)
-    assert "7 methods done already" in told[1]
-    assert mmf.PruneReport.load(tmp_path).to_frame().equals(frame)
+    assert "0 generation(s) to run, 91 done already" in told[1]
+    assert mmf.results.PruneReport.load(tmp_path).to_frame().equals(frame)
     assert len(result.plot()._repr_png_()) > 10_000
     assert "unpruned: " in result.summary()
 
@@ -136,9 +136,9 @@ def test_reports_that_cannot_be_made(nano):
     prompts = mmf.nano.prompts(nano, 2)
     with pytest.raises(mmf.MMFlowError, match="at least one method"):
         mmf.prune_report(nano, prompts, [], **QUIET)
-    with pytest.raises(mmf.MMFlowError, match="every prompt needs an answer; 1 of 1 have none"):
+    with pytest.raises(mmf.MMFlowError, match="prune_report: 1 of 1 prompts have no answer"):
         mmf.prune_report(
             nano, [nano.prompt(prompts[0].images[0], "what color is the circle ?")], [mmf.FastV()], **QUIET
         )
     with pytest.raises(mmf.NoEffectError, match="keeps all 64"):
-        mmf.prune_report(nano, prompts, [mmf.FastV(r=0.0)], timed=0, controls=False, **QUIET)
+        mmf.prune_report(nano, prompts, [mmf.FastV(r=0.0)], timed=0, controls=0, **QUIET)

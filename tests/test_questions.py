@@ -25,7 +25,7 @@ def write(folder, text, name="mine_ChooseAttr.csv"):
 
 
 def test_a_csv_row_by_row(tmp_path):
-    questions, bad = mmf.read_questions(write(tmp_path, HEADER + "".join(ROWS)))
+    questions, bad = mmf.data.read_questions(write(tmp_path, HEADER + "".join(ROWS)))
     first, second = questions
     assert not bad
     assert (first.key, first.image, first.answer) == ("007", "11", "empty")  # ids are text
@@ -39,7 +39,7 @@ def test_a_csv_row_by_row(tmp_path):
 def test_two_objects_and_an_absent_one(tmp_path):
     boxes = ",".join(f"{name} {side}" for name in ("object1", "object2") for side in "whxy")
     text = f"question_id,img_id,question,answer,{boxes}\n1,2,q?,yes,5,6,1,2,-,-,-,-\n2,2,q?,no,5,6,1,2,3,3,0,0\n"
-    one, two = mmf.read_questions(write(tmp_path, text, "x_LogicalObj.csv"))[0]
+    one, two = mmf.data.read_questions(write(tmp_path, text, "x_LogicalObj.csv"))[0]
     assert one.boxes == ((1, 2, 6, 8),)
     assert two.boxes == ((1, 2, 6, 8), (0, 0, 3, 3))
     assert one.options is None
@@ -47,11 +47,11 @@ def test_two_objects_and_an_absent_one(tmp_path):
 
 
 def test_json_lines_hold_the_same_fields(tmp_path):
-    csv = mmf.read_questions(write(tmp_path, HEADER + ROWS[0]))[0][0]
+    csv = mmf.data.read_questions(write(tmp_path, HEADER + ROWS[0]))[0][0]
     names = HEADER.strip().split(",")
     values = "007,11,Is the cup full or empty?,empty,empty,full,cup,chooseAttr,x,40,30,10,8,2,3".split(",")
     lines = json.dumps(dict(zip(names, values, strict=True))) + "\n\n"
-    row = mmf.read_questions(write(tmp_path, lines, "mine_ChooseAttr.jsonl"))[0][0]
+    row = mmf.data.read_questions(write(tmp_path, lines, "mine_ChooseAttr.jsonl"))[0][0]
     assert (row.key, row.options, row.boxes, row.kind) == (csv.key, csv.options, csv.boxes, csv.kind)
 
 
@@ -72,39 +72,39 @@ def test_a_bad_row_is_named_with_its_line_and_skipped_only_on_request(tmp_path, 
     (tmp_path / "13.jpg").write_bytes(b"broken")
     file = write(tmp_path, HEADER + ROWS[0] + row)
     with pytest.raises(mmf.DataError, match=re.escape(text)) as error:
-        mmf.read_questions(file, tmp_path)
+        mmf.data.read_questions(file, tmp_path)
     assert "1 of 2 rows" in str(error.value)
     assert "--skip-bad" in str(error.value)
-    questions, bad = mmf.read_questions(file, tmp_path, skip_bad=True)
+    questions, bad = mmf.data.read_questions(file, tmp_path, skip_bad=True)
     assert [question.key for question in questions] == ["007"]
     assert text in bad[0]
 
 
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(mmf.DataError, match="there is no question file"):
-        mmf.read_questions(tmp_path / "none.csv")
+        mmf.data.read_questions(tmp_path / "none.csv")
     with pytest.raises(
         mmf.DataError, match=re.escape("lacks the column(s) answer; it has question_id, img_id, question")
     ):
-        mmf.read_questions(write(tmp_path, "question_id,img_id,question\n1,2,3\n"))
+        mmf.data.read_questions(write(tmp_path, "question_id,img_id,question\n1,2,3\n"))
     with pytest.raises(mmf.DataError, match="there is no folder of images"):
-        mmf.read_questions(write(tmp_path, HEADER + ROWS[0]), tmp_path / "none")
+        mmf.data.read_questions(write(tmp_path, HEADER + ROWS[0]), tmp_path / "none")
     with pytest.raises(mmf.DataError, match="line 1: is no JSON"):
-        mmf.read_questions(write(tmp_path, "{broken\n", "a.jsonl"))
+        mmf.data.read_questions(write(tmp_path, "{broken\n", "a.jsonl"))
     with pytest.raises(mmf.DataError, match="holds no usable question; 1 bad rows"):
-        mmf.read_questions(write(tmp_path, "{broken\n", "a.jsonl"), skip_bad=True)
+        mmf.data.read_questions(write(tmp_path, "{broken\n", "a.jsonl"), skip_bad=True)
 
 
 def test_prompts_name_the_question_that_fails(tmp_path):
     graph = tiny_graph()
-    good = mmf.Question("a", picture(0), "is there a ring ?", "yes", boxes=((0, 0, 8, 8),), kind="LogicalObj")
-    prompt = mmf.prompts_of(graph, [good])[0]
+    good = mmf.data.Question("a", picture(0), "is there a ring ?", "yes", boxes=((0, 0, 8, 8),), kind="LogicalObj")
+    prompt = mmf.data.prompts_of(graph, [good])[0]
     assert (prompt.key, prompt.kind, prompt.answer, prompt.boxes) == ("a", "LogicalObj", "yes", ((0, 0, 8, 8),))
-    bad = mmf.Question("b", picture(0), "is there an umbrella ?", "yes", line=7)
+    bad = mmf.data.Question("b", picture(0), "is there an umbrella ?", "yes", line=7)
     with pytest.raises(
         mmf.PromptError, match=re.escape("question b (line 7): the tokenizer does not know 'an', 'umbrella'")
     ):
-        mmf.prompts_of(graph, [good, bad])
+        mmf.data.prompts_of(graph, [good, bad])
 
 
 GQA = Path(__file__).parent.parent.parent / "shared" / "data" / "gqa"
@@ -114,7 +114,7 @@ GQA = Path(__file__).parent.parent.parent / "shared" / "data" / "gqa"
 def test_the_six_released_files():
     counts, images = {}, set()
     for file in sorted(GQA.glob("*.csv")):
-        questions, bad = mmf.read_questions(file)
+        questions, bad = mmf.data.read_questions(file)
         assert not bad
         counts[questions[0].kind] = len(questions)
         images |= {question.image for question in questions}

@@ -6,6 +6,7 @@ Only what their config.json holds beside the sizes can be wrong here; the models
 import pytest
 import torch
 import transformers
+
 from nnsight_mmflow.adapters import adapter_for
 
 QWEN_IDS = {

@@ -11,14 +11,16 @@ import torch
 from gold import Cut, gold_logits, places, twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nnsight_mmflow.patterns.edges import PAPER, WITH_BOXES, WITH_OPTIONS, default_edges, named_spans
 from tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import MMFlowError, NoEffectError, Span, SpanError
-from nnsight_mmflow._plan import ROW_BUDGET, Sizes, make_plan, sizes_of
-from nnsight_mmflow._sweep import run_by_forwards, run_by_rows, run_clean
-from nnsight_mmflow._windows import window_layers
+from nnsight_mmflow.inside.plan import ROW_BUDGET, Sizes
+from nnsight_mmflow.patterns.flow.edges import PAPER, WITH_BOXES, WITH_OPTIONS, default_edges, named_spans
+from nnsight_mmflow.patterns.flow.reference import run_by_forwards
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.sweep import run_by_rows, run_clean
+from nnsight_mmflow.spans.windows import window_layers
 
 SAME, VISIBLE = 1e-5, 1e-3
 QUESTION = "is the circle red or blue ?"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from families import EAGER_ONLY, FAMILIES, family
-from nnsight_mmflow.patterns.saliency import flows_of, grouped
 from tiny import picture, tiny_graph
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.patterns.saliency import flows_of, grouped
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}
@@ -148,25 +148,25 @@ def test_curves_pictures_and_errors(tmp_path):
         result.on_image(asked(graph, seed=1))
     assert "paper mode: 2 prompts" in result.summary()
     result.save(tmp_path)
-    again = mmf.SaliencyResult.load(tmp_path)
+    again = mmf.results.SaliencyResult.load(tmp_path)
     assert np.allclose(again.to_frame()["S_img"], result.to_frame()["S_img"])
     with pytest.raises(mmf.MMFlowError, match="mode must be one of paper, released"):
         mmf.saliency(graph, prompts, "code", progress=False)
-    with pytest.raises(mmf.MMFlowError, match="prompt 0 has no answer"):
+    with pytest.raises(mmf.MMFlowError, match="saliency: 1 of 1 prompts have no answer"):
         mmf.saliency(graph, graph.prompt(picture(0), QUESTION), progress=False)
     with pytest.raises(mmf.NoEffectError, match="prompt 0 has no image"):
         mmf.saliency(graph, graph.prompt(None, QUESTION, "red"), progress=False)
 
 
 def test_groups_of_an_empty_system_prompt_divide_by_nothing():
-    from nnsight_mmflow._saliency import Flows
+    from nnsight_mmflow.inside.saliency import Flows
 
     blocks = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 4.0, 6.0]])
     found = grouped(Flows(blocks, blocks), [0, 2, 3], released=False)
     assert found == {"S_sys": 0.0, "S_img": 3.0, "S_ins": 2.0, "S_vv": 1.0, "S_vt": 2.0}
 
 
-# Zeroed.
+# ZeroWeights.
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -177,7 +177,10 @@ def test_zeroed_weights_equal_zeroed_weights(name):
     with torch.no_grad():
         wanted = Probe(graph, {layer: (target, source) for layer in (1, 2)}).run(prompt)[-1]
         plain = Probe(graph).run(prompt)[-1]
-    with torch.no_grad(), graph.trace(prompt, mmf.Zeroed(source="image", target="question | suffix", layers=[1, 2])):
+    with (
+        torch.no_grad(),
+        graph.trace(prompt, mmf.ZeroWeights(source="image", target="question | suffix", layers=[1, 2])),
+    ):
         found = graph.model.output.logits[0, -1].save()
     assert (found - wanted).abs().max() < 2e-5 * max(1, float(wanted.abs().max()))
     assert (found - plain).abs().max() > 1e-4
@@ -194,7 +197,7 @@ def test_zeroed_weights_equal_zeroed_weights(name):
 def test_zeroed_in_a_padded_batch(attention):
     graph = tiny_graph(attention=attention)
     prompts = [asked(graph), graph.prompt(picture(1), "is the circle red or blue ?")]
-    pattern = mmf.Zeroed(source="image", target="last", layers=range(4))
+    pattern = mmf.ZeroWeights(source="image", target="last", layers=range(4))
     with torch.no_grad(), graph.trace(graph.batch(prompts), pattern):
         together = graph.model.output.logits[:, -1].save()
     for row, prompt in enumerate(prompts):
@@ -207,13 +210,13 @@ def test_zeroing_nothing_is_refused():
     graph = tiny_graph()
     prompt = asked(graph)
     with pytest.raises(mmf.NoEffectError, match="source and target swapped"):
-        graph.trace(prompt, mmf.Zeroed(source="last", target="image", layers=[0]))
+        graph.trace(prompt, mmf.ZeroWeights(source="last", target="image", layers=[0]))
     silent = tiny_graph(seed=9)
     with torch.no_grad():
         silent.attention(1)._module.v_proj.weight.zero_()
     with (
         pytest.raises(mmf.NoEffectError, match="zero already"),
-        silent.trace(asked(silent), mmf.Zeroed(source="image", target="last", layers=[1])),
+        silent.trace(asked(silent), mmf.ZeroWeights(source="image", target="last", layers=[1])),
     ):
         silent.unembed.output.save()
 
@@ -230,7 +233,7 @@ def test_disruptions_equal_their_patterns(scope, stage, tmp_path):
     result = mmf.disruption(graph, prompts, ways, scope=scope, stage=stage, folder=tmp_path, **QUIET)
     frame = result.to_frame()
     assert len(frame) == 2 * 2 * 4
-    kind = mmf.Knockout if stage == "pre" else mmf.Zeroed
+    kind = mmf.Knockout if stage == "pre" else mmf.ZeroWeights
     six = {0, 1 / 9, 1 / 4, 3 / 7, 2 / 3, 1}
     for row in frame.itertuples():
         prompt = prompts[int(row.prompt)]
@@ -300,7 +303,7 @@ def test_cut_weights_are_exactly_zero_in_their_layer_and_nowhere_else():
         whole = value.output[1][0].save()
     with (
         torch.no_grad(),
-        graph.trace(prompt, mmf.Zeroed(source="image", target="question | suffix", layers=[1]), use_cache=False),
+        graph.trace(prompt, mmf.ZeroWeights(source="image", target="question | suffix", layers=[1]), use_cache=False),
     ):
         zeroed = out.inputs[0][0][0].save()
     assert float(whole[:, target][:, :, source].sum(-1).min()) > 0.01

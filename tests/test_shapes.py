@@ -4,8 +4,8 @@ import jaxtyping
 import pytest
 import torch
 
-from nnsight_mmflow._masks import close, layer_mask
-from nnsight_mmflow._rows import answer_numbers
+from nnsight_mmflow.inside.masks import close, layer_mask
+from nnsight_mmflow.inside.rows import answer_numbers
 
 
 def test_a_mask_of_too_few_axes_is_refused():

@@ -8,6 +8,8 @@ from shipping import faults, module_of, reached, read
 
 ROOT = Path(__file__).parent.parent
 ON_A_SERVER = {"torch", "numpy", "transformers", "einops", "nnsight", "nnsight_mmflow", *sys.stdlib_module_names}
+LOW = ("_errors", "_kinds", "_later")
+BESIDE = {"pattern", "edits", "loaded", "prompt"}  # the base of patterns; the walk sees more than can be reached
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +26,22 @@ def test_the_walk_goes_everywhere(modules):
     found = {f"{where.removeprefix('nnsight_mmflow.')}.{name}" for where, name in reached(modules)}
     for name in (
         "patterns.knockout.Knockout.run",
-        "_closed_edges.close_edges_apart",
-        "patterns.prune.Prune.run_apart",
-        "patterns.sparse_vlm._Recycling.__call__",
+        "inside.closed_edges.close_edges_apart",
+        "patterns.prune.prune.Prune.run_apart",
+        "patterns.prune.sparse_vlm._Recycling.__call__",
         "patterns.skip.Skip.run",
-        "patterns.edit_there.add_updates",
-        "_sweep_there.rows_of",
-        "_rows.run_rows",
-        "_masks.layer_mask",
-        "_restore_there.restored_there",
-        "_saliency.read_flows",
+        "inside.updates.add_updates",
+        "inside.sweep.rows_of",
+        "inside.rows.run_rows",
+        "inside.masks.layer_mask",
+        "inside.restored.restored_there",
+        "inside.saliency.read_flows",
     ):
         assert name in found
-    assert not [name for name in found if name.startswith(("command_line", "adapters", "pages", "_plots", "_shown"))]
+    rooms = {name.split(".")[0] for name in found}
+    assert rooms <= {"inside", "spans", "patterns", "model", "prompts", "remote", "checks", *LOW}
+    outside = {name.split(".")[1] for name in found if name.startswith(("model.", "prompts."))}
+    assert outside <= BESIDE, "what runs inside a trace lies in inside/"
 
 
 BAD = """

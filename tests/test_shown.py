@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -15,14 +15,15 @@ from made_flow import made_flow
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _overviews
-from nnsight_mmflow._journal import Journal
-from nnsight_mmflow._plan import make_plan, sizes_of
-from nnsight_mmflow._plots import ShownFigure
-from nnsight_mmflow._results import Result
-from nnsight_mmflow._shown_prompts import stretches
-from nnsight_mmflow._span_colors import PALE, SPAN_COLORS, in_order, span_color
-from nnsight_mmflow.checks import Line
+from nnsight_mmflow._figure import ShownFigure
+from nnsight_mmflow.checks.report import CheckReport, Line
+from nnsight_mmflow.runs.journal import Journal
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.runner import Task
+from nnsight_mmflow.show import overviews as _overviews
+from nnsight_mmflow.show.colors import PALE, SPAN_COLORS, in_order, span_color
+from nnsight_mmflow.show.prompts import stretches
 
 QUIET = {"progress": False, "report": lambda text: None}
 PLAIN, EVIL = "is the circle red or blue ?", "</script><b>circle</b>&blue"
@@ -115,28 +116,34 @@ def test_spans_and_a_span(prompt):
     image = prompt.spans["image"]
     text = "".join(checked(image._repr_html_()).text)
     assert f"{image.positions[0]}-{image.positions[-1]}" in text
-    assert repr(image) == f"Span('image': {len(image)} positions, {image.positions[0]}-{image.positions[-1]})"
-    assert repr(prompt.spans["last"]).startswith("Span('last': 1 position, ")
+    assert repr(image) == f"Span('image', (*range({image.positions[0]}, {image.positions[-1] + 1}),), {image.row})"
+    assert repr(prompt.spans["last"]).startswith("Span('last', (")
 
 
 MADE = {
-    mmf.FlowResult: lambda g, p: mmf.flow(g, p, window=3, control=1, **QUIET),
-    mmf.LensResult: lambda g, p: mmf.lens(g, p, progress=False),
-    mmf.SkipResult: lambda g, p: mmf.skip_flow(g, p[:1], ["image"], **QUIET),
-    mmf.SaliencyResult: lambda g, p: mmf.saliency(g, p[:1], progress=False),
-    mmf.DisruptionResult: lambda g, p: mmf.disruption(g, p[:1], ["img2txt"], **QUIET),
-    mmf.ContributionsResult: lambda g, p: mmf.contributions(g, p, source="image", target="last", progress=False),
-    mmf.WordOverlapResult: lambda g, p: mmf.word_overlap(g, p[:1], at="text('color')", progress=False),
-    mmf.EffectResult: lambda g, p: mmf.attention_and_effect(
+    mmf.results.FlowResult: lambda g, p: mmf.flow(g, p, window=3, controls=1, **QUIET),
+    mmf.results.LensResult: lambda g, p: mmf.lens(g, p, progress=False),
+    mmf.results.SkipFlowResult: lambda g, p: mmf.skip_flow(g, p[:1], ["image"], **QUIET),
+    mmf.results.SaliencyResult: lambda g, p: mmf.saliency(g, p[:1], progress=False),
+    mmf.results.DisruptionResult: lambda g, p: mmf.disruption(g, p[:1], ["img2txt"], **QUIET),
+    mmf.results.ContributionsResult: lambda g, p: mmf.contributions(
+        g, p, source="image", target="last", progress=False
+    ),
+    mmf.results.WordOverlapResult: lambda g, p: mmf.word_overlap(g, p[:1], at="text('color')", progress=False),
+    mmf.results.AttentionAndEffectResult: lambda g, p: mmf.attention_and_effect(
         g, p[0], "text('color')", layers=[3, 4], controls=2, progress=False
     ),
-    mmf.KnockoutByPatch: lambda g, p: mmf.knockout_by_patch(g, p[0], size=2, window=3, progress=False),
-    mmf.LensByPatch: lambda g, p: mmf.lens_by_patch(g, p[0], layers=[3, 5]),
-    mmf.PruneReport: lambda g, p: mmf.prune_report(g, p, [mmf.FastV(k=5)], timed=0, **QUIET),
-    mmf.TraceResult: lambda g, p: mmf.causal_trace(g, *mmf.nano.trace_pairs(g, 2, "flag"), **QUIET),
-    mmf.AttributionResult: lambda g, p: mmf.attribution(g, *mmf.nano.trace_pairs(g, 2, "flag"), progress=False),
-    mmf.Edit: lambda g, p: mmf.edit(g, mmf.nano.edits(g, 1)[0], layers=4),
-    mmf.EditReport: lambda g, p: mmf.edit_report(g, mmf.nano.edits(g, 2), p, 4, fine_tuning=False, **QUIET),
+    mmf.results.KnockoutByPatchResult: lambda g, p: mmf.knockout_by_patch(g, p[0], size=2, window=3, progress=False),
+    mmf.results.LensByPatchResult: lambda g, p: mmf.lens_by_patch(g, p[0], layers=[3, 5]),
+    mmf.results.PruneReport: lambda g, p: mmf.prune_report(g, p, [mmf.FastV(k=5)], timed=0, **QUIET),
+    mmf.results.CausalTraceResult: lambda g, p: mmf.causal_trace(g, *mmf.nano.trace_pairs(g, 2, "flag"), **QUIET),
+    mmf.results.AttributionPatchingResult: lambda g, p: mmf.attribution_patching(
+        g, *mmf.nano.trace_pairs(g, 2, "flag"), progress=False
+    ),
+    mmf.results.AttentionResult: lambda g, p: mmf.attention(g, p[0], layers=[3, 4]),
+    mmf.results.KeptTokensResult: lambda g, p: mmf.kept_tokens(g, p[0], mmf.HiMAP(k1=2, k2=4)),
+    mmf.results.EditResult: lambda g, p: mmf.edit(g, mmf.nano.edits(g, 1)[0], layers=4),
+    mmf.results.EditReport: lambda g, p: mmf.edit_report(g, mmf.nano.edits(g, 2), p, 4, fine_tuning=False, **QUIET),
 }
 
 
@@ -193,10 +200,20 @@ PATTERNS = [
     mmf.Knockout(source="image", target="last", layers=range(3, 6)),
     mmf.Patch(at="image", site="mlp", layers=range(3), value=torch.zeros(3, 1, 1, 8)),
     mmf.Skip(layers=[7, 8], at="image"),
-    mmf.Zeroed(source="image", target="last", layers=2),
-    mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=len)]),
-    *(kind() for kind in (mmf.HiMAP, mmf.FastV, mmf.PyramidDrop, mmf.SparseVLM, mmf.VisionZip, mmf.FasterVLM)),
-    mmf.VisiPruner(),
+    mmf.ZeroWeights(source="image", target="last", layers=2),
+    mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=len)]),
+    *(
+        kind()
+        for kind in (
+            mmf.HiMAP,
+            mmf.FastV,
+            mmf.PyramidDrop,
+            mmf.prune.SparseVLM,
+            mmf.prune.VisionZip,
+            mmf.prune.FasterVLM,
+        )
+    ),
+    mmf.prune.VisiPruner(),
 ]
 
 
@@ -205,9 +222,9 @@ def test_patterns_show_what_they_do_and_their_settings_without_a_model(pattern):
     text = "".join(checked(pattern._repr_html_()).text)
     assert text.startswith(type(pattern).__name__)
     for name in ("layers", "mode", "k1"):
-        if hasattr(pattern, name):
+        if name in {field.name for field in fields(pattern)}:
             assert name in text
-    if type(pattern).__name__ in ("Knockout", "Zeroed", "HiMAP", "FastV"):
+    if type(pattern).__name__ in ("Knockout", "ZeroWeights", "HiMAP", "FastV"):
         assert re.search(r"Source: .*arXiv \d{4}\.\d{5}", text)
     assert len(repr(pattern)) < 250
 
@@ -216,7 +233,7 @@ def test_a_method_of_ones_own_and_spans_as_settings(prompt):
     from dataclasses import dataclass
 
     @dataclass(frozen=True, kw_only=True)
-    class Mine(mmf.Prune):
+    class Mine(mmf.prune.Prune):
         note: str = "<b>"
 
     text = "".join(checked(Mine()._repr_html_()).text)
@@ -240,17 +257,17 @@ def test_kept_tokens_and_a_report(nano, prompts):
     text = "".join(checked(kept._repr_html_()).text)
     assert "4 to 9" in text
     assert "12%" in text
-    report = mmf.Report("<model>", (Line("a", "pass", "1e-6"), Line("b", "fail", "off by <9>")))
+    report = CheckReport("<model>", (Line("a", "pass", "1e-6"), Line("b", "fail", "off by <9>")))
     text = "".join(checked(report._repr_html_()).text)
     assert "<model>: 1 of 2 checks failed" in text
     assert text.index("off by <9>") < text.index("1e-6")
-    assert repr(report) == "Report('<model>', 2 checks, 1 failed)"
+    assert repr(report) == "CheckReport('<model>', 2 checks, 1 failed)"
 
 
 def test_a_job_shows_where_it_stands_and_no_id(graph, prompt, tmp_path):
     plan = make_plan(sizes_of(graph, prompt), prompt.spans, ("image->last",), (1,))
-    work = [(prompt, plan, "one"), (prompt, plan, "two")]
-    job = mmf.FlowJob(graph, work, {}, Journal(None, {}), tmp_path, {"two": "SECRET"})
+    work = [Task(name, (prompt, prompt.spans, plan), f"prompt {name!r}") for name in ("one", "two")]
+    job = mmf.results.FlowJob(graph, work, {}, Journal(None, {}), tmp_path, {"two": "SECRET"})
     html = job._repr_html_()
     text = "".join(checked(html).text)
     assert "1 of 2 prompts fetched" in text

@@ -6,7 +6,7 @@ from families import EAGER_ONLY, FAMILIES, family
 from tiny import picture, tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow._names import cache_of
+from nnsight_mmflow.inside.names import cache_of
 
 QUESTION = "what color is the circle ?"
 QUIET = {"progress": False, "report": str}
@@ -175,7 +175,7 @@ def test_from_where_a_span_is_needless():
         for span, values in changes.items()
         for layer, change in enumerate(values)
     ]
-    result = mmf.SkipResult(pd.DataFrame(rows), {})
+    result = mmf.results.SkipFlowResult(pd.DataFrame(rows), {})
     assert result.needless_from("image") == 4
     assert result.needless_from("image", 50) == 1
     assert result.needless_from("question") is None

@@ -10,7 +10,8 @@ from test_forms import FORMS, PATTERNS, SAME, VISIBLE, Case, distance, knockout,
 from tiny import tiny_graph
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import MMFlowError, NoEffectError, _together
+from nnsight_mmflow import MMFlowError, NoEffectError
+from nnsight_mmflow.model import together as _together
 
 
 def skipped(case, part):
@@ -78,7 +79,7 @@ def test_both_orders_are_what_plain_transformers_does(graph, one, other, form):
 
 
 def test_planted_the_order_in_which_they_came(graph, monkeypatch):
-    """As if patterns acted in the order given: the weights that Zeroed takes away are then those of a model without."""
+    """As if patterns acted in the order given: the weights that ZeroWeights takes away are those of a model without."""
     monkeypatch.setattr(_together, "side_by_side", lambda graph, patterns, rows: patterns)
     prompt = made(graph, False)
     for names in (("zeroed", "knockout"), ("zeroed", "prune mask"), ("patch heads", "zeroed")):
@@ -97,13 +98,13 @@ def test_what_ranks_sees_the_edges_that_are_closed(graph):
 
 KNOCKOUT = {"source": "image", "target": "last"}
 LAYER, ATTENTION = mmf.Skip(layers=1), mmf.Skip(layers=1, part="attn")
-ZEROED = mmf.Zeroed(layers=(1, 2), **KNOCKOUT)
-ZEROS = {"at": "image", "layers": 1, "value": mmf.zeros()}
+ZEROED = mmf.ZeroWeights(layers=(1, 2), **KNOCKOUT)
+ZEROS = {"at": "image", "layers": 1, "value": mmf.values.zeros()}
 REFUSED = [
     (LAYER, ZEROED, MMFlowError, r"leaves layer\(s\) \[1\] out"),
     (ATTENTION, ZEROED, MMFlowError, r"leaves the attn of layer\(s\) \[1\] out"),
     (LAYER, mmf.Patch(site="attn", **ZEROS), MMFlowError, r"leaves layer\(s\) \[1\] out"),
-    (LAYER, mmf.Patch(site="blocks.1.hook_mlp_out", at="image", value=mmf.zeros()), MMFlowError, "leaves layer"),
+    (LAYER, mmf.Patch(site="blocks.1.hook_mlp_out", at="image", value=mmf.values.zeros()), MMFlowError, "leaves layer"),
     (ATTENTION, mmf.Patch(site="attn", heads=[1], **ZEROS), MMFlowError, "leaves the attn of"),
     (LAYER, mmf.Skip(layers=(0, 1), at="image"), MMFlowError, "leaves layer"),
     (LAYER, ATTENTION, MMFlowError, "leaves layer"),
@@ -111,7 +112,7 @@ REFUSED = [
     (ATTENTION, mmf.Skip(layers=1, part="attn"), MMFlowError, "leaves the attn of"),
     (ATTENTION, mmf.FastV(k=2, r=0.5, mode="mask"), MMFlowError, r"the attn of layer\(s\) \[1\] out"),
     (LAYER, mmf.Knockout(layers=1, **KNOCKOUT), NoEffectError, "would change nothing: .* leaves all of its layers out"),
-    (ZEROED, mmf.Zeroed(source="all", target="last", layers=2), MMFlowError, "taken away twice"),
+    (ZEROED, mmf.ZeroWeights(source="all", target="last", layers=2), MMFlowError, "taken away twice"),
     (mmf.FastV(k=2, r=0.5), mmf.FastV(k=3, r=0.5, mode="mask"), MMFlowError, "drops tokens before layer 2"),
     (mmf.Knockout(layers=1, heads=[1], **KNOCKOUT), mmf.FastV(k=2, r=0.5), MMFlowError, "one mask for all heads"),
 ]

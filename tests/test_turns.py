@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _remote, _turns
-from nnsight_mmflow._turns import turn_of
+from nnsight_mmflow.remote import turns as _turns
+from nnsight_mmflow.remote.turns import turn_of
+from nnsight_mmflow.runs import experiment as _experiment
 
 QUIET = {"progress": False, "report": lambda text: None}
 BLOCKED = mmf.Knockout(source="image", target="last", layers=range(10))
@@ -90,9 +91,9 @@ def test_experiments_of_two_threads_are_those_of_one(nano):
 
 def test_two_graphs_of_one_model_have_one_turn_and_other_models_their_own(nano):
     again = mmf.adapt(nano.model, nano.processor)
-    assert turn_of(again) is turn_of(nano)
-    assert turn_of(mmf.load("nano")) is not turn_of(nano)
-    assert turn_of(nano.at(True)) is not turn_of(nano)
+    assert turn_of(again.model) is turn_of(nano.model)
+    assert turn_of(mmf.load("nano").model) is not turn_of(nano.model)
+    assert turn_of(nano.model, True) is not turn_of(nano.model)
 
 
 def test_a_thread_may_trace_inside_its_own_experiment(nano):
@@ -102,7 +103,7 @@ def test_a_thread_may_trace_inside_its_own_experiment(nano):
         nano,
         prompts,
         [mmf.FastV(k=4)],
-        controls=False,
+        controls=0,
         timed=0,
         judge=lambda prompt, written: told.append(logits(nano, prompt)) or 1.0,
         **QUIET,
@@ -125,5 +126,5 @@ def test_a_graph_with_its_turn_travels(nano):
     import pickle
 
     assert "turn" not in nano.__getstate__()
-    assert _remote.turn_of is turn_of
+    assert _experiment.turn_of is turn_of
     assert pickle.dumps(mmf.Knockout(source="image", target="last", layers=2))

@@ -38,7 +38,7 @@ from nnsight_mmflow.patterns import knockout
 print(before, hints["source"], "transformer_lens" in sys.modules, "Span" in vars(knockout), inspect.signature(found))
 """
     shown = plain("-c", code)
-    span = "str | nnsight_mmflow._spans.Span"
+    span = "str | nnsight_mmflow.spans.span.Span"
     assert shown.startswith(f"[] {span} False False (*, source: {span}")
 
 

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from families import FAMILIES, QUESTION, family
-from nnsight_mmflow.adapters._processing import image_defaults
 from packaging.version import Version
 from tiny import picture
 from transformers import DynamicCache
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import MMFlowError, ModelError, _names, _older_generation
+from nnsight_mmflow import MMFlowError, ModelError
+from nnsight_mmflow.adapters.processing import image_defaults
+from nnsight_mmflow.inside import names as _names
+from nnsight_mmflow.model import older_generation as _older_generation
 
 sys.path.insert(0, str(Path(__file__).parent))
 import matrix
@@ -109,7 +111,7 @@ def test_what_older_transformers_get_wrong_is_refused_there(name, pictures, sett
 
 def test_families_that_older_transformers_get_wrong_are_refused_there(monkeypatch):
     """PaliGemma 2, whose final logits are not capped, and SmolVLM, whose features are merged in wrong blocks."""
-    monkeypatch.setattr("nnsight_mmflow.adapters._base.mentions", lambda _forward, _name: False)
+    monkeypatch.setattr("nnsight_mmflow.adapters.base.mentions", lambda _forward, _name: False)
     monkeypatch.setattr("nnsight_mmflow.adapters.idefics3.mentions", lambda _forward, _name: True)
     merger = "nnsight_mmflow.adapters.idefics3.getattr"
     monkeypatch.setattr(merger, lambda owner, name, *default: Older if name == "inputs_merger" else None, raising=False)

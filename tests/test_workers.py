@@ -1,6 +1,5 @@
 """Workers give what one process gives, bit for bit; a killed one loses nothing; errors name the prompt."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -16,10 +15,10 @@ from dying import ALWAYS, ONCE, Dying
 from tiny import picture
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _workers
-from nnsight_mmflow._ray import cluster, share
-from nnsight_mmflow._workers import Crew, Worker, facts
 from nnsight_mmflow.command_line import main
+from nnsight_mmflow.workers import crew as _workers
+from nnsight_mmflow.workers.crew import Crew, Worker, facts
+from nnsight_mmflow.workers.ray import cluster, share
 
 QUIET = {"progress": False, "report": lambda text: None}
 FILES = ("flow.parquet", "flow.json", "settings.json")
@@ -61,12 +60,12 @@ def test_the_command_on_two_workers_writes_what_one_process_writes(tmp_path, cap
     assert not ray.is_initialized(), "Ray was started by the command, so the command stops it"
     graph = mmf.load("nano")
     prompts = mmf.nano.prompts(graph, 6)
-    one = mmf.flow(graph, prompts, window=3, control=1, folder=tmp_path / "one", **QUIET).to_frame()
+    one = mmf.flow(graph, prompts, window=3, controls=1, folder=tmp_path / "one", **QUIET).to_frame()
     assert_same(tmp_path / "two", tmp_path / "one")
-    assert mmf.FlowResult.load(tmp_path / "two").to_frame().equals(one)
+    assert mmf.results.FlowResult.load(tmp_path / "two").to_frame().equals(one)
     told = []
-    settings = {"window": 3, "control": 1, "progress": False, "report": told.append}
-    assert mmf.flow_on_workers(graph, prompts, folder=tmp_path / "one", **settings).to_frame().equals(one)
+    settings = {"window": 3, "controls": 1, "workers": 2, "progress": False, "report": told.append}
+    assert mmf.flow(graph, prompts, folder=tmp_path / "one", **settings).to_frame().equals(one)
     assert "0 prompt(s) to run, 6 done already" in told[0]
     assert len(told) == 1, "nothing to do starts no worker"
 
@@ -84,7 +83,7 @@ def test_killed_workers_lose_nothing_and_a_run_goes_on_where_it_was(tmp_path, ou
     told = []
     with cluster(2, None) as ray:
         with pytest.raises(mmf.MMFlowError, match=f"prompt '{ALWAYS}' lost its worker 3 times"):
-            mmf.flow_on_workers(outline, prompts, folder=tmp_path / "two", **settings, report=told.append)
+            mmf.flow(outline, prompts, folder=tmp_path / "two", workers=2, **settings, report=told.append)
         assert ray.is_initialized(), "whoever connected to Ray disconnects from it"
     assert told[0].startswith("2 worker(s) by Ray"), "without weights here, a worker says whose numbers the folder has"
     assert "4 prompt(s) to run, 1 done already" in told[1]
@@ -138,6 +137,9 @@ class NoProcess:
             return SimpleNamespace(remote=later)
 
         return SimpleNamespace(load=call("load"), do=call("do"))
+
+    def shutdown(self):
+        pass
 
     def wait(self, calls, num_returns, timeout):
         return calls[-1:], calls[:-1]
@@ -241,47 +243,78 @@ def test_gpus_are_divided_by_what_fits_and_left_alone_on_cpu(crew_of):
         list(crew.results(length, [(0,)], ["a"]))
 
 
-def test_only_what_is_left_is_handed_out(graph, tmp_path):
-    prompts = [graph.prompt(picture(i), "is the circle red or blue ?", key=f"q{i}") for i in range(3)]
-    settings = {"edges": ["image->last"], "only_correct": False, "folder": tmp_path, **QUIET}
-    mmf.flow(graph, prompts[:1], **settings)
-    handed = []
+class Backwards(NoProcess):
+    """Its three workers load; then the last job that was handed out is the first that is done."""
 
-    def backwards(graph, left):
-        handed.extend(given[0].key for given in left)
-        module = importlib.import_module("nnsight_mmflow.patterns.flow")
-        return (module.measure(graph, *given) for given in reversed(left))
+    waits = 0
 
-    result = mmf.flow(graph, prompts, measured_by=backwards, **settings).to_frame()
-    assert handed == ["q1", "q2"]
-    assert [entry["id"][:2] for entry in lines_of(tmp_path)] == ["q0", "q2", "q1"]
-    assert result.equals(mmf.flow(graph, prompts, **{**settings, "folder": None}).to_frame())
+    def wait(self, calls, num_returns, timeout):
+        self.waits += 1
+        chosen = calls[0 if self.waits <= 3 else -1]
+        return [chosen], [call for call in calls if call is not chosen]
+
+
+def test_only_what_is_left_is_handed_out_and_comes_back_in_any_order(tmp_path, monkeypatch):
+    graph, handed = mmf.load("nano"), []
+    prompts = [replace(prompt, key=f"q{i}") for i, prompt in enumerate(mmf.nano.prompts(graph, 4))]
+    settings = {"edges": ["image->last"], "window": 3, "only_correct": False, **QUIET}
+    mmf.flow(graph, prompts[:1], folder=tmp_path, **settings)
+
+    class Noting(Worker):
+        def do(self, task, given):
+            handed.extend(prompt.key for _, (prompt, *_) in given[2])
+            return super().do(task, given)
+
+    monkeypatch.setattr(_workers, "Worker", Noting)
+    ray = Backwards(Noting)
+    monkeypatch.setattr(_workers, "cluster", contextmanager(lambda workers, address: iter([ray])))
+    result = mmf.flow(graph, prompts, workers=mmf.Workers(3), folder=tmp_path, **settings).to_frame()
+    assert handed == ["q3", "q2", "q1"]
+    assert [entry["id"][:2] for entry in lines_of(tmp_path)] == ["q0", *handed]
+    assert list(result["prompt"].unique()) == ["q0", "q1", "q2", "q3"]
+    assert result.equals(mmf.flow(graph, prompts, **settings).to_frame())
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"workers": 0}, "workers=0: at least 1 is needed"),
-        ({"remote": True}, "remote= and workers exclude each other"),
-        ({"blocking": False}, "blocking= and workers exclude each other"),
-        ({"load": {"dtype": "float16"}}, "lacks 'name'"),
-        ({"window": 0}, "window=(0,) must be"),
+        ({"workers": -1}, "workers=-1: a whole number of at least 0"),
+        ({"workers": 2, "remote": True}, "remote= and workers exclude each other"),
+        ({"workers": 2, "window": 0}, "window=(0,) must be"),
+        ({"workers": 2, "edges": ["question->image"]}, "swapped"),
+        ({"workers": 0}, "was loaded without weights"),
     ],
 )
-def test_wrong_settings_are_refused_before_ray_starts(outline, settings, text):
+@pytest.mark.parametrize("blocking", [True, False])
+def test_wrong_settings_are_refused_before_ray_starts(outline, settings, text, blocking):
     with pytest.raises(mmf.MMFlowError, match=re.escape(text)):
-        mmf.flow_on_workers(outline, mmf.nano.prompts(outline, 1), **settings, report=str)
+        mmf.flow(outline, mmf.nano.prompts(outline, 1), **settings, blocking=blocking, report=str)
 
 
-def test_a_graph_that_no_name_stands_for_is_refused(graph):
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"count": 0}, "workers=0: at least 1 is needed"),
+        ({"count": 2, "load": {"dtype": "float16"}}, "load=['dtype'] lacks 'name'"),
+        ({"count": 2, "address": ""}, "address is empty"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused_when_they_are_named(settings, text):
+    with pytest.raises(mmf.MMFlowError, match=re.escape(text)):
+        mmf.Workers(**settings)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_graph_that_no_name_stands_for_is_refused(graph, blocking):
+    asked = graph.prompt(picture(0), "is the circle red or blue ?")
     with pytest.raises(mmf.MMFlowError, match=re.escape("was not made by mmf.load")):
-        mmf.flow_on_workers(graph, graph.prompt(picture(0), "is the circle red or blue ?"), only_correct=False)
+        mmf.flow(graph, asked, only_correct=False, workers=2, blocking=blocking, **QUIET)
 
 
 def test_without_ray_it_says_what_to_install(outline, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(mmf.MMFlowError, match=re.escape('pip install -c constraints.txt -e ".[ray]"')):
-        mmf.flow_on_workers(outline, mmf.nano.prompts(outline, 1), only_correct=False, **QUIET)
+        mmf.flow(outline, mmf.nano.prompts(outline, 1), only_correct=False, workers=2, **QUIET)
 
 
 def test_an_address_where_nothing_answers(outline):
@@ -304,7 +337,7 @@ def test_the_command_refuses_what_does_not_go_together(arguments, text, capsys, 
 def test_ray_can_be_imported_after_nnsight_and_is_not_imported_unasked():
     """Nnsight mounts `.save` on every object, which breaks some libraries that define classes afterwards."""
     code = (
-        "import sys, nnsight, nnsight_mmflow as mmf; mmf.flow_on_workers; assert 'ray' not in sys.modules;"
+        "import sys, nnsight, nnsight_mmflow as mmf; mmf.flow, mmf.Workers; assert 'ray' not in sys.modules;"
         " import ray; from ray.actor import ActorClass; print(ray.__version__)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd="/")

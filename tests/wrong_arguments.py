@@ -29,6 +29,8 @@ CHOICE = ["foo", 3, "", ["x"], True, {}]
 PLACE = [3, "", [], 2.5]
 NUMBER = ["x", NAN, INF, [1], True]
 TEXT = [3, ["red"], True, 2.5]
+WORKERS = [-1, 1.5, "2", True, None, [1], {}]
+DRAWS = [-1, 1.5, "3", None, HUGE]
 
 
 def calls(graph) -> dict:
@@ -57,60 +59,63 @@ def calls(graph) -> dict:
         return with_base(run, graph=graph, **base)
 
     place = {"graph": GRAPH, "remote": PLACE}
+    run = place | {"folder": FOLDER, "workers": WORKERS, "blocking": FLAG, "progress": FLAG, "report": CALLED}
     return {
         "flow": (
             experiment(mmf.flow, prompts=one, edges=["image->last"], window=3, only_correct=False, **ABOUT),
-            place
-            | {"prompts": prompts, "edges": EDGES, "window": WINDOWS, "only_correct": FLAG, "progress": FLAG}
-            | {"folder": FOLDER, "row_budget": COUNT, "max_new_tokens": [*COUNT, HUGE], "chunks_per_request": COUNT}
-            | {"control": [-1, 1.5, "3", True, None, HUGE], "report": CALLED, "engine": CHOICE, "blocking": FLAG},
+            run
+            | {"prompts": prompts, "edges": EDGES, "window": WINDOWS, "only_correct": FLAG, "row_budget": COUNT}
+            | {
+                "max_new_tokens": [*COUNT, HUGE],
+                "chunks_per_request": COUNT,
+                "controls": [*DRAWS, True],
+                "engine": CHOICE,
+            },
         ),
         "lens": (
-            experiment(mmf.lens, prompts=one, only_correct=False, **QUIET),
-            place
+            experiment(mmf.lens, prompts=one, only_correct=False, **ABOUT),
+            run
             | {"prompts": prompts, "at": SPAN, "norm": FLAG, "top": COUNT, "only_correct": FLAG}
-            | {"max_new_tokens": COUNT, "progress": FLAG},
+            | {"max_new_tokens": COUNT},
         ),
         "skip_flow": (
             experiment(mmf.skip_flow, prompts=one, spans=["image"], only_correct=False, **ABOUT),
-            place
+            run
             | {"prompts": prompts, "spans": SPANS, "window": WINDOWS, "scope": CHOICE, "part": CHOICE}
-            | {"only_correct": FLAG, "folder": FOLDER, "report": CALLED, "progress": FLAG},
+            | {"only_correct": FLAG},
         ),
         "causal_trace": (
             experiment(mmf.causal_trace, clean=clean[0], corrupt=corrupt[0], sites=["mlp"], **ABOUT),
-            place
-            | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "sites": SPANS, "half_width": [-1, "1", 1.5, True]}
-            | {"width": [0, -1, 1.5, "3", True], "each_position": FLAG, "min_clean": ["x", NAN, None, True]}
-            | {"max_corrupt": ["x", NAN, None], "control": FLAG, "same_answer": ["x", 3, [3]], "engine": CHOICE}
-            | {"row_budget": COUNT, "folder": FOLDER},
+            run
+            | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "sites": SPANS, "only_correct": FLAG}
+            | {"window": [*WINDOWS, [3, 5]], "each_position": FLAG, "min_clean": ["x", NAN, None, True]}
+            | {"max_corrupt": ["x", NAN, None], "controls": DRAWS, "same_answer": ["x", 3, [3]]}
+            | {"engine": CHOICE, "row_budget": COUNT},
         ),
-        "attribution": (
-            experiment(mmf.attribution, clean=clean[0], corrupt=corrupt[0], exact=2, **QUIET),
-            place
+        "attribution_patching": (
+            experiment(mmf.attribution_patching, clean=clean[0], corrupt=corrupt[0], exact=2, **ABOUT),
+            run
             | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "exact": ["x", -1, 1.5, True, None], "seed": SEED},
         ),
         "contributions": (
-            experiment(mmf.contributions, prompts=one, **QUIET),
-            place | {"prompts": prompts, "source": SPAN, "target": SPAN, "heads": FLAG, "progress": FLAG},
+            experiment(mmf.contributions, prompts=one, **ABOUT),
+            run | {"prompts": prompts, "source": SPAN, "target": SPAN, "heads": FLAG},
         ),
         "saliency": (
-            experiment(mmf.saliency, prompts=one, **QUIET),
-            place | {"prompts": prompts, "mode": CHOICE, "heads_at_once": COUNT},
+            experiment(mmf.saliency, prompts=one, **ABOUT),
+            run | {"prompts": prompts, "mode": CHOICE, "heads_at_once": COUNT},
         ),
         "disruption": (
             experiment(mmf.disruption, prompts=one, layers=[3], ways=["img2txt"], **ABOUT),
-            place
-            | {"prompts": prompts, "ways": SPANS, "scope": CHOICE, "stage": CHOICE, "layers": LAYERS, "seed": SEED}
-            | {"folder": FOLDER},
+            run | {"prompts": prompts, "ways": SPANS, "scope": CHOICE, "stage": CHOICE, "layers": LAYERS, "seed": SEED},
         ),
         "word_overlap": (
-            experiment(mmf.word_overlap, prompts=one, window=3, at="last", **QUIET),
-            place | {"prompts": prompts, "at": SPAN, "window": WINDOWS, "top": COUNT},
+            experiment(mmf.word_overlap, prompts=one, window=3, at="last", **ABOUT),
+            run | {"prompts": prompts, "at": SPAN, "window": WINDOWS, "top": COUNT},
         ),
         "knockout_by_patch": (
-            experiment(mmf.knockout_by_patch, prompt=one, layers=[4], size=4, **QUIET),
-            place
+            experiment(mmf.knockout_by_patch, prompt=one, layers=[4], size=4, **ABOUT),
+            run
             | {
                 "prompt": single,
                 "target": SPAN,
@@ -119,47 +124,47 @@ def calls(graph) -> dict:
                 "window": WINDOWS,
                 "size": [*COUNT, 99],
             }
-            | {"control": FLAG, "seed": SEED, "row_budget": COUNT},
+            | {"controls": DRAWS, "seed": SEED, "row_budget": COUNT},
         ),
         "lens_by_patch": (
-            experiment(mmf.lens_by_patch, prompt=one, layers=[4]),
-            place | {"prompt": single, "source": SPAN, "layers": LAYERS, "top": COUNT},
+            experiment(mmf.lens_by_patch, prompt=one, layers=[4], **ABOUT),
+            run | {"prompt": single, "source": SPAN, "layers": LAYERS, "top": COUNT},
         ),
         "attention": (
-            experiment(mmf.attention, prompt=one, layers=[4], targets="last"),
-            place
+            experiment(mmf.attention, prompt=one, layers=[4], target="last", **ABOUT),
+            run
             | {
                 "prompt": single,
                 "layers": LAYERS,
-                "targets": SPAN,
-                "sources": SPAN,
+                "source": SPAN,
+                "target": SPAN,
                 "heads": HEADS,
                 "most_bytes": COUNT,
             },
         ),
         "attention_and_effect": (
-            experiment(mmf.attention_and_effect, prompt=one, source="question", layers=[4], controls=1, **QUIET),
-            place
+            experiment(mmf.attention_and_effect, prompt=one, source="question", layers=[4], controls=1, **ABOUT),
+            run
             | {"prompt": single, "source": SPAN, "target": SPAN, "layers": LAYERS, "seed": SEED}
-            | {"controls": [-1, 1.5, "3", True, None, HUGE]},
+            | {"controls": [*DRAWS, True]},
         ),
         "knockout_by_token": (
-            experiment(mmf.knockout_by_token, prompt=one, **QUIET),
-            place | {"prompt": single, "source": SPAN, "target": SPAN, "window": WINDOWS},
+            experiment(mmf.knockout_by_token, prompt=one, **ABOUT),
+            run | {"prompt": single, "source": SPAN, "target": SPAN, "window": WINDOWS},
         ),
         "prune_report": (
             experiment(
                 mmf.prune_report,
                 prompts=two,
                 methods=[mmf.FastV(k=4)],
-                controls=False,
+                controls=0,
                 timed=0,
                 max_new_tokens=1,
                 **ABOUT,
             ),
-            place
-            | {"prompts": prompts, "controls": FLAG, "max_new_tokens": COUNT, "batch_size": COUNT, "judge": CALLED}
-            | {"timed": [-1, 1.5, "3", True, None, HUGE], "folder": FOLDER}
+            run
+            | {"prompts": prompts, "controls": DRAWS, "max_new_tokens": COUNT, "batch_size": COUNT, "judge": CALLED}
+            | {"timed": [*DRAWS, True], "generation": ["x", 3, [3], {"num_return_sequences": 2}]}
             | {
                 "methods": [
                     [],
@@ -178,31 +183,38 @@ def calls(graph) -> dict:
             },
         ),
         "kept_tokens": (
-            experiment(mmf.kept_tokens, prompt=one, pattern=mmf.FastV(k=4)),
-            {"graph": GRAPH, "prompt": single}
+            experiment(mmf.kept_tokens, prompt=one, pattern=mmf.FastV(k=4), **ABOUT),
+            run
+            | {"prompt": single}
             | {"pattern": ["x", None, 3, mmf.FastV, mmf.Skip(layers=1), mmf.FastV(k=99), mmf.FastV(k=4, r=0.0)]},
         ),
         "edit": (
             experiment(mmf.edit, facts=fact, layers=4, settings=short, **ABOUT),
-            place | {"facts": facts, "layers": LAYERS, "settings": ["x", None, 3, {}, mmf.EditSettings]},
+            run | {"facts": facts, "layers": LAYERS, "settings": ["x", None, 3, {}, mmf.EditSettings]},
         ),
         "edit_report": (
             experiment(mmf.edit_report, facts=[fact], others=two, layers=4, settings=short, fine_tuning=False, **ABOUT),
-            place
+            run
             | {"facts": facts, "others": ["x", None, 3, [3]], "layers": LAYERS, "together": [*COUNT, 2]}
-            | {"controls": ["x", 3.5, [99], [True], None], "fine_tuning": FLAG, "bound": [*NUMBER, 0, -1]}
-            | {"settings": ["x", None, 3, {}], "folder": FOLDER},
+            | {"control_layers": ["x", 3.5, [99], [True], None], "fine_tuning": FLAG, "bound": [*NUMBER, 0, -1]}
+            | {"settings": ["x", None, 3, {}]},
         ),
         "check": (experiment(mmf.check, **QUIET), {"graph": GRAPH, "progress": FLAG}),
-        "flow_on_workers": (
-            experiment(mmf.flow_on_workers, prompts=one),
+        "flow on workers": (
+            experiment(mmf.flow, prompts=one, workers=2, only_correct=False, **ABOUT),
             {
                 "graph": GRAPH,
                 "prompts": [*PROMPTS[1:]],
                 "edges": EDGES[:-1],
-                "workers": [0, -1, "2", 1.5, True],
+                "remote": [*PLACE, True],
+                "blocking": FLAG,
                 "report": CALLED,
             },
+        ),
+        "Workers": (
+            with_base(mmf.Workers, count=2),
+            {"count": [0, -1, "2", 1.5, True, None], "address": [3, "", [], True]}
+            | {"load": ["nano", 3, ["nano"], {3: "nano"}, {"dtype": "float16"}]},
         ),
         "graph.prompt": (
             with_base(graph.prompt, image=one.images[0], question="what color is the circle ?"),
@@ -233,7 +245,7 @@ def calls(graph) -> dict:
             },
         ),
         "on_image": (
-            with_base(mmf.on_image, prompt=one, values=np.zeros(64)),
+            with_base(mmf.show.on_image, prompt=one, values=np.zeros(64)),
             {"prompt": ["x", None, 3, batch], "values": ["x", None, 3, [1, 2], np.zeros((2, 3)), {}, ["a"] * 64]}
             | {
                 "image": [9, -1, "0", 1.5, True, None],
@@ -244,7 +256,7 @@ def calls(graph) -> dict:
             | {"signed": ["x", 3], "max_value": ["x", 0, -1, NAN, True]},
         ),
         "show_tokens": (
-            with_base(mmf.show_tokens, prompt=one, values=[0.5] * 6),
+            with_base(mmf.show.tokens, prompt=one, values=[0.5] * 6),
             {"prompt": ["x", None, 3, batch], "values": ["x", None, 3, [1, 2], {}, [NAN] * 6, ["a"] * 6, {"a": 1}]}
             | {
                 "at": SPAN,
@@ -255,7 +267,7 @@ def calls(graph) -> dict:
             },
         ),
         "show_attention": (
-            with_base(mmf.show_attention, what=maps, layer=2),
+            with_base(mmf.show.attention, what=maps, layer=2),
             {
                 "what": ["x", None, 3, one],
                 "layer": [9, "2", 1.5, True, None],
@@ -280,12 +292,12 @@ def calls(graph) -> dict:
             traced(mmf.Knockout, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None], "heads": HEADS, "when": [*CHOICE, None]},
         ),
-        "Zeroed": (
-            traced(mmf.Zeroed, source="image", target="last", layers=[2]),
+        "ZeroWeights": (
+            traced(mmf.ZeroWeights, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None]},
         ),
         "Patch": (
-            traced(mmf.Patch, at="image", value=mmf.zeros(), layers=[2]),
+            traced(mmf.Patch, at="image", value=mmf.values.zeros(), layers=[2]),
             {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS}
             | {"value": [None, 3, "x", [1], torch.zeros(3), torch.zeros(2, 7), mmf.Patch]},
         ),
@@ -319,27 +331,27 @@ def calls(graph) -> dict:
             | {"keep": [[], 0.5, "x", (0.5, NAN), (2, 0.1), ("a", "b"), (0.5, INF), None]},
         ),
         "SparseVLM": (
-            traced(mmf.SparseVLM, layers=(2, 4), keep=(0.5, 0.2)),
+            traced(mmf.prune.SparseVLM, layers=(2, 4), keep=(0.5, 0.2)),
             {"layers": [[], 3, (4, 2), (2, 99)], "keep": [[], 0.5, "x", (0.5, NAN)], "recycle": FLAG},
         ),
         "VisionZip": (
-            traced(mmf.VisionZip, dominant=10, contextual=2),
+            traced(mmf.prune.VisionZip, dominant=10, contextual=2),
             {"dominant": [0, 1, -1, "x", 1.5, 999, None], "contextual": [0, -1, "x", 1.5, 999, True]},
         ),
-        "FasterVLM": (traced(mmf.FasterVLM), {"r": [*NUMBER, 2, -1]}),
+        "FasterVLM": (traced(mmf.prune.FasterVLM), {"r": [*NUMBER, 2, -1]}),
         "VisiPruner": (
-            traced(mmf.VisiPruner),
+            traced(mmf.prune.VisiPruner),
             {"first_layer": ["x", 99, -1, 1.5], "fires_below": NUMBER, "keep_above": NUMBER, "calm_above": NUMBER}
             | {"calm_layers": ["x", -1, 1.5]},
         ),
         "DropAll": (traced(mmf.DropAll), {"from_layer": ["x", 99, -1, 1.5, None, True]}),
         "Keep": (
-            traced(mmf.Keep, at="image", from_layer=3),
+            traced(mmf.prune.Keep, at="image", from_layer=3),
             {"at": ["photo", 3, "", None, ["image"]], "from_layer": ["x", 99, -1]},
         ),
         "Random": (traced(mmf.Random), {"k": [99, "x", -1], "r": NUMBER, "seed": SEED}),
-        "Grid": (traced(mmf.Grid), {"k": [99, "x", -1], "r": NUMBER}),
-        "Prune": (traced(mmf.Prune), {"own": [[], 3, "x", [3], *map(lambda stage: [stage], stages())]}),
+        "Grid": (traced(mmf.prune.Grid), {"k": [99, "x", -1], "r": NUMBER}),
+        "Prune": (traced(mmf.prune.Prune), {"own": [[], 3, "x", [3], *map(lambda stage: [stage], stages())]}),
         "replace_phrase": (
             experiment(mmf.corruption.replace_phrase, prompt=clean[0], constraint="this place", phrase="place oberon"),
             {
@@ -372,9 +384,12 @@ def calls(graph) -> dict:
             with_base(mmf.corruption.noisy_image, prompt=one),
             {"prompt": ["x", None, 3], "scale": NUMBER, "seed": SEED},
         ),
-        "from_run": (with_base(mmf.from_run, prompt=one), {"prompt": ["x", None, 3, [one]], "at": [3, ["image"]]}),
-        "mean_of": (with_base(mmf.mean_of, prompts=two), {"prompts": ["x", None, 3, [3]], "at": [3, ["image"]]}),
-        "noise": (with_base(mmf.noise, scale=1.0), {"scale": [*NUMBER, None], "seed": SEED}),
+        "from_run": (
+            with_base(mmf.values.from_run, prompt=one),
+            {"prompt": ["x", None, 3, [one]], "at": [3, ["image"]]},
+        ),
+        "mean_of": (with_base(mmf.values.mean_of, prompts=two), {"prompts": ["x", None, 3, [3]], "at": [3, ["image"]]}),
+        "noise": (with_base(mmf.values.noise, scale=1.0), {"scale": [*NUMBER, None], "seed": SEED}),
         "Fact": (
             with_base(mmf.Fact, prompt=one, target="red", at="question"),
             {"prompt": ["x", None, batch, 3], "target": ["", 3, None, "  "], "at": [3, None, ["image"]]}
@@ -423,19 +438,19 @@ def calls(graph) -> dict:
     }
 
 
-def stages() -> list[mmf.Stage]:
+def stages() -> list[mmf.prune.Stage]:
     """Stages whose layer, share or ranking is none."""
     return [
-        mmf.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), NAN)),
-        mmf.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), INF)),
-        mmf.Stage(2, 0.5, lambda seen: [1]),
-        mmf.Stage(2, 0.5, lambda seen: None),
-        mmf.Stage(2, 0.5, lambda seen: torch.zeros(3)),
-        mmf.Stage(2, 0.5, lambda seen: (torch.ones(len(seen.image)), torch.zeros(3))),
-        mmf.Stage(2, 0.5, lambda seen: torch.zeros(len(seen.image)), "foo"),
-        *(mmf.Stage(layer, 0.5, len) for layer in ("x", 1.5, True, 99, -1, None)),
-        *(mmf.Stage(2, keep, len) for keep in ("x", NAN, -1, 1.5, None, True)),
-        mmf.Stage(2, 0.5, 3),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), NAN)),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.full((len(seen.image),), INF)),
+        mmf.prune.Stage(2, 0.5, lambda seen: [1]),
+        mmf.prune.Stage(2, 0.5, lambda seen: None),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.zeros(3)),
+        mmf.prune.Stage(2, 0.5, lambda seen: (torch.ones(len(seen.image)), torch.zeros(3))),
+        mmf.prune.Stage(2, 0.5, lambda seen: torch.zeros(len(seen.image)), "foo"),
+        *(mmf.prune.Stage(layer, 0.5, len) for layer in ("x", 1.5, True, 99, -1, None)),
+        *(mmf.prune.Stage(2, keep, len) for keep in ("x", NAN, -1, 1.5, None, True)),
+        mmf.prune.Stage(2, 0.5, 3),
     ]
 
 
@@ -453,7 +468,7 @@ def result_calls(graph) -> dict:
     words = mmf.lens_by_patch(graph, one, layers=[4])
     kept = mmf.kept_tokens(graph, one, mmf.FastV(k=4))
     edited = mmf.edit(graph, mmf.nano.edits(graph, 1)[0], 4, settings=mmf.EditSettings(steps=2), **ABOUT)
-    estimated = mmf.attribution(graph, clean, corrupt, ["last"], exact=2, **QUIET)
+    estimated = mmf.attribution_patching(graph, clean, corrupt, ["last"], exact=2, **QUIET)
     effect = mmf.attention_and_effect(graph, one, "question", layers=[3], controls=0, **QUIET)
     image, closed = one.spans["image"], mmf.Knockout(source="image", target="last", layers=1)
     largest, prompts = [0, -1, "3", 1.5, None, True, NAN], ["x", None, [3], 3]
@@ -518,19 +533,19 @@ def result_calls(graph) -> dict:
         "graph.hooks": (lambda what: graph.hooks(what, one).__enter__(), {"what": ["x", None, graph]}),
         "apply": (lambda what: closed.apply(graph, what), {"what": ["x", None, one, [], ()]}),
         "apply to": (lambda what: closed.apply(what, one.spans), {"what": ["x", None, 3]}),
-        "cache_by_span": (lambda what: mmf.cache_by_span(what, one), {"what": ["x", None, {}, {"a": 3}]}),
+        "cache_by_span": (lambda what: mmf.bridge.cache_by_span(what, one), {"what": ["x", None, {}, {"a": 3}]}),
         "patch_by_span": (
-            lambda what: mmf.patch_by_span(what, {}, lambda logits: logits.sum()),
+            lambda what: mmf.bridge.patch_by_span(what, {}, lambda logits: logits.sum()),
             {"what": ["x", None, graph, one]},
         ),
         "attribution_by_span": (
-            lambda what: mmf.attribution_by_span(what, what, lambda logits: logits.sum()),
+            lambda what: mmf.bridge.attribution_by_span(what, what, lambda logits: logits.sum()),
             {"what": ["x", None, graph, one]},
         ),
         "budget": (lambda what: mmf.FastV(k=4).budget(graph, what), {"what": ["x", -1, None, 1.5, 0]}),
         "prompts_of": (
-            based(mmf.prompts_of, graph=graph, questions=[]),
+            based(mmf.data.prompts_of, graph=graph, questions=[]),
             {"graph": GRAPH, "questions": ["x", None, 3, [3]]},
         ),
-        "write": (lambda what: mmf.write_constraint_questions(what, "/dev/null"), {"what": ["x", None, 3, [3]]}),
+        "write": (lambda what: mmf.data.write_constraint_questions(what, "/dev/null"), {"what": ["x", None, 3, [3]]}),
     }

@@ -8,17 +8,17 @@ with the reason. A new one is a line in CHECKS.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._arguments import checked
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._progress import progress_bar
+from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.checks import bridge, forwards, knockouts, patches, places, prompts, pruning
+from nnsight_mmflow.checks.report import CheckReport, Line
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
+    from nnsight_mmflow.model.graph import Graph
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "roles are found, and make the logits": prompts.roles,
@@ -45,52 +45,9 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: what was checked, "pass", "fail" or "not applicable", and the numbers or the reason."""
-
-    name: str
-    outcome: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the suite found.
-
-    Attributes:
-        model: what was checked.
-        lines: one per check.
-    """
-
-    model: str
-    lines: tuple[Line, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether no check failed."""
-        return not any(line.outcome == "fail" for line in self.lines)
-
-    def _repr_html_(self) -> str:
-        from nnsight_mmflow._shown_results import report_html
-
-        return report_html(self)
-
-    def __repr__(self) -> str:
-        failed = sum(line.outcome == "fail" for line in self.lines)
-        return f"Report({self.model!r}, {len(self.lines)} checks, {failed} failed)"
-
-    def __str__(self) -> str:
-        width = max(len(line.name) for line in self.lines)
-        rows = [f"{line.name.ljust(width)}  {line.outcome.ljust(14)}  {line.detail}" for line in self.lines]
-        failed = sum(line.outcome == "fail" for line in self.lines)
-        verdict = "all that applies passed" if not failed else f"{failed} of {len(self.lines)} checks failed"
-        return "\n".join([f"{self.model}: {verdict}", "", *rows])
-
-
 @checked
-def check(graph: Graph, *, progress: bool = True) -> Report:
-    """A Report of the conformance suite on one model: each line pass, fail with the numbers, or why it does not apply.
+def check(graph: Graph, *, progress: bool = True) -> CheckReport:
+    """A CheckReport of the conformance suite: each line pass, fail with the numbers, or why it does not apply.
 
     Args:
         graph: the model; it is left as it was. One that runs on a server has its own checks, without weights here.
@@ -114,4 +71,4 @@ def check(graph: Graph, *, progress: bool = True) -> Report:
             lines.append(Line(name, "fail", str(error)))
         except Exception as error:  # a user's model may break anywhere: say where, and go on with the next check
             lines.append(Line(name, "fail", f"{type(error).__name__}: {error}"))
-    return Report(f"{graph.name} ({graph.family}, {graph.backend})", tuple(lines))
+    return CheckReport(f"{graph.name} ({graph.family}, {graph.backend})", tuple(lines))

@@ -10,7 +10,7 @@ from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow.checks.subject import NotApplicable, Subject
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow.model.pattern import Pattern
 
 
 def parity(subject: Subject) -> str:

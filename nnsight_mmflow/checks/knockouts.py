@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import NoEffectError
-from nnsight_mmflow._generation_settings import plain_settings
-from nnsight_mmflow._plan import make_plan, sizes_of
-from nnsight_mmflow._sweep import end_tokens, run_by_forwards, run_by_rows, run_clean
-from nnsight_mmflow.adapters._base import PER_POSITION
+from nnsight_mmflow.adapters.base import PER_POSITION
 from nnsight_mmflow.checks.forwards import backend
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
+from nnsight_mmflow.model.generation_settings import plain_settings
+from nnsight_mmflow.patterns.flow.reference import run_by_forwards
+from nnsight_mmflow.runs.plan import make_plan, sizes_of
+from nnsight_mmflow.runs.sweep import end_tokens, run_by_rows, run_clean
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 EDGES = ("image->question", "image->last", "question->last", "last->last")
 

@@ -33,7 +33,7 @@ def another_run(subject: Subject) -> str:
 
 def contributions(subject: Subject) -> str:
     """What the last position takes from all positions sums up to the attention's output, in every layer."""
-    from nnsight_mmflow.patterns.contributions import contributions as measured
+    from nnsight_mmflow.patterns.contributions.contributions import contributions as measured
 
     result = measured(subject.graph, subject.prompt, "image", "last", progress=False)
     return f"equal to {result.header['largest_error']:.0e} of its size"

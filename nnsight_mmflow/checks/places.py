@@ -14,8 +14,8 @@ from nnsight_mmflow.checks.subject import QUESTION, Failed, Subject
 if TYPE_CHECKING:
     from torch import nn
 
-    from nnsight_mmflow._geometry import ImageGeometry, Place
-    from nnsight_mmflow._views import Box, View
+    from nnsight_mmflow.spans.geometry import ImageGeometry, Place
+    from nnsight_mmflow.spans.views import Box, View
 
 
 def merged(subject: Subject) -> str:

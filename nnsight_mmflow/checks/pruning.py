@@ -9,14 +9,14 @@ import torch
 from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._pattern import Pattern
+    from nnsight_mmflow.model.pattern import Pattern
 
 
 def dropped(subject: Subject) -> str:
     """Tokens that leave the sequence change the answer as closing their keys does, alone and in a padded batch."""
     from dataclasses import replace
 
-    from nnsight_mmflow.patterns.prune_methods import HiMAP
+    from nnsight_mmflow.patterns.prune.methods import HiMAP
 
     graph, first = subject.graph, max(1, subject.graph.enters_after)
     if first + 1 >= graph.n_layers:
@@ -50,12 +50,12 @@ def zeroed(subject: Subject) -> str:
     """Zeroing all weights of the last position in the last layer leaves of its attention nothing but the bias."""
     from nnsight_mmflow.patterns.patch import Patch
     from nnsight_mmflow.patterns.values import zeros
-    from nnsight_mmflow.patterns.zeroed import Zeroed
+    from nnsight_mmflow.patterns.zero_weights import ZeroWeights
 
     graph, last = subject.graph, subject.graph.n_layers - 1
     bias = getattr(graph.attention_out(last)._module, "bias", None)  # is added whatever the weights are
     value = zeros() if bias is None else bias.detach()[None, None, None]
-    everything = Zeroed(source="all", target="last", layers=last)
+    everything = ZeroWeights(source="all", target="last", layers=last)
     nothing = Patch(at="last", site="attn", layers=last, value=value)
     return subject.agree("logits", _logits(subject, everything), _logits(subject, nothing))
 

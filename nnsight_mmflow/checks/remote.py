@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight_mmflow._errors import NoEffectError
-from nnsight_mmflow._generation_settings import plain_settings
-from nnsight_mmflow._remote import changed_nothing
 from nnsight_mmflow.checks.subject import QUESTION, Failed, NotApplicable, Subject
+from nnsight_mmflow.model.generation_settings import plain_settings
+from nnsight_mmflow.remote.words import changed_nothing
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._pattern import Pattern
-    from nnsight_mmflow._prompt import Batch, Prompt
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
 
 
 def logits_of(graph: Graph, prompt: Prompt | Batch, *patterns: Pattern) -> torch.Tensor:
@@ -61,7 +61,7 @@ def patched(subject: Subject) -> str:
 
 def dropped(subject: Subject) -> str:
     """Dropping image tokens equals closing their keys."""
-    from nnsight_mmflow.patterns.prune_methods import FastV
+    from nnsight_mmflow.patterns.prune.methods import FastV
 
     method = FastV(k=max(1, subject.graph.enters_after))
     found = [logits_of(subject.graph, subject.prompt, one) for one in (method, replace(method, mode="mask"))]
@@ -70,7 +70,7 @@ def dropped(subject: Subject) -> str:
 
 def generated(subject: Subject) -> str:
     """In a generation too, dropping image tokens equals closing their keys: steps read what the prompt wrote."""
-    from nnsight_mmflow.patterns.prune_methods import FastV
+    from nnsight_mmflow.patterns.prune.methods import FastV
 
     graph = subject.graph
     method = FastV(k=graph.enters_after + 1)
@@ -91,7 +91,7 @@ def logits_of_steps(graph: Graph, prompt: Prompt, pattern: Pattern) -> torch.Ten
 
 def swept(subject: Subject) -> str:
     """A sweep by rows, in one request, equals one forward per window."""
-    from nnsight_mmflow.patterns.flow import flow
+    from nnsight_mmflow.patterns.flow.flow import flow
 
     graph = subject.graph
     quiet: dict[str, Any] = {"progress": False, "report": str}
@@ -105,8 +105,8 @@ def swept(subject: Subject) -> str:
 
 def no_op(subject: Subject) -> str:
     """A ranking that keeps all is an error: only the server's forward can know."""
-    from nnsight_mmflow._prune import Stage
-    from nnsight_mmflow.patterns.prune import Prune
+    from nnsight_mmflow.inside.pruning import Stage
+    from nnsight_mmflow.patterns.prune.prune import Prune
 
     keeps = Prune(own=[Stage(layer=max(1, subject.graph.enters_after), keep=0, rank=keep_all, reads="", exact=True)])
     try:
@@ -128,7 +128,7 @@ def beside(subject: Subject) -> str:
 
     The other way, which is right in both, is what it is held against.
     """
-    from nnsight_mmflow.patterns.prune_methods import FastV
+    from nnsight_mmflow.patterns.prune.methods import FastV
 
     graph, prompt = subject.graph, subject.prompt
     if graph.n_layers < 3 or graph.enters_after + 1 >= graph.n_layers:

@@ -12,8 +12,8 @@ import torch
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 QUESTION = "what color is the circle ?"
 OTHER = "is the circle red or blue ?"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nnsight_mmflow._remote import has_key
-from nnsight_mmflow.command_line._shared import load_graph
+from nnsight_mmflow.command_line.shared import load_graph
+from nnsight_mmflow.remote.ready import has_key
 
 
 def run(given: argparse.Namespace) -> int:

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nnsight_mmflow._arrows import thresholds
-from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.shared import graph_and_prompts, only_correct, who_measures
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
+from nnsight_mmflow.patterns.flow.arrows import thresholds
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.patterns.flow_result import FlowResult
+    from nnsight_mmflow.patterns.flow.result import FlowResult
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the experiment and writes its curves, its diagram, its page, its table, the result to load, and a report."""
     import nnsight_mmflow as mmf
 
-    on = _where(given)
     folder = output_folder(given.out)
-    graph = load_graph(given)
-    prompts = make_prompts(graph, given)
-    judged = all(prompt.answer is not None for prompt in prompts)
-    result = (mmf.flow_on_workers if on else mmf.flow)(
+    graph, prompts = graph_and_prompts(given)
+    result = mmf.flow(
         graph,
         prompts,
         edges=given.edges,
         window=given.window,
-        only_correct=judged and not given.all,
+        only_correct=only_correct(given, prompts),
         engine=given.engine,
-        control=given.control,
+        controls=given.controls,
         folder=folder,
-        **on,
+        **who_measures(given),
     )
     result.save(folder)  # again: a run tells that it could not be saved, a command ends with it
     write_figure(folder / "flow.png", result.plot(), dpi=150)
@@ -48,20 +44,6 @@ def run(given: argparse.Namespace) -> None:
     write_text(folder / "report.md", report_text(result))
     say(result.summary())
     say(f"written to {folder}: flow.png, flow_diagram.png and .svg, flow.html, flow.csv, flow.parquet, report.md")
-
-
-def _where(given: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a run on workers; {} for one in this process."""
-    if given.workers is None:
-        if given.ray_address is not None:
-            raise MMFlowError("--ray-address says where workers run: give --workers N too.")
-        return {}
-    if given.remote:
-        raise MMFlowError(
-            "--workers and --remote exclude each other: workers load the model themselves, and NDIF has it already."
-            " Leave one of them out."
-        )
-    return {"workers": given.workers, "address": given.ray_address}
 
 
 def report_text(result: FlowResult) -> str:

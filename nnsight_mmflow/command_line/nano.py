@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._early import check_early
+from nnsight_mmflow.command_line.early import check_early
 
 FOLDER = "mmflow-nano"
 

@@ -6,17 +6,19 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.experiments import METHODS
+from nnsight_mmflow.command_line.shared import graph_and_prompts, who_measures
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow.patterns.prune import Prune
-    from nnsight_mmflow.patterns.prune_report import PruneReport
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.prune.prune import Prune
+    from nnsight_mmflow.patterns.prune.report import PruneReport
+    from nnsight_mmflow.prompts.prompt import Prompt
 
+BEFORE = METHODS[4:]  # before the language model, by the tower's class token
 SHARES = (0.5, 0.25, 0.125)  # of the image tokens stay
 
 
@@ -25,21 +27,28 @@ def run(given: argparse.Namespace) -> None:
     import nnsight_mmflow as mmf
 
     folder = output_folder(given.out)
-    graph = load_graph(given)
-    prompts = make_prompts(graph, given)
+    graph, prompts = graph_and_prompts(given)
     patches = max(_tokens_per_picture(prompt) for prompt in prompts)
     methods = {
         name: pattern for wanted in given.methods for name, pattern in _methods(graph, wanted, given, patches).items()
     }
+    timed = given.timed if given.timed is not None else 0 if given.workers else 3
     result = mmf.prune_report(
-        graph, prompts, methods, max_new_tokens=given.max_new_tokens, timed=given.timed, folder=folder
+        graph,
+        prompts,
+        methods,
+        controls=given.controls,
+        max_new_tokens=given.max_new_tokens,
+        timed=timed,
+        folder=folder,
+        **who_measures(given),
     )
     result.save(folder)  # again: a run tells that it could not be saved, a command ends with it
     write_csv(folder / "prune_report.csv", result.scores())
     write_figure(folder / "prune_report.png", result.plot(), dpi=150)
     write_text(folder / "report.md", report_text(result))
     say(str(result))
-    say(f"written to {folder}: report.md, prune_report.png, prune_report.csv")
+    say(f"written to {folder}: report.md, prune_report.png, prune_report.csv, prune_report.parquet")
 
 
 def _tokens_per_picture(prompt: Prompt) -> int:
@@ -73,22 +82,20 @@ def _methods(graph: Graph, name: str, given: argparse.Namespace, patches: int) -
         elif name == "pyramiddrop":
             pattern = mmf.PyramidDrop(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
         elif name == "sparsevlm":
-            pattern = mmf.SparseVLM(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
+            pattern = mmf.prune.SparseVLM(layers=(early, late), keep=((1 + share) / 2, share), mode=given.mode)
         elif name == "visionzip":
             contextual = max(1, round(CONTEXTUAL * share * patches))
-            pattern = mmf.VisionZip(
+            pattern = mmf.prune.VisionZip(
                 dominant=max(2, round(share * patches) - contextual), contextual=contextual, mode=given.mode
             )
         elif name == "fastervlm":
-            pattern = mmf.FasterVLM(r=1 - share, mode=given.mode)
+            pattern = mmf.prune.FasterVLM(r=1 - share, mode=given.mode)
         else:
             raise MMFlowError(f"there is no method {name!r}; there are {', '.join(METHODS)}.")
         made[f"{type(pattern).__name__}, {share:.1%} left"] = pattern
     return made
 
 
-METHODS = ("fastv", "himap", "pyramiddrop", "sparsevlm", "visionzip", "fastervlm")
-BEFORE = METHODS[4:]  # before the language model, by the tower's class token
 CONTEXTUAL = 10 / 64  # of VisionZip's tokens are merged ones
 
 

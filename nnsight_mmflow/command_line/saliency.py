@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from nnsight_mmflow._escaping import markdown
-from nnsight_mmflow._output import output_folder, write_csv, write_figure, write_text
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.command_line._shared import load_graph, make_prompts
+from nnsight_mmflow.command_line.shared import graph_and_prompts, who_measures
+from nnsight_mmflow.files.escaping import markdown
+from nnsight_mmflow.files.output import output_folder, write_csv, write_figure, write_text
 
 
 def run(given: argparse.Namespace) -> None:
@@ -15,19 +15,19 @@ def run(given: argparse.Namespace) -> None:
     import nnsight_mmflow as mmf
 
     folder = output_folder(given.out)
-    graph = load_graph(given)
-    prompts = make_prompts(graph, given)
+    graph, prompts = graph_and_prompts(given)
+    workers = who_measures(given)
     lines = ["# Saliency of information flow", ""]
     for mode in ("paper", "released"):
         where = output_folder(folder, mode)
-        result = mmf.saliency(graph, prompts, mode, folder=where)
+        result = mmf.saliency(graph, prompts, mode, folder=where, **workers)
         result.save(where)  # again: a run tells that it could not be saved, a command ends with it
         write_figure(where / "saliency.png", result.plot(), dpi=150)
         write_csv(where / "saliency.csv", result.to_frame().drop(columns="from_image_tokens"))
         say(result.summary())
         lines += [f"## {mode} mode", "", markdown(result.summary()) + ".", "", f"![saliency]({mode}/saliency.png)", ""]
     where = output_folder(folder, "disruption")
-    found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=where)
+    found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=where, **workers)
     found.save(where)
     write_figure(where / "disruption.png", found.plot(), dpi=150)
     write_csv(where / "disruption.csv", found.to_frame())
@@ -51,4 +51,7 @@ def run(given: argparse.Namespace) -> None:
         "",
     ]
     write_text(folder / "report.md", "\n".join(lines))
-    say(f"written to {folder}: report.md, paper/saliency.png, released/saliency.png, disruption/disruption.png")
+    say(
+        f"written to {folder}: report.md, in paper and released each: saliency.png, saliency.csv, saliency.parquet, and"
+        " in disruption: disruption.png, disruption.csv, disruption.parquet"
+    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nnsight_mmflow.command_line._shared import load_graph
+from nnsight_mmflow.command_line.shared import load_graph
 
 
 def run(given: argparse.Namespace) -> None:
     """Prints the table and writes the picture."""
-    from nnsight_mmflow._span_picture import draw_spans
+    from nnsight_mmflow.show.span_picture import draw_spans
 
     graph = load_graph(given)
     prompt = graph.prompt(

@@ -6,14 +6,14 @@ import json
 import textwrap
 from pathlib import Path
 
-from nnsight_mmflow._output import output_folder, write_figure, write_text, written
-from nnsight_mmflow._questions import Question
-from nnsight_mmflow.nano import KINDS, samples
+from nnsight_mmflow.data.questions import Question
+from nnsight_mmflow.files.output import output_folder, write_figure, write_text, written
+from nnsight_mmflow.nano.questions import KINDS, samples
 
 
 def write_samples(folder: Path, per_kind: int = 5) -> Path:
     """Writes contact_sheet.png, questions.jsonl and images/ into the folder, and returns it."""
-    from nnsight_mmflow._plots import ShownFigure
+    from nnsight_mmflow._figure import ShownFigure
 
     images = output_folder(folder, "images")
     figure = ShownFigure(figsize=(2.5 * per_kind, 2.55 * len(KINDS)), layout="constrained")

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnsight_mmflow._errors import DataError
-from nnsight_mmflow._questions import prompts_of
-from nnsight_mmflow.nano import facts, samples
-from nnsight_mmflow.patterns.edit_value import Fact
+from nnsight_mmflow.data.questions import prompts_of
+from nnsight_mmflow.nano import facts
+from nnsight_mmflow.nano.questions import samples
+from nnsight_mmflow.patterns.edit.value import Fact
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 CONSTRAINT = "text('this place')"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnsight_mmflow._generation_settings import plain_settings
-from nnsight_mmflow.nano import KINDS, samples
+from nnsight_mmflow.model.generation_settings import plain_settings
+from nnsight_mmflow.nano.questions import KINDS, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._questions import Question
+    from nnsight_mmflow.data.questions import Question
+    from nnsight_mmflow.model.graph import Graph
 
 # What guessing gives on the held-out sets: one of eight colours, or one of two answers.
 GUESSING = {"QueryAttr": 1 / 8, **dict.fromkeys((*KINDS[1:6], "ChooseCat-both"), 1 / 2)}
@@ -39,7 +39,7 @@ def evaluate(graph: Graph, limit: int = 10_000, batch_size: int = 50) -> dict[st
 
 
 def _held(kind: str) -> int:
-    from nnsight_mmflow.nano import HELD_OUT
+    from nnsight_mmflow.nano.questions import HELD_OUT
 
     return sum(f'"kind": "{kind}"' in line for line in HELD_OUT.read_text().splitlines())
 

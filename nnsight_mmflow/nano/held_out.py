@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnsight_mmflow._output import write_text
+from nnsight_mmflow.files.output import write_text
 from nnsight_mmflow.nano import facts, world
 
 PER_KIND = 200

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._constraints import Constraint, ConstraintQuestion
 from nnsight_mmflow._errors import DataError
-from nnsight_mmflow.nano import facts, samples
-from nnsight_mmflow.patterns.corruption import Corruption, other_image, replace_phrase
+from nnsight_mmflow.data.constraints import Constraint, ConstraintQuestion
+from nnsight_mmflow.nano import facts
+from nnsight_mmflow.nano.questions import samples
+from nnsight_mmflow.patterns.trace.corruption import Corruption, other_image, replace_phrase
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._graph import Graph
-    from nnsight_mmflow._prompt import Prompt
-    from nnsight_mmflow._questions import Question
+    from nnsight_mmflow.data.questions import Question
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
 
 WAYS = ("flag", "phrase", "name", "season")
 VISUAL = "this place"

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
 from nnsight_mmflow._errors import DataError
-from nnsight_mmflow._output import output_folder, writing, written
+from nnsight_mmflow.files.output import output_folder, writing, written
 from nnsight_mmflow.nano import world
 from nnsight_mmflow.nano.batches import IGNORED, N_TOKENS, Batch, Batches
 from nnsight_mmflow.nano.build import N_LAYERS, WIDTH, build_model, build_processor

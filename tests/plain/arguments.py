@@ -1,5 +1,6 @@
 """Wrong arguments of every public function are refused in words; right ones in another form are taken."""
 
+import json
 import re
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch
 from wrong_arguments import ABOUT, HUGE, QUIET, calls, result_calls
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _argument_kinds, _arguments
+from nnsight_mmflow import _kinds
+from nnsight_mmflow.arguments import checked as _arguments
 
 # What a message says where it names neither the argument nor the value.
 SAYS = (
     r"at least one|one for each|has no tiles|does not occur|is no span|a stage|a ranking|tokens (can leave|cannot stay)"
-    r"|share of tokens|keeps all|a box|a pattern is expected|input_ids are missing|show_attention takes|the groups"
+    r"|share of tokens|keeps all|a box|a pattern is expected|input_ids are missing|show.attention takes|the groups"
     r"|does not hold the picture|site must be"
 )
 
@@ -64,7 +66,7 @@ def test_the_table_can_fail(nano, monkeypatch):
     """Without the checks by name: hundreds of rows end in other people's errors, or are taken."""
     monkeypatch.setattr(_arguments, "value_of", lambda name, value, default, kind: value)
     monkeypatch.setattr(_arguments, "made_for", lambda graph, prompts, what: None)
-    monkeypatch.setattr(_argument_kinds, "came", repr)
+    monkeypatch.setattr(_kinds, "came", repr)
     table = calls(nano)
     kept = {name: table[name] for name in ("flow", "lens", "contributions", "Knockout", "Skip", "FastV", "edit")}
     for name in ("flow", "edit"):  # what would run long
@@ -113,8 +115,8 @@ def test_a_batch_and_an_iterator_stand_for_their_prompts(nano):
     plain = mmf.lens(nano, two, **QUIET).to_frame()
     for other in (nano.batch(two), iter(two), tuple(two)):
         assert mmf.lens(nano, other, **QUIET).to_frame().equals(plain)
-    alone = mmf.prune_report(nano, two[0], mmf.FastV(k=4), timed=0, controls=False, **ABOUT).scores()
-    listed = mmf.prune_report(nano, two[:1], [mmf.FastV(k=4)], timed=0, controls=False, **ABOUT).scores()
+    alone = mmf.prune_report(nano, two[0], mmf.FastV(k=4), timed=0, controls=0, **ABOUT).scores()
+    listed = mmf.prune_report(nano, two[:1], [mmf.FastV(k=4)], timed=0, controls=0, **ABOUT).scores()
     assert alone.equals(listed)
 
 
@@ -185,8 +187,8 @@ def test_a_model_without_weights_runs_nothing_here():
 
 
 def test_an_edit_that_becomes_nan_is_refused(nano, monkeypatch):
-    from nnsight_mmflow.patterns import edit as made
-    from nnsight_mmflow.patterns.edit_update import Update
+    from nnsight_mmflow.patterns.edit import edit as made
+    from nnsight_mmflow.patterns.edit.update import Update
 
     fact = mmf.nano.edits(nano, 1)[0]
     before = nano.mlp_out(4)._module.weight.clone()
@@ -202,7 +204,7 @@ def test_an_edit_that_becomes_nan_is_refused(nano, monkeypatch):
 
 
 def test_fine_tuning_that_becomes_nan_is_refused(nano, monkeypatch):
-    from nnsight_mmflow.patterns.fine_tune import fine_tune
+    from nnsight_mmflow.patterns.edit.fine_tune import fine_tune
 
     facts = mmf.nano.edits(nano, 1)
     with pytest.raises(mmf.MMFlowError, match="learning_rate=1e\\+38: above 0, and at most 1000"):
@@ -223,5 +225,9 @@ def test_a_saved_edit_with_nan_is_refused(nano, tmp_path):
     tensors = load_file(tmp_path / "edit.safetensors")
     tensors["4.left"][0] = float("nan")
     save_file(tensors, tmp_path / "edit.safetensors", {"model": "nano"})
+    with pytest.raises(mmf.DataError, match="edit.safetensors is not the one that edit.json was saved with"):
+        mmf.results.EditResult.load(tmp_path, nano)
+    header = json.loads((tmp_path / "edit.json").read_text())  # as one of an earlier version, without checksums
+    (tmp_path / "edit.json").write_text(json.dumps({name: header[name] for name in header if name != "files_sha256"}))
     with pytest.raises(mmf.MMFlowError, match="the edit of layer 4 holds NaN"):
-        mmf.Edit.load(tmp_path, nano)
+        mmf.results.EditResult.load(tmp_path, nano)

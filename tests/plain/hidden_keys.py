@@ -9,10 +9,11 @@ import nnsight
 import pytest
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _hidden_keys, _remote
-from nnsight_mmflow._hidden_keys import HIDDEN, without_keys
 from nnsight_mmflow.command_line import main
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
+from nnsight_mmflow.remote import hidden_keys as _hidden_keys
+from nnsight_mmflow.remote import ready
+from nnsight_mmflow.remote.hidden_keys import HIDDEN, without_keys
 
 KEY = "ndif-7c1f9b2e-very-private"
 QUIET = {"progress": False, "report": str}
@@ -63,7 +64,7 @@ def there(host, monkeypatch):
     monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), str(FOLDER))
     monkeypatch.setattr(CONFIG.API, "HOST", host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    monkeypatch.setattr(_remote, "_READY", {})
+    monkeypatch.setattr(ready, "READY", {})
     return mmf.load(str(FOLDER), remote=True)
 
 
@@ -118,6 +119,7 @@ def sends(graph, tmp_path):
         "flow": lambda: mmf.flow(graph, prompt, window=3, only_correct=False, **QUIET),
         "job": lambda: mmf.flow(graph, prompt, window=3, folder=tmp_path, blocking=False, only_correct=False, **QUIET),
         "lens": lambda: mmf.lens(graph, prompt, progress=False),
+        "lens, a job": lambda: mmf.lens(graph, prompt, blocking=False, **QUIET).result(),
         "attention": lambda: mmf.attention(graph, prompt),
         "contributions": lambda: mmf.contributions(graph, prompt, progress=False),
         "prune_report": lambda: mmf.prune_report(graph, [prompt], [mmf.FastV(k=4)], timed=0, **QUIET),
@@ -147,7 +149,7 @@ def test_a_refused_key_is_nowhere(there, tmp_path, capfd):
 
 
 def test_experiments_say_that_the_key_is_refused(there):
-    with pytest.raises(mmf.RemoteFailure, match="the server refuses the API key") as caught:
+    with pytest.raises(mmf.ServerError, match="the server refuses the API key") as caught:
         mmf.lens(there, mmf.nano.prompts(there, 1)[0], progress=False)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -155,7 +157,8 @@ def test_experiments_say_that_the_key_is_refused(there):
 
 def test_the_table_can_fail(there, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(_hidden_keys, "without_keys", lambda text: text)
-    monkeypatch.setattr(_remote, "without_keys", lambda text: text)
+    monkeypatch.setattr(ready, "without_keys", lambda text: text)
+    monkeypatch.setattr("nnsight_mmflow.runs.experiment.without_keys", lambda text: text)
     monkeypatch.setattr(_hidden_keys, "hiding", lambda call: call)
     assert set(leaks(there, tmp_path, capfd)) >= {"trace", "generate", "sent", "fetch"}
 
@@ -170,7 +173,7 @@ def test_a_malformed_key_is_not_sent(there, tmp_path, capfd, monkeypatch, key):
     monkeypatch.setattr(CONFIG.API, "APIKEY", key)
     prompt = mmf.nano.prompts(there, 1)[0]
     for send in (lambda: there.trace(prompt), lambda: mmf.lens(there, prompt, progress=False)):
-        with pytest.raises(mmf.RemoteFailure, match="the API key is malformed.*was not sent") as caught:
+        with pytest.raises(mmf.ServerError, match="the API key is malformed.*was not sent") as caught:
             send()
         assert KEY not in everything(caught.value)
 
@@ -188,9 +191,9 @@ def test_a_host_that_holds_the_key_is_not_shown(monkeypatch):
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     monkeypatch.setattr(CONFIG.API, "HOST", f"http://user:{KEY}@127.0.0.1:9")
-    monkeypatch.setattr(_remote, "_READY", {})
+    monkeypatch.setattr(ready, "READY", {})
     graph = mmf.load(str(FOLDER), remote=True)
-    with pytest.raises(mmf.RemoteFailure, match="no NDIF server answers") as caught:
+    with pytest.raises(mmf.ServerError, match="no NDIF server answers") as caught:
         graph.trace(mmf.nano.prompts(graph, 1)[0])
     assert HIDDEN in str(caught.value)
     assert KEY not in "".join(traceback.format_exception(caught.value))

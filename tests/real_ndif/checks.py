@@ -27,7 +27,7 @@ from nnsight.schema.config import CONFIG  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
-from nnsight_mmflow import _remote  # noqa: E402
+from nnsight_mmflow.remote.ready import READY  # noqa: E402
 
 nnsight.register("catalogue")  # as a user's own module would: it does not lie on the server's path
 torch.set_num_threads(1)
@@ -94,7 +94,7 @@ class Checks:
         on = (self.here, self.there)
         here, there = (experiments(graph, self.here, self.prompts) for graph in on)
         for name in there:
-            if self.key == "ordinary" and name in BY_GRADIENTS:
+            if self.key == "ordinary" and name.split(" by ")[0] in BY_GRADIENTS:
                 found[f"refused: {name}"] = partial(self.refused, there[name])
             else:
                 found[f"experiments: {name}"] = partial(self.experiment, here[name], there[name])
@@ -186,10 +186,10 @@ class Checks:
     def bad_key(self, key):
         kept, CONFIG.API.APIKEY = CONFIG.API.APIKEY, key
         try:
-            told = raised(mmf.RemoteFailure, lambda: mmf.lens(self.there, self.prompts, **UNTOLD))
+            told = raised(mmf.ServerError, lambda: mmf.lens(self.there, self.prompts, **UNTOLD))
         finally:
             CONFIG.API.APIKEY = kept
-            _remote._READY.clear()
+            READY.clear()
         assert "API key" in told, told
         assert key is None or key not in told, "the error holds the key"
 

@@ -7,13 +7,16 @@ import sys
 from functools import partial
 
 import nnsight
+import pandas as pd
 import pytest
 import torch
-from remote_server import EXPERIMENTS, KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from kit.experiments import ROWS, prompts_of
+from remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _remote
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
+from nnsight_mmflow.remote import ready
+from nnsight_mmflow.remote import words as _words
 
 # Ordinary keys: what is read is a copy, and is written back.
 
@@ -84,19 +87,16 @@ def test_a_generation_that_takes_itself_for_trusted_is_wrong_beside_the_model(he
     assert (found[0][1] - found[1][1]).abs().nan_to_num(0).max() > 1
 
 
-@pytest.mark.parametrize(
-    "name", ["flow", "lens", "skip_flow", "disruption", "contributions", "knockout_by_patch", "lens_by_patch"]
-)
-def test_an_experiment_beside_the_model_equals_it_here(here, beside, name):
-    prompts = mmf.nano.prompts(here, 1)
-    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, beside))
-    numbers = one.select_dtypes("number").columns
-    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.gradients], ids=lambda row: row.name)
+def test_an_experiment_beside_the_model_equals_it_here(here, beside, row):
+    given = row.given(here, *prompts_of(here))
+    one, other = (row.run(graph, given, progress=False, report=str).to_frame() for graph in (here, beside))
+    pd.testing.assert_frame_equal(other, one, rtol=1e-6, atol=1e-6)
 
 
 def test_causal_tracing_beside_the_model(here, beside):
     prompts, corrupt = mmf.nano.trace_pairs(here, 1, "flag")
-    kwargs = {"sites": ("mlp", "resid"), "control": False, **QUIET}
+    kwargs = {"sites": ("mlp", "resid"), "controls": 0, **QUIET}
     one, other = (mmf.causal_trace(g, prompts, corrupt, ["question"], **kwargs).to_frame() for g in (here, beside))
     numbers = one.select_dtypes("number").columns
     assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
@@ -110,7 +110,7 @@ def test_gradients_do_not_cross(here, beside):
     asked, fact = mmf.nano.prompts(here, 2), mmf.nano.edits(here, 1)
     for run in (
         lambda: mmf.saliency(beside, asked, progress=False),
-        lambda: mmf.attribution(beside, *mmf.nano.trace_pairs(here, 1, "flag"), progress=False),
+        lambda: mmf.attribution_patching(beside, *mmf.nano.trace_pairs(here, 1, "flag"), progress=False),
         lambda: mmf.edit(beside, fact, 4, **QUIET),
         lambda: mmf.edit_report(beside, fact, asked, 4, fine_tuning=False, **QUIET),
     ):
@@ -138,7 +138,7 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
     job.save(tmp_path / "later.json")
     assert KEY not in (tmp_path / "later.json").read_text()
     before = server.seen()["requests"]
-    again = mmf.FlowJob.load(tmp_path / "later.json", there, prompts, folder=tmp_path / "run")
+    again = mmf.results.FlowJob.load(tmp_path / "later.json", there, prompts, folder=tmp_path / "run")
     result = again.result(every=0.1, timeout=60)
     assert server.seen()["requests"] == before  # nothing was sent twice
     assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
@@ -147,12 +147,12 @@ def test_a_job_is_fetched_later_and_by_another_process(here, there, server, tmp_
 
 def test_controls_are_the_same_there_and_in_a_job_that_another_process_fetches(here, there, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
-    wanted = mmf.flow(here, prompts, window=3, control=2, **QUIET)
+    wanted = mmf.flow(here, prompts, window=3, controls=2, **QUIET)
     assert wanted.controls(3)
-    mmf.flow(there, prompts, window=3, control=2, folder=tmp_path, blocking=False, report=str)
-    result = mmf.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
+    mmf.flow(there, prompts, window=3, controls=2, folder=tmp_path, blocking=False, report=str)
+    result = mmf.results.FlowJob.load(tmp_path / "job.json", there, prompts).result(every=0.1, timeout=60)
     assert result.to_frame().equals(wanted.to_frame())
-    assert result.header["control"] == 2
+    assert result.header["controls"] == 2
 
 
 def test_a_strangers_job_decides_neither_host_nor_folder(here, there, server, tmp_path):
@@ -163,13 +163,13 @@ def test_a_strangers_job_decides_neither_host_nor_folder(here, there, server, tm
     (tmp_path / "got").mkdir()
     file = tmp_path / "got" / "job.json"
     file.write_text(json.dumps({**kept, "folder": str(tmp_path / "victim"), "host": "http://127.0.0.1:9"}))
-    result = mmf.FlowJob.load(file, there, prompts).result(every=0.1, timeout=60)
+    result = mmf.results.FlowJob.load(file, there, prompts).result(every=0.1, timeout=60)
     assert result.to_frame().equals(mmf.flow(here, prompts, window=3, **QUIET).to_frame())
     assert not (tmp_path / "victim").exists()
     assert (tmp_path / "got" / "flow.parquet").exists(), "into the folder that the caller named"
     file.write_text(json.dumps({**kept, "given": {**kept["given"], "remote": "http://127.0.0.1:9"}}))
     with pytest.raises(mmf.DataError, match="remote='http://127.0.0.1:9' is no setting of a sweep"):
-        mmf.FlowJob.load(file, there, prompts)
+        mmf.results.FlowJob.load(file, there, prompts)
 
 
 def test_a_servers_numbers_are_not_mixed_with_those_of_weights_here(here, there, tmp_path):
@@ -230,22 +230,20 @@ def test_traces_of_your_own_are_polled_and_awaited(here, there):
 
 def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
     prompts = mmf.nano.prompts(here, 2)
-    with pytest.raises(mmf.MMFlowError, match="is for runs on a server"):
-        mmf.flow(here, prompts, window=3, folder=tmp_path / "a", blocking=False, report=str)
     with pytest.raises(mmf.MMFlowError, match="needs folder="):
         mmf.flow(there, prompts, window=3, blocking=False, report=str)
     job = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
     sent = server.seen()["requests"]
     with pytest.raises(mmf.DataError, match="is of other prompts"):
-        mmf.FlowJob.load(tmp_path / "b" / "job.json", there, mmf.nano.prompts(here, 4)[2:])
+        mmf.results.FlowJob.load(tmp_path / "b" / "job.json", there, mmf.nano.prompts(here, 4)[2:])
     again = mmf.flow(there, prompts, window=3, folder=tmp_path / "b", blocking=False, report=str)
     assert again.jobs == job.jobs
     assert server.seen()["requests"] == sent  # neither for other prompts nor twice
     (tmp_path / "no.json").write_text("{}")
     with pytest.raises(mmf.DataError, match="holds no job"):
-        mmf.FlowJob.load(tmp_path / "no.json", there, prompts)
+        mmf.results.FlowJob.load(tmp_path / "no.json", there, prompts)
     job.jobs[next(iter(job.jobs))] = "no-such-job"
-    with pytest.raises(mmf.RemoteFailure, match="call result"):
+    with pytest.raises(mmf.ServerError, match="call result"):
         job.result(every=0.05, timeout=0.3)
 
 
@@ -286,9 +284,7 @@ def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeyp
     monkeypatch.setattr(CONFIG.API, "HOST", own.host)
     prompts, folder = mmf.nano.prompts(here, 3), tmp_path_factory.mktemp("results")
     own.set("die_before", 2)
-    with pytest.raises(
-        mmf.RemoteFailure, match="connection to the server broke .* with folder= it goes on where it was"
-    ):
+    with pytest.raises(mmf.ServerError, match="connection to the server broke .* with folder= it goes on where it was"):
         mmf.flow(there, prompts, window=3, folder=folder, **QUIET)
     own.process.wait()
     own.start()
@@ -307,7 +303,7 @@ def test_without_a_key(here, there, monkeypatch):
     from nnsight.schema.config import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", None)
-    with pytest.raises(mmf.RemoteFailure, match="there is no API key"):
+    with pytest.raises(mmf.ServerError, match="there is no API key"):
         mmf.flow(there, mmf.nano.prompts(here, 1), window=3, **QUIET)
 
 
@@ -315,7 +311,7 @@ def test_with_a_refused_key(here, there, monkeypatch, capfd):
     from nnsight.schema.config import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", "wrong-and-private")
-    with pytest.raises(mmf.RemoteFailure, match="refuses the API key") as error:
+    with pytest.raises(mmf.ServerError, match="refuses the API key") as error:
         mmf.flow(there, mmf.nano.prompts(here, 1), window=3, **QUIET)
     shown = capfd.readouterr()
     assert "wrong-and-private" not in str(error.value) + shown.out + shown.err
@@ -345,7 +341,7 @@ def test_with_no_server_there(here, there, monkeypatch):
     from nnsight.schema.config import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:9")
-    with pytest.raises(mmf.RemoteFailure, match=r"no NDIF server answers at http://127.0.0.1:9 .*NDIF_HOST"):
+    with pytest.raises(mmf.ServerError, match=r"no NDIF server answers at http://127.0.0.1:9 .*NDIF_HOST"):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 
@@ -353,34 +349,34 @@ def test_with_a_model_that_is_not_there(here, there, monkeypatch):
     from nnsight.modeling import huggingface
 
     monkeypatch.setitem(huggingface._ID_CACHE, str(FOLDER), "somebody/else")
-    with pytest.raises(mmf.RemoteFailure, match=r"is not deployed .* Not Found .* Deployed are: .*nano/data"):
+    with pytest.raises(mmf.ServerError, match=r"is not deployed .* Not Found .* Deployed are: .*nano/data"):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 
 def test_with_another_nnsight_there(here, there, monkeypatch):
-    monkeypatch.setattr(_remote, "version", lambda name: "0.9.0")
-    with pytest.raises(mmf.RemoteFailure, match=r"runs nnsight 0.8.1, here is 0.9.0.*pip install 'nnsight==0.8.1'"):
+    monkeypatch.setattr(ready, "version", lambda name: "0.9.0")
+    with pytest.raises(mmf.ServerError, match=r"runs nnsight 0.8.1, here is 0.9.0.*pip install 'nnsight==0.8.1'"):
         mmf.lens(there, mmf.nano.prompts(here, 1), progress=False)
 
 
 def test_a_failed_job_tells_of_other_versions(here, there, server, monkeypatch):
-    real = _remote.version
-    monkeypatch.setattr(_remote, "version", lambda name: "5.99.0" if name == "transformers" else real(name))
-    broken = mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
+    real = _words.version
+    monkeypatch.setattr(_words, "version", lambda name: "5.99.0" if name == "transformers" else real(name))
+    broken = mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
     with pytest.raises(
-        mmf.RemoteFailure, match=r"failed on the server\. It has transformers 5\.23\.0 \(here 5\.99\.0\)\."
+        mmf.ServerError, match=r"failed on the server\. It has transformers 5\.23\.0 \(here 5\.99\.0\)\."
     ):
-        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=False, timed=0, **QUIET)
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=0, timed=0, **QUIET)
 
 
 def test_a_pattern_that_changes_nothing_there_is_told_as_here(here, there):
     """Planted: the ranking keeps all; only the server's forward can know."""
-    keeps = mmf.Prune(own=[mmf.Stage(layer=2, keep=0, rank=keep_all, reads="", exact=True)])
+    keeps = mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0, rank=keep_all, reads="", exact=True)])
     with pytest.raises(mmf.NoEffectError, match="its ranking keeps every image token"):
-        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"all": keeps}, controls=False, timed=0, **QUIET)
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"all": keeps}, controls=0, timed=0, **QUIET)
 
 
 def test_a_ranking_that_raises_there_is_told_with_its_line(here, there):
-    broken = mmf.Prune(own=[mmf.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
-    with pytest.raises(mmf.RemoteFailure, match=r"failed on the server[\s\S]*no such thing"):
-        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=False, timed=0, **QUIET)
+    broken = mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=breaks, reads="")])
+    with pytest.raises(mmf.ServerError, match=r"failed on the server[\s\S]*no such thing"):
+        mmf.prune_report(there, mmf.nano.prompts(here, 1), {"it": broken}, controls=0, timed=0, **QUIET)

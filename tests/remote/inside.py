@@ -4,13 +4,15 @@ import re
 from dataclasses import replace
 
 import httpx
+import pandas as pd
 import pytest
 import tiny
 import torch
-from remote_server import EXPERIMENTS, PATTERNS, QUIET, no_weights
+from kit.experiments import ROWS, prompts_of
+from remote_server import PATTERNS, QUIET, no_weights
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.nano import FOLDER
+from nnsight_mmflow.nano.questions import FOLDER
 
 
 def test_the_server_does_not_have_the_package(server):
@@ -62,24 +64,16 @@ def test_a_batch_and_one_remote_trace_of_a_local_graph(here):
     assert here.remote is False
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_on_the_server_equals_it_here(here, there, name):
-    prompts = mmf.nano.prompts(here, 2)
-    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (here, there))
-    assert list(one.columns) == list(other.columns)
-    numbers = one.select_dtypes("number").columns
-    assert len(numbers)
-    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
-    rest = [column for column in one.columns if column not in numbers and not isinstance(one[column].iloc[0], list)]
-    assert one[rest].equals(other[rest])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_an_experiment_on_the_server_equals_it_here(here, there, row):
+    given = row.given(here, *prompts_of(here))
+    told = []
+    one = row.run(here, given, progress=False, report=str).to_frame()
+    other = row.run(there, given, progress=False, report=told.append).to_frame()
+    pd.testing.assert_frame_equal(other, one, rtol=1e-6, atol=1e-6)
+    assert len(one.select_dtypes("number").columns)
+    assert "request" in told[-1], "what travelled is told"
     assert no_weights(there)
-
-
-def test_attribution_on_the_server_equals_it_here(here, there):
-    pairs = mmf.nano.trace_pairs(here, 1, "flag")
-    one, other = (mmf.attribution(graph, *pairs, progress=False).to_frame() for graph in (here, there))
-    numbers = one.select_dtypes("number").columns
-    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
 
 
 @pytest.mark.parametrize("way", ["flag", "phrase", "noise"])
@@ -92,9 +86,9 @@ def test_causal_tracing_on_the_server_equals_it_here(here, there, way, engine):
     kwargs = {
         "sites": ("mlp", "resid") if engine == "rows" else ("mlp",),
         "engine": engine,
-        "half_width": 1 if engine == "rows" else 4,
+        "window": 3 if engine == "rows" else 9,
         "max_corrupt": 1.0,
-        "control": False,
+        "controls": 0,
         **QUIET,
     }
     one, other = (mmf.causal_trace(graph, prompts, corrupt, spans, **kwargs).to_frame() for graph in (here, there))
@@ -142,7 +136,7 @@ def test_a_big_sweep_goes_in_chunks_and_goes_on(here, there, server, tmp_path):
     parts = server.seen()["requests"]
     server.set("ends_after", 2)
     try:
-        with pytest.raises(mmf.RemoteFailure, match="took too long.*chunks_per_request=8"):
+        with pytest.raises(mmf.ServerError, match="took too long.*chunks_per_request=8"):
             mmf.flow(there, prompt, chunks_per_request=1, folder=tmp_path, **kwargs)
     finally:
         server.set("ends_after", -1)
@@ -257,9 +251,9 @@ def test_an_edit_on_the_server_equals_it_here(here, there, server, tmp_path):
         written.append(ids.tolist())
     assert written[0] == written[1]
     other.save(tmp_path)
-    assert mmf.Edit.load(tmp_path, here).graph.name == "nano, edited"
+    assert mmf.results.EditResult.load(tmp_path, here).graph.name == "nano, edited"
     asked = replace(fact.prompt, answer=fact.target)  # a sweep's session runs with the edit, too
-    swept = mmf.flow(mmf.Edit.load(tmp_path, there).graph, asked, window=9, **QUIET)
+    swept = mmf.flow(mmf.results.EditResult.load(tmp_path, there).graph, asked, window=9, **QUIET)
     assert set(swept.to_frame()["prediction"]) == {fact.target}
     with pytest.raises(mmf.MMFlowError, match="shared with others"):
         other.apply()

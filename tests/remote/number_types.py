@@ -1,8 +1,10 @@
 """NDIF loads models in bfloat16 whatever their configuration says: runs there equal runs here in bfloat16."""
 
+import pandas as pd
 import pytest
 import torch
-from remote_server import EXPERIMENTS, KEY, ORDINARY_KEY, PATTERNS
+from kit.experiments import ROWS, prompts_of
+from remote_server import KEY, ORDINARY_KEY, PATTERNS
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano import FOLDER
@@ -35,17 +37,18 @@ def test_a_pattern_equals_it_here_in_bfloat16(half, place, name):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("name", ["flow", "lens", "contributions", "attention", "attention_and_effect"])
-def test_an_experiment_equals_it_here_in_bfloat16(half, place, name):
-    prompts = mmf.nano.prompts(half, 1)
-    one, other = (EXPERIMENTS[name](graph, prompts).to_frame() for graph in (half, place))
-    numbers = one.select_dtypes("number").columns
-    assert len(numbers)
-    assert float((one[numbers] - other[numbers]).abs().max().max()) <= 1e-6
+TRIED = ("flow", "lens", "contributions", "attention", "attention_and_effect")
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in TRIED], ids=lambda row: row.name)
+def test_an_experiment_equals_it_here_in_bfloat16(half, place, row):
+    given = row.given(half, *prompts_of(half))
+    one, other = (row.run(graph, given, progress=False, report=str).to_frame() for graph in (half, place))
+    pd.testing.assert_frame_equal(other, one, rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_allowed_is_the_rounding_of_that_type():
-    from nnsight_mmflow._qk import differs
+    from nnsight_mmflow.inside.heads import differs
 
     assert differs(0.03, 1.0, "bfloat16")
     assert not differs(0.01, 1.0, "bfloat16")

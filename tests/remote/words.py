@@ -8,7 +8,8 @@ import torch
 from remote_server import QUIET
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow import _remote
+from nnsight_mmflow.remote import ready
+from nnsight_mmflow.remote import words as _words
 
 FAILED = {  # by the stand-in's name
     "evicted": r"took the model away while the job ran.*with folder= it goes on",
@@ -31,7 +32,7 @@ def prompts(here):
 
 
 def told(graph, prompts):
-    with pytest.raises(mmf.RemoteFailure) as error:
+    with pytest.raises(mmf.ServerError) as error:
         mmf.lens(graph, prompts, progress=False)
     return str(error.value)
 
@@ -90,7 +91,7 @@ def test_a_server_that_reconnects(there, server, prompts, monkeypatch):
     server.set("reconnecting", 1)
     try:
         assert "reconnecting to them. Run it again in a few minutes" in told(there, prompts)
-        monkeypatch.setitem(_remote._READY, server.host, {})
+        monkeypatch.setitem(ready.READY, server.host, {})
         assert "reconnecting to them. Run it again in a few minutes" in told(there, prompts)
     finally:
         server.set("reconnecting", 0)
@@ -103,7 +104,7 @@ def test_a_result_whose_link_has_expired(here, there, server, prompts, tmp_path)
     server.set("expired", 1)
     try:
         text = told(there, prompts)
-        with pytest.raises(mmf.RemoteFailure, match="kept for an hour, and its link has expired"):
+        with pytest.raises(mmf.ServerError, match="kept for an hour, and its link has expired"):
             job.result(every=0.05, timeout=30)
     finally:
         server.set("expired", 0)
@@ -137,7 +138,7 @@ def test_what_is_large_is_told_before_and_when_it_is_refused(there, server, prom
         sent = int(re.search(r"a request of (\d+) bytes is sent; some servers refuse more", capsys.readouterr().err)[1])
         assert sent > 1 << 20
         assert f"parsing the body ({sent} bytes were sent)" in str(error.value)
-        text = str(_remote.told(there, str(error.value)))
+        text = str(_words.told(there, str(error.value)))
         assert f"could not take the request ({sent} bytes): servers with anyio >= 4.15 refuse more than 1048576" in text
         assert "Send less: a smaller picture" in text
         with torch.no_grad(), there.trace(prompts[0], use_cache=False):

@@ -1,0 +1,1 @@
+"""Files: written whole or not at all, read as users have them, one run at a time in a folder."""

@@ -1,0 +1,1 @@
+"""The graph: one loaded model, and how it runs prompts with patterns."""

@@ -1,0 +1,1 @@
+"""Pictures and words, and the tensors and spans that they become."""

@@ -1,0 +1,1 @@
+"""One way to run an experiment: plan, cost, folder, result."""

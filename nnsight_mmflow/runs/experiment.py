@@ -1,0 +1,55 @@
+"""An experiment: its arguments are checked, it waits for its turn, and a server's errors come in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from nnsight_mmflow._errors import MMFlowError, ServerError
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.remote.hidden_keys import without_keys
+from nnsight_mmflow.remote.server_words import meaning
+from nnsight_mmflow.remote.turns import turn_of
+from nnsight_mmflow.remote.words import NETWORK, broken, told
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.remote.place import Placed
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+def experiment(run: Callable[Given, Found]) -> Callable[Given, Found]:
+    """An experiment whose arguments are checked, and whose remote errors are told in words; what is finished stays."""
+    run = checked(run)
+
+    @wraps(run)
+    def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        graph = args[0] if args else kwargs.get("graph")
+        if kwargs.get("workers") or not hasattr(graph, "at"):  # nothing runs here; or the check says what is wrong
+            return run(*args, **kwargs)
+        return in_turn_and_words(graph.at(kwargs.get("remote")), lambda: run(*args, **kwargs))
+
+    return wrapped
+
+
+def in_turn_and_words(graph: Placed, run: Callable[[], Found]) -> Found:
+    """What a run returns, once its turn among threads has come; a server's error is told in words.
+
+    Raises:
+        MMFlowError: what went wrong there; without any API key.
+    """
+    from nnsight.intervention.backends.remote import RemoteError
+
+    try:
+        with turn_of(graph.model, graph.remote):
+            return run()
+    except RemoteError as error:
+        found: MMFlowError = told(graph, str(error))
+    except Exception as error:
+        if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
+            raise
+        why = str(error) or type(error).__name__
+        found = ServerError(meaning(why) or broken(why))
+    raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key

@@ -1,0 +1,65 @@
+"""Heat maps over the original picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.show.heat import heat_figure
+from nnsight_mmflow.show.image_values import panels_of
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.show.image_values import Drawable
+
+
+@checked
+def on_image(
+    prompt: Prompt,
+    values: Drawable,
+    *,
+    image: int = 0,
+    view: str | None = None,
+    label: str = "",
+    titles: Sequence[str] | None = None,
+    signed: bool | None = None,
+    max_value: float | int | None = None,
+) -> ShownFigure:
+    """A figure: the picture, and beside it a heat map over it for each row of values, each token at its own pixels.
+
+    All panels share one scale. The notes below say which tokens have no pixels (row ends, class tokens), which lie
+    under finer ones, and what share of the values is theirs.
+
+    Args:
+        prompt: with at least one image.
+        values: one number per image token, or (panels, tokens); a mapping from position; attention (a panel per
+            layer: the mean over its targets and heads); or the result of `mmf.contributions` and `mmf.saliency` (summed
+            over layers) or `mmf.knockout_by_patch`. NaN: no value.
+        image: which of the prompt's images, counted from 0.
+        view: "base" (the whole picture, small) or "tiles", where the processor divided the picture; None: at each
+            pixel the finest.
+        label: what the values are, with their unit, for the colour bar.
+        titles: of the panels.
+        signed: True: orange below 0, white at 0, blue above; False: from dark to light; None: signed where a drawn
+            value is below 0.
+        max_value: where the scale ends; the largest drawn value unless given. What lies beyond is counted.
+
+    Raises:
+        MMFlowError: values that do not fit the image's tokens.
+        SpanError: a view that the picture does not have.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> prompt = mmf.nano.prompts(graph, 1)[0]
+        >>> maps = mmf.attention(graph, prompt, target="last", source="image", layers=[2, 5])
+        >>> len(mmf.show.on_image(prompt, maps).axes)  # the picture, two panels, the colour bar
+        4
+    """
+    if max_value is not None and not 0 < max_value < float("inf"):
+        raise MMFlowError(f"max_value={max_value} must be above 0: it is where the scale ends.")
+    panels = panels_of(prompt, image, values, label, titles)
+    return heat_figure(prompt, panels, image=image, view=view, signed=signed, max_value=max_value)

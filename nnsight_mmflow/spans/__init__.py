@@ -1,0 +1,1 @@
+"""Which positions are what: names, expressions, pixels, edges. No model."""

@@ -1,0 +1,1 @@
+"""Processes that hold a model each and measure a prompt at a time."""

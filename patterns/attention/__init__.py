@@ -1,0 +1,1 @@
+"""Attention maps: which position reads which, in each head, exactly."""

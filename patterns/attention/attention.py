@@ -1,0 +1,192 @@
+"""Attention maps: exact weights of chosen layers, rows and columns, whatever the attention implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import nnsight
+import torch
+
+from nnsight_mmflow._errors import MMFlowError, SpanError
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.inside.heads import QueryKeyReader, differs
+from nnsight_mmflow.inside.maps import read_maps
+from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.patterns.attention.result import AttentionResult
+from nnsight_mmflow.prompts.prompt import Prompt
+from nnsight_mmflow.runs.arrays import packed, unpacked
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.fingerprint import fingerprint
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
+from nnsight_mmflow.spans.edges import resolve
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.model.pattern import Pattern
+    from nnsight_mmflow.runs.workers import Workers
+    from nnsight_mmflow.spans.span import Span
+
+MOST_BYTES = 1_000_000_000
+HEADS_AT_ONCE = 4
+
+
+@experiment
+def attention(
+    graph: Graph,
+    prompt: Prompt,
+    *patterns: Pattern,
+    layers: int | Iterable[int] | None = None,
+    source: str | Span = "all",
+    target: str | Span = "all",
+    heads: Iterable[int] | None = None,
+    most_bytes: int = MOST_BYTES,
+    folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> AttentionResult:
+    """The exact attention weights of a prompt, as AttentionResult, under any attention implementation.
+
+    The model stays as it is: weights are computed again from each layer's own queries, keys and mask, four heads at a
+    time, and only what was asked for leaves the forward. In every layer weights times values are compared with the
+    heads' real results.
+
+    Args:
+        graph: the model.
+        prompt: one prompt.
+        patterns: at work during the run, as in `graph.trace`.
+        layers: which; all unless given.
+        source: the positions that are read: the columns of the maps.
+        target: the positions that read: the rows.
+        heads: which; all unless given.
+        most_bytes: how large the maps may be.
+        folder: where the weights are written as they are done, and the result.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        MMFlowError: maps larger than `most_bytes`, a batch, a layer or head that does not exist, a pattern that drops
+            positions, or a family whose attention does something that this does not know.
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> maps = mmf.attention(graph, mmf.nano.prompts(graph, 1)[0], layers=range(2, 4), target="question")
+        >>> maps.weights.shape
+        torch.Size([2, 4, 6, 76])
+    """
+    graph = graph.at(remote)
+    if not isinstance(prompt, Prompt):
+        raise MMFlowError(
+            f"attention takes one prompt, but a {type(prompt).__name__} came: [mmf.attention(graph, prompt, ...) for"
+            " prompt in batch.prompts]."
+        )
+    rows = prompt.rows()
+    chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
+    kept = _heads(heads, graph.n_heads)
+    down, across = (list(resolve(what, rows, role)[0]) for what, role in ((target, "target"), (source, "source")))
+    for held, what, role in ((down, target, "target"), (across, source, "source")):
+        if not held:
+            raise SpanError(f"{role}={getattr(what, 'name', what)!r} holds no position of this prompt.")
+    size = check_size(chosen, kept, down, across, most_bytes)
+
+    def collect(entries: list[dict]) -> AttentionResult:
+        return AttentionResult.of(
+            **unpacked(entries[0]["maps"]),
+            layers=tuple(chosen),
+            heads=tuple(kept),
+            targets=tuple(down),
+            sources=tuple(across),
+            prompt=prompt,
+            model=graph.name,
+            patterns=tuple(map(repr, patterns)),
+        )
+
+    asked = {"layers": chosen, "heads": kept, "targets": down, "sources": across}
+    study = Study(
+        name="attention",
+        settings={**asked, "patterns": [fingerprint(pattern) for pattern in patterns]},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), patterns, *asked.values())],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: f"one forward, {size / 1e6:.1f} MB of weights.",
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(
+    graph: Graph,
+    prompt: Prompt,
+    patterns: tuple[Pattern, ...],
+    layers: list[int],
+    heads: list[int],
+    targets: list[int],
+    sources: list[int],
+) -> dict:
+    """What the journal keeps of the prompt: its maps, as text."""
+    return {"maps": packed(read_weights(graph, prompt, patterns, layers, heads, targets, sources))}
+
+
+def read_weights(
+    graph: Graph,
+    prompt: Prompt,
+    patterns: tuple[Pattern, ...],
+    chosen: list[int],
+    heads: list[int],
+    targets: list[int],
+    sources: list[int],
+) -> dict[str, torch.Tensor]:
+    """Each layer's map ("weights") and what each position receives ("received"), checked against the real results.
+
+    Raises:
+        MMFlowError: weights that do not explain what the heads gave.
+    """
+    layers, reader, causal, positions = graph.layers, QueryKeyReader(graph), graph.causal, len(prompt)
+    cap = getattr(graph.text_config, "attn_logit_softcapping", None)
+    chunk = HEADS_AT_ONCE
+    with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False, logits_to_keep=1):
+        read = read_maps(layers, reader, chosen, targets, sources, heads, positions, cap, causal, chunk)
+        found = nnsight.save(read)
+    for layer, one in zip(chosen, found, strict=True):
+        if differs(one["error"], one["scale"], one["dtype"]):
+            raise MMFlowError(
+                f"layer {layer}: weights times values differ from what the heads gave by {one['error']:.1e} (their"
+                f" largest number is {one['scale']:.1e}): this family's attention does something that is not known"
+                " here, or a pattern changes values."
+            )
+    return {name: torch.stack([one[name] for one in found]) for name in ("weights", "received")}
+
+
+def _heads(heads: Iterable[int] | None, n_heads: int) -> list[int]:
+    asked = list(range(n_heads)) if heads is None else sorted(set(heads))
+    wrong = [head for head in asked if not 0 <= head < n_heads]
+    if wrong or not asked:
+        raise MMFlowError(f"heads {wrong or 'none'} were asked for; there are {n_heads}, counted from 0.")
+    return asked
+
+
+def check_size(
+    layers: list[int], heads: list[int], targets: list[int], sources: list[int], most: int = MOST_BYTES
+) -> int:
+    """How many bytes the maps have.
+
+    Raises:
+        MMFlowError: more than `most`.
+    """
+    shape = len(layers), len(heads), len(targets), len(sources)
+    size = 4 * shape[0] * shape[1] * shape[2] * shape[3]
+    if size > most:
+        raise MMFlowError(
+            f"{shape[0]} layers x {shape[1]} heads x {shape[2]} targets x {shape[3]} sources in float32 are"
+            f" {size / 1e9:.1f} GB, more than {most / 1e9:.1f} GB. Ask for less: layers=[{layers[len(layers) // 2]}],"
+            ' target="last" or target="question", source="image", heads=[0]; or raise most_bytes.'
+        )
+    return size

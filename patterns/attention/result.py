@@ -1,0 +1,293 @@
+"""What attention maps are: weights of one prompt, pooled by groups of positions, and attention sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from nnsight_mmflow._errors import DataError, MMFlowError
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Float
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
+
+SINK = 10.0  # times an even share
+FILE = "attention.safetensors"
+
+
+@dataclass(frozen=True)
+class PooledAttention:
+    """Attention between groups of positions.
+
+    Attributes:
+        weights: (layers, heads, row groups, column groups): for each row group the mean over its targets of the sum
+            over the sources of each column group: the attention mass that a target of the one gives the other in all.
+        layers: the layers, counted from 0.
+        heads: the heads, counted from 0.
+        rows: the groups of targets.
+        columns: the groups of sources.
+    """
+
+    weights: Float[torch.Tensor, "layers heads rows columns"] = field(repr=False)
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    rows: tuple[Group, ...] = field(repr=False)
+    columns: tuple[Group, ...] = field(repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per layer, head and cell: layer, head, target, source, mass, n_targets, n_sources."""
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product(
+            [self.layers, self.heads, [row.name for row in self.rows], [column.name for column in self.columns]],
+            names=["layer", "head", "target", "source"],
+        )
+        table = pd.DataFrame({"mass": self.weights.flatten().numpy()}, index).reset_index()
+        counts = {row.name: len(row.positions) for row in self.rows}, {c.name: len(c.positions) for c in self.columns}
+        return table.assign(n_targets=table["target"].map(counts[0]), n_sources=table["source"].map(counts[1]))
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionResult(Result):
+    """Attention weights of one prompt, on the CPU; `to_frame()` has a row for each of them.
+
+    The table that is shown and drawn is the maps pooled by span. One row per layer, target and source. Columns: layer,
+    target, source, mass (attention that a target of the one gives the other in all, mean over heads), n_targets,
+    n_sources.
+
+    Attributes:
+        weights: (layers, heads, targets, sources): the softmax over all positions, cut to the sources that were asked.
+        layers: the layers, counted from 0.
+        heads: the heads, counted from 0.
+        targets: positions that read.
+        sources: positions that are read.
+        received: (layers, positions): what each position of the whole prompt gets from later ones (see `sinks`).
+        prompt: what was run; None where the maps were loaded without it.
+    """
+
+    weights: Float[torch.Tensor, "layers heads targets sources"] = field(repr=False)
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    targets: tuple[int, ...] = field(repr=False)
+    sources: tuple[int, ...] = field(repr=False)
+    received: Float[torch.Tensor, "layers positions"] = field(repr=False)
+    prompt: Prompt | None = field(default=None, repr=False)
+    kind: ClassVar[str] = "attention"
+
+    @classmethod
+    def of(
+        cls,
+        weights: Float[torch.Tensor, "layers heads targets sources"],
+        layers: tuple[int, ...],
+        heads: tuple[int, ...],
+        targets: tuple[int, ...],
+        sources: tuple[int, ...],
+        received: Float[torch.Tensor, "layers positions"],
+        prompt: Prompt,
+        model: str = "",
+        patterns: Sequence[str] = (),
+    ) -> AttentionResult:
+        """The maps with their table and header.
+
+        Args:
+            weights: as above, like all that follow.
+            layers: of the first axis.
+            heads: of the second.
+            targets: of the third.
+            sources: of the fourth.
+            received: by layer and position of the prompt.
+            prompt: what was run.
+            model: its name.
+            patterns: what was done to it, in words.
+        """
+        pooled = _pooled(prompt.spans, weights.mean(1, keepdim=True), layers, (0,), targets, sources, "span", "span")
+        header = {
+            "model": model,
+            **{"layers": list(layers), "heads": list(heads), "targets": list(targets), "sources": list(sources)},
+            "patterns": list(patterns),
+            "question": prompt.question,
+            "prompt": prompt.digest(),
+            "tokens": list(prompt.spans.tokens),
+            "metric": "attention mass: the sum over a span's sources, mean over targets and heads",
+            "versions": versions(),
+        }
+        table = pooled.to_frame().drop(columns="head")
+        return cls(table, header, weights, layers, heads, targets, sources, received, prompt)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.header["model"])
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What was done to the model, in words."""
+        return tuple(self.header["patterns"])
+
+    @property
+    def n_rows(self) -> int:
+        """How many weights there are."""
+        return self.weights.numel()
+
+    def shown_prompt(self) -> Prompt:
+        """The prompt.
+
+        Raises:
+            MMFlowError: the maps were loaded without it.
+        """
+        if self.prompt is None:
+            raise MMFlowError(
+                "these attention maps were loaded without the prompt whose spans and picture are needed:"
+                " mmf.results.AttentionResult.load(folder, prompt)."
+            )
+        return self.prompt
+
+    def part(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> AttentionResult:
+        """The maps of some layers and heads.
+
+        Raises:
+            MMFlowError: some that they do not hold.
+        """
+        kept, used = tuple(self.layers if layers is None else layers), tuple(self.heads if heads is None else heads)
+        for wanted, there, what in ((kept, self.layers, "layers"), (used, self.heads, "heads")):
+            wrong = sorted(set(wanted) - set(there))
+            if wrong or not wanted:
+                raise MMFlowError(f"{what} {wrong or 'none'} asked for; the maps hold {', '.join(map(str, there))}.")
+        down, across = [self.layers.index(layer) for layer in kept], [self.heads.index(head) for head in used]
+        positions = {"targets": self.targets, "sources": self.sources, "prompt": self.shown_prompt()}
+        found = {"weights": self.weights[down][:, across], "received": self.received[down], **positions}
+        return AttentionResult.of(layers=kept, heads=used, model=self.model, patterns=self.patterns, **found)  # type: ignore[arg-type]
+
+    @checked
+    def at(self, layer: int) -> Float[torch.Tensor, "heads targets sources"]:
+        """The weights of one layer."""
+        return self.weights[self._index(layer)]
+
+    def by_span(self, rows: Grouping = "span", columns: Grouping | None = None) -> PooledAttention:
+        """The maps pooled by groups of positions, as a PooledAttention: attention mass, not mean weight.
+
+        Args:
+            rows: how targets are grouped: "span", "image_row", "tile", "text_token", "token", or names with spans; see
+                `nnsight_mmflow.spans.groups.groups_of`.
+            columns: how sources are grouped; as the rows unless given.
+
+        Raises:
+            SpanError: groups that overlap, hold nothing, or leave out a target or source.
+        """
+        spans, across = self.shown_prompt().spans, rows if columns is None else columns
+        return _pooled(spans, self.weights, self.layers, self.heads, self.targets, self.sources, rows, across)
+
+    @checked
+    def sinks(self, layer: int, times: float = SINK) -> tuple[int, ...]:
+        """The positions that are attention sinks in this layer: most later positions read them, whatever is asked.
+
+        A position is one if the median, over all later positions of the prompt, of the weight they give it (mean over
+        heads) is more than `times` an even share: 1 over the number of positions that the later one may read. The
+        median, because a token with something to say is read much by a few, a sink by nearly all. The last few
+        positions of a prompt (those with fewer than 16 later ones) are never called sinks: neighbours read one another.
+        All positions and heads count, whatever `targets`, `sources` and `heads` were asked for.
+
+        Source: what a sink is: Xiao et al., arXiv 2309.17453, section 3.1 (the first tokens), and Kang et al., arXiv
+            2503.03321 (image tokens; there found by massive activations, here by the attention itself).
+            The factor is ours.
+        """
+        received = self.received[self._index(layer)]
+        return tuple((received > times).nonzero().flatten().tolist())
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per layer, head, target and source: layer, head, target, source (positions), weight."""
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product(
+            [self.layers, self.heads, self.targets, self.sources], names=["layer", "head", "target", "source"]
+        )
+        return pd.DataFrame({"weight": self.weights.flatten().numpy()}, index).reset_index()
+
+    def summary(self) -> str:
+        """What is held, and the sinks of each layer."""
+        shape = " x ".join(map(str, self.weights.shape))
+        lines = [f"{self.model}: attention weights, {shape} (layers, heads, targets, sources)"]
+        lines += [f"under {pattern}" for pattern in self.patterns]
+        for layer in self.layers:
+            found = [f"{self.header['tokens'][at]!r} ({at})" for at in self.sinks(layer)]
+            lines.append(f"layer {layer}, sinks: {', '.join(found[:8]) or 'none'}{' ...' if len(found) > 8 else ''}")
+        return "\n".join(lines)
+
+    def plot(self) -> ShownFigure:
+        """A heat map: which span reads which, layer by layer."""
+        return later("attention_figure")(self)
+
+    def _more_files(self) -> Mapping[str, bytes]:
+        """The weights, as attention.safetensors."""
+        from safetensors.torch import save
+
+        tensors = {"weights": self.weights.contiguous(), "received": self.received.contiguous()}
+        return {FILE: save(tensors, {"prompt": str(self.header["prompt"])})}
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str], prompt: Prompt | None = None) -> AttentionResult:
+        """The maps that were saved in the folder; with their prompt, by which they are pooled and drawn on pictures.
+
+        Raises:
+            DataError: the folder holds no maps, damaged ones, or those of another prompt.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        table, header = cls._read(folder)
+        file, axes = Path(folder) / FILE, ("layers", "heads", "targets", "sources")
+        try:
+            tensors = load(file.read_bytes())
+            weights, received = tensors["weights"], tensors["received"]
+            held = {name: tuple(map(int, header[name])) for name in axes}
+            if tuple(weights.shape) != tuple(map(len, held.values())):
+                raise ValueError(f"weights of {tuple(weights.shape)}")
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise DataError(f"{file} does not hold the weights of these maps ({error}): save them again.") from error
+        if prompt is not None and prompt.digest() != header["prompt"]:
+            raise DataError(f"the maps in {folder} are of another prompt: its question was {header['question']!r}.")
+        return cls(table, header, weights, **held, received=received, prompt=prompt)
+
+    def _index(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise MMFlowError(f"layer {layer} was not read: the maps hold {', '.join(map(str, self.layers))}.")
+        return self.layers.index(layer)
+
+
+def _pooled(
+    spans: Spans,
+    weights: torch.Tensor,
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
+    targets: tuple[int, ...],
+    sources: tuple[int, ...],
+    rows: Grouping,
+    columns: Grouping,
+) -> PooledAttention:
+    """The weights, pooled by groups of targets and of sources."""
+    down, across = groups_of(spans, rows, targets), groups_of(spans, columns, sources)
+    mean, total = _members(down, targets), _members(across, sources)
+    mean /= mean.sum(1, keepdim=True)
+    return PooledAttention(mean @ weights @ total.T, layers, heads, down, across)
+
+
+def _members(groups: tuple[Group, ...], positions: tuple[int, ...]) -> torch.Tensor:
+    """(groups, positions): 1 where a group holds a position."""
+    where = {position: index for index, position in enumerate(positions)}
+    held = torch.zeros(len(groups), len(positions))
+    for number, group in enumerate(groups):
+        held[number, [where[position] for position in group.positions]] = 1
+    return held

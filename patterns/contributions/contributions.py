@@ -1,0 +1,189 @@
+"""Attention contributions: what a position takes from each source token, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.inside.contributions import Contributions
+from nnsight_mmflow.model.split import whole_here
+from nnsight_mmflow.patterns.contributions.result import ContributionsResult
+from nnsight_mmflow.patterns.contributions.run import Answer, read_prompt
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.runner import Cells, Study, Task, counted, listed, prompt_task, run_study
+from nnsight_mmflow.spans.edges import check_readable
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.workers import Workers
+
+
+@experiment
+def contributions(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    source: str = "image",
+    target: str = "last",
+    *,
+    heads: bool = False,
+    folder: str | PathLike[str] | None = None,
+    remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> ContributionsResult:
+    """A ContributionsResult: for each prompt, layer and source token, what the target takes from it.
+
+    A contribution is attention weight times value through the output projection, summed over heads. The table holds
+    its norm (after the sum), the sum of the heads' norms, its projection on the direction of the answer (the unit row
+    of the unembedding for the token that the model answers with), the mean weight, and its share of the norms of all
+    positions. Where the target has several positions, the means over them.
+
+    Everything is reduced inside the forward: no full attention map is kept, whatever the attention implementation. In
+    every layer the contributions of all positions are summed up and compared with the attention's real output.
+
+    Args:
+        graph: the model.
+        prompts: one or several.
+        source: the span that is read.
+        target: the span that reads.
+        heads: also a row for each head (column `head`; -1 is the sum over heads).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once, which gets the result beside.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        NoEffectError: a source that no target can read.
+        MMFlowError: the sum over all positions does not give the attention's output: the family's attention does
+            something that this does not know.
+
+    Source: Understanding Information Storage and Transfer in MLLMs (arXiv 2406.04236).
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.contributions(graph, mmf.nano.prompts(graph, 2), "image", "last", progress=False)
+        >>> result.header["largest_error"] < 1e-3
+        True
+    """
+    graph = graph.at(remote)
+    whole_here(graph, "contributions")
+    given = listed(prompts, "contributions")
+    for number, prompt in enumerate(given):
+        check_readable(
+            f"{source}->{target} of prompt {number}",
+            prompt.spans[source],
+            prompt.spans[target],
+            graph.adapter.bidirectional(prompt.spans),
+        )
+
+    def collect(entries: list[dict]) -> ContributionsResult:
+        import pandas as pd
+
+        tables = [pd.DataFrame(entry["columns"]) for entry in entries]
+        for number, (prompt, table) in enumerate(zip(given, tables, strict=True)):
+            table.insert(0, "prompt", prompt.key or str(number))
+            table.insert(1, "kind", prompt.kind)
+        table = pd.concat(tables, ignore_index=True)
+        if not float(table["norm"].max()):
+            raise NoEffectError(f"{source}->{target}: every contribution is zero.")
+        header = {
+            "model": graph.name,
+            "source": source,
+            "target": target,
+            "n_layers": graph.n_layers,
+            **counted([""] * len(entries)),
+            "largest_error": max(entry["error"] for entry in entries),
+            "metric": "norm of attention weight times value through the output projection, summed over heads",
+            "versions": versions(),
+        }
+        return ContributionsResult(table, header)
+
+    def cells(task: Task, entry: dict) -> tuple[Cells, Cells]:
+        columns = entry["columns"]
+        found = zip(columns["layer"], columns["index"], columns["head"], strict=True)
+        return found, _planned(graph, len(task.given[0].spans[source]), heads)
+
+    study = Study(
+        name="contributions",
+        settings={"source": source, "target": target, "heads": heads},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), source, target, heads) for prompt in given],
+        measure=measure,
+        collect=collect,
+        cost=lambda left: "a forward and an answer each.",
+        cells=cells,
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def measure(graph: Graph, prompt: Prompt, source: str, target: str, heads: bool) -> dict:
+    """What the journal keeps of one prompt."""
+    answer, read = read_prompt(graph, prompt, list(prompt.spans[source]), list(prompt.spans[target]))
+    errors = [layer.error / max(layer.scale, 1e-6) for layer in read]
+    return {"error": float(max(errors)), "columns": _table(prompt, source, answer, read, heads).to_dict("list")}
+
+
+def _planned(graph: Graph, sources: int, heads: bool) -> list[tuple[int, int, int]]:
+    """(layer, index, head) of each row."""
+    shown = [-1, *range(graph.n_heads)] if heads else [-1]
+    return [(layer, i, head) for layer in range(graph.n_layers) for i in range(sources) for head in shown]
+
+
+def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+    import pandas as pd
+
+    span = prompt.spans[source]
+    places = {}
+    if set(span) <= set(prompt.spans["image"]):
+        places = dict(zip(span, span.places(), strict=True))
+    rows = []
+    for layer, one in enumerate(found):
+        whole = float(one.whole.mean())
+        for i, position in enumerate(span):
+            place = places.get(position)
+            common = {
+                "answer": answer.text,
+                "answer_probability": answer.probability,
+                "correct": answer.correct,
+                "layer": layer,
+                "index": i,
+                "position": position,
+                "token": prompt.spans.tokens[position],
+                "row": None if place is None else place.row,
+                "column": None if place is None else place.column,
+            }
+            rows.append(
+                {
+                    **common,
+                    "head": -1,
+                    "norm": float(one.norm[:, i].mean()),
+                    "sum_of_head_norms": float(one.head_norm[:, :, i].sum(0).mean()),
+                    "projection": float(one.projection[:, i].mean()),
+                    "weight": float(one.weight[:, :, i].mean()),
+                    "share": float(one.norm[:, i].mean()) / whole,
+                }
+            )
+            if heads:
+                rows += [
+                    {
+                        **common,
+                        "head": head,
+                        "norm": float(one.head_norm[head, :, i].mean()),
+                        "sum_of_head_norms": float(one.head_norm[head, :, i].mean()),
+                        "projection": float("nan"),
+                        "weight": float(one.weight[head, :, i].mean()),
+                        "share": float(one.head_norm[head, :, i].mean()) / whole,
+                    }
+                    for head in range(len(one.head_norm))
+                ]
+    return pd.DataFrame(rows)

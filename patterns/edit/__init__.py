@@ -1,0 +1,1 @@
+"""MultEdit: facts written into weights, and whether they hold."""

@@ -1,0 +1,1 @@
+"""Knockout curves: where in depth information flows from one span to another."""

@@ -1,0 +1,157 @@
+"""Layer-by-layer knockout curves: where in depth does information flow from one span to another?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._progress import say
+from nnsight_mmflow.inside.plan import ROW_BUDGET
+from nnsight_mmflow.patterns.flow.job import submit
+from nnsight_mmflow.patterns.flow.measure import CHUNKS_PER_REQUEST, measure, measure_in_parts
+from nnsight_mmflow.patterns.flow.plan import cost, plan_of, travels
+from nnsight_mmflow.patterns.flow.result import FlowResult, collect
+from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.identity import identities
+from nnsight_mmflow.runs.results import versions
+from nnsight_mmflow.runs.right_answers import check_answers
+from nnsight_mmflow.runs.runner import Study, listed, prompt_task, run_study
+
+if TYPE_CHECKING:
+    from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.job import Job
+    from nnsight_mmflow.runs.journal import Journal
+    from nnsight_mmflow.runs.workers import Workers
+
+ENGINES = ("rows", "forward")
+
+
+@experiment
+def flow(
+    graph: Graph,
+    prompts: Prompt | Sequence[Prompt],
+    edges: Sequence[str] | None = None,
+    window: int | Sequence[int] = 9,
+    *,
+    only_correct: bool = True,
+    engine: str = "rows",
+    folder: str | PathLike[str] | None = None,
+    row_budget: int = ROW_BUDGET,
+    max_new_tokens: int = 16,
+    chunks_per_request: int = CHUNKS_PER_REQUEST,
+    controls: int = 0,
+    remote: bool | str | None = None,
+    workers: int | Workers = 0,
+    blocking: bool = True,
+    progress: bool = True,
+    report: Callable[[str], None] = say,
+) -> FlowResult:
+    """A FlowResult: for each prompt, edge and centre layer, how the answer's probability changes under knockout.
+
+    The answer is the first token that the model itself generates; every window of layers around a centre is blocked
+    at once, all heads, in the prompt's forward.
+
+    Args:
+        graph: the model.
+        prompts: one or several, with `answer` set; those that the model answers otherwise (lower case, stripped) are
+            left out and counted.
+        edges: "source->target" each, any span expressions. None takes the paper's four, with boxes given also
+            object->question and other->question, with options given also true_option->last, false_option->last and
+            question_without_options->last.
+        window: how many consecutive layers, truncated at both ends; several sizes in one call are allowed. Truncation
+            puts layer 0 into every early window, so window=1 is worth a look.
+        only_correct: False counts every prompt, whatever it answers; then none needs an answer.
+        engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
+        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
+        max_new_tokens: how long an answer may get; a longer one counts as wrong.
+        controls: how many each edge gets: as many random other positions closed to the same target (spans of
+            the same size, from the same part of the prompt where it has enough; see `patterns.controls`). They are
+            edges like any other, "control 1: object->question"; plots show them in grey, `diagram` takes its threshold
+            from them.
+        chunks_per_request: on a server, how many chunks of rows one request may hold; lower it if a server ends jobs
+            that take too long. Chunks that came back are kept in the folder.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
+        workers: how many processes measure, each with a model of its own, or `mmf.Workers(...)`; needs the extra `ray`.
+            A graph that was loaded with dispatch=False takes no memory here.
+        blocking: False returns a Job at once; for a run on a server, which needs a folder, a FlowJob: its work goes on
+            there.
+        progress: show a progress bar.
+        report: where the cost is told before the run.
+
+    Raises:
+        NoEffectError: an edge that would change nothing.
+        MMFlowError: no prompt counted, or one without the boxes, options or answer that are asked for.
+
+    Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620).
+
+    Example:
+        >>> import nnsight_mmflow as mmf
+        >>> graph = mmf.load("nano")
+        >>> result = mmf.flow(graph, mmf.nano.prompts(graph, 2), window=3, progress=False, report=lambda text: None)
+        >>> sorted(result.to_frame().columns)[:3]
+        ['answer', 'answer_changed', 'base_probability']
+    """
+    graph = graph.at(remote)
+    given = listed(prompts)
+    windows = (window,) if isinstance(window, int) else tuple(window)
+    _check(given, windows, only_correct, engine, chunks_per_request)
+    planned = plan_of(graph, given, edges, windows, controls, row_budget)
+    settings = {
+        "model": graph.name,
+        "edges": planned.edges,
+        "windows": windows,
+        "only_correct": only_correct,
+        "max_new_tokens": max_new_tokens,
+        "attention": graph.backend,
+        "versions": versions(),
+    }
+    if controls:
+        settings["controls"] = controls
+    most = chunks_per_request if blocking else sys.maxsize  # a job is one request
+    told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
+    told |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
+    tasks = [
+        prompt_task(prompt, name, spans, plan, only_correct, engine, max_new_tokens)
+        for name, prompt, spans, plan in zip(identities(given), given, planned.spans, planned.plans, strict=True)
+    ]
+
+    def collected(entries: list[dict]) -> FlowResult:
+        if controls:
+            settings["prompts_without_control"] = dict(planned.lacking)
+        return collect(given, entries, planned.missing, settings, planned.plans, engine)
+
+    def sent(there: Graph, journal: Journal) -> Job[FlowResult]:
+        asked = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
+        asked |= {"max_new_tokens": max_new_tokens, **({"controls": controls} if controls else {})}
+        return submit(there, tasks, asked, folder, journal, engine)
+
+    study = Study(
+        name="flow",
+        keyed=True,
+        settings={**told, "controls": controls or None},
+        tasks=tasks,
+        measure=measure,
+        measure_there=lambda there, journal, task: measure_in_parts(there, journal, task, most),
+        collect=collected,
+        cost=lambda left: cost(left, engine) + (travels(left, most) if graph.remote else ""),
+        cells=lambda task, kept: (kept["cells"], () if only_correct and not kept["correct"] else task.given[2].cells),
+        submit=sent,
+    )
+    return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, per_request: int) -> None:
+    if not prompts:
+        raise MMFlowError("flow needs at least one prompt, but got none.")
+    if not windows or any(size < 1 for size in windows):
+        raise MMFlowError(f"window={windows} must be one or more sizes of at least 1 layer.")
+    if engine not in ENGINES:
+        raise MMFlowError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
+    if per_request < 1:
+        raise MMFlowError(f"chunks_per_request={per_request}: a request holds at least 1 chunk of rows.")
+    check_answers(prompts, "flow", only_correct=only_correct)

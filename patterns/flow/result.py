@@ -1,0 +1,174 @@
+"""What a flow experiment returns: knockout curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.flow.controls import controlled
+from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._page import Page
+    from nnsight_mmflow.inside.plan import Plan
+    from nnsight_mmflow.prompts.prompt import Prompt
+
+
+class FlowResult(Result):
+    """Knockout curves. One table row per prompt, edge, window size and centre layer; controls are edges of their own.
+
+    Columns: prompt, kind, edge, window, layer, answer, prediction, correct, base_probability, probability,
+    change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed.
+    """
+
+    kind: ClassVar[str] = "flow"
+
+    @checked
+    def curves(self, window: int | None = None) -> dict[str, Band]:
+        """For each edge the mean change in percent by layer, and its 95% bootstrap band (low, high); no controls."""
+        from nnsight_mmflow.patterns.flow.arrows import chosen_window
+
+        table = self.table[self.table["window"] == chosen_window(self, window)]
+        return {
+            str(edge): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values="change_percent"))
+            for edge, part in table.groupby("edge", sort=False)
+            if controlled(str(edge)) is None
+        }
+
+    @checked
+    def controls(self, window: int | None = None) -> dict[str, pd.DataFrame]:
+        """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
+        from nnsight_mmflow.patterns.flow.arrows import chosen_window, control_means
+
+        return control_means(self, chosen_window(self, window))
+
+    @checked
+    def arrows(self, window: int | None = None, threshold: int | float | None = None) -> pd.DataFrame:
+        """The numbers behind `diagram`: a row per edge and layer.
+
+        Columns: edge, source, target, window, layer, change (mean, in percent), low and high (95% bootstrap interval),
+        prompts, control (mean of the edge's controls in that layer), threshold (percent), drawn.
+        """
+        from nnsight_mmflow.patterns.flow.arrows import arrows, chosen_window
+
+        return arrows(self, chosen_window(self, window), threshold)
+
+    @checked
+    def diagram(self, window: int | None = None, threshold: int | float | None = None) -> ShownFigure:
+        """The flow diagram: a column per layer, a lane per span, an arrow as thick as what closing it costs.
+
+        Args:
+            window: the window size; None for the first of the result.
+            threshold: arrows of smaller effect (percent) are left out. None: the controls of the run tell (`controls=`
+                of `mmf.flow`), or without them the 95% bootstrap interval; the figure says which.
+        """
+        return later("diagram_figure")(self, window, threshold)
+
+    def explore(self) -> Page:
+        """The flow diagram as a page: numbers of each arrow, another threshold, another window."""
+        return later("flow_page")(self)
+
+    def plot(self) -> ShownFigure:
+        """The curves: a line per edge, the mean of ratios with its 95% bootstrap band; a panel per window size."""
+        return later("flow_figure")(self)
+
+    def summary(self) -> str:
+        """How many prompts counted, and where each edge matters most."""
+        lines = [
+            f"{self.header['model']}: {self.header['n_counted']} of {self.header['n_prompts']} prompts counted"
+            + "".join(f"; {count} left out ({why})" for why, count in dict(self.header["left_out"]).items())
+        ]
+        for window in self.table["window"].unique():
+            for edge, (mean, low, high) in self.curves(int(window)).items():
+                layer = int(mean.argmin())
+                lines.append(
+                    f"window {window}, {edge}: lowest at layer {layer}, {mean[layer]:+.1f}%"
+                    f" [{low[layer]:+.1f}, {high[layer]:+.1f}]"
+                )
+            for edge, means in self.controls(int(window)).items():
+                lines.append(
+                    f"window {window}, {len(means)} control(s) of {edge}: {means.min().min():+.1f}% to"
+                    f" {means.max().max():+.1f}%"
+                )
+        return "\n".join(lines)
+
+
+def collect(
+    prompts: Sequence[Prompt],
+    entries: Sequence[dict],
+    missing: Sequence[dict[str, str]],
+    settings: dict,
+    plans: Sequence[Plan],
+    engine: str,
+) -> FlowResult:
+    """The result of the finished prompts, as the journal keeps them.
+
+    Raises:
+        MMFlowError: none of them counted.
+    """
+    import pandas as pd
+
+    rows = []
+    left_out = {"answered otherwise": 0}
+    for name, prompt, entry in zip(_names(prompts), prompts, entries, strict=True):
+        if not entry["cells"]:
+            left_out["answered otherwise"] += 1
+        for (edge, size, layer), (log_probability, top) in zip(entry["cells"], entry["numbers"], strict=True):
+            probability, base = math.exp(log_probability), math.exp(entry["base"])
+            rows.append(
+                {
+                    "prompt": name,
+                    "kind": prompt.kind,
+                    "edge": edge,
+                    "window": size,
+                    "layer": layer,
+                    "question": prompt.question,
+                    "answer": prompt.answer,
+                    "prediction": entry["prediction"],
+                    "correct": entry["correct"],
+                    "base_probability": base,
+                    "probability": probability,
+                    "change_percent": math.expm1(log_probability - entry["base"]) * 100,
+                    "log_probability_change": log_probability - entry["base"],
+                    "answer_changed": int(top) != entry["token"],
+                }
+            )
+    if not rows:
+        shown = [(prompt.answer, entry["prediction"]) for prompt, entry in zip(prompts, entries, strict=True)][:3]
+        raise MMFlowError(
+            f"none of {len(prompts)} prompts was answered correctly, so there is nothing to measure; (expected, came):"
+            f" {shown}. Check the template and the instruction, or pass only_correct=False."
+        )
+    for what in ("boxes", "options"):
+        lost = sum(
+            bool(getattr(prompt, what)) and what in lacks for prompt, lacks in zip(prompts, missing, strict=True)
+        )
+        if lost:
+            left_out[f"no edges with {what}: not found in the prompt"] = lost
+    header = {
+        **settings,
+        "edges": list(settings["edges"]),
+        "windows": list(settings["windows"]),
+        "engine": engine,
+        "n_layers": plans[0].sizes.n_layers,
+        "n_prompts": len(prompts),
+        "n_counted": sum(bool(entry["cells"]) for entry in entries),
+        "left_out": {why: count for why, count in left_out.items() if count},
+        "plan": repr(plans[0]),
+        "metric": "change of the first answer token's probability, in percent of the clean run's; mean over prompts",
+        "seed": 0,
+    }
+    return FlowResult(pd.DataFrame(rows), header)
+
+
+def _names(prompts: Sequence[Prompt]) -> list[str]:
+    """A name for each prompt: its key or number, made unique where keys repeat."""
+    keys = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
+    return [key if keys.count(key) == 1 else f"{key} ({number})" for number, key in enumerate(keys)]

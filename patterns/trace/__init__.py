@@ -1,0 +1,1 @@
+"""Causal tracing and its estimate: which clean activations bring an answer back."""
