@@ -23,12 +23,55 @@ from tiny import picture, tiny_graph  # noqa: E402
 
 torch.set_num_threads(1)
 
+QUICK = (  # whole files, of a minute and a half together on two cores: `-m quick` (times of 2026-11-30)
+    "adapters",
+    "adapters_more",
+    "additions",
+    "benchmarks_data",
+    "beside",
+    "bridge",
+    "called",
+    "catalogue",
+    "diagram",
+    """Marks what is quick. Nothing can be asked of a family that the transformers installed gets wrong: it is refused."""
+    "formerly",
+    "geometry",
+    "geometry_more",
+    "house",
+    "knockout",
+    "lens",
+    "made_again",
+    "masks",
+    "odd_files",
+    "output",
+    "package",
+    "patch",
+    "pixels",
+    "prompts",
+    "prompts_more",
+    "prune_before",
+    "prune_report",
+    "questions",
+    "real_configs",
+    "security",
+    "shapes",
+    "shipping",
+    "spans",
+    "spans_more",
+    "spans_typed",
+    "together",
+    "turns",
+    "versions",
+)
+
 
 def pytest_collection_modifyitems(items):
-    """Nothing can be asked of a family that the transformers installed gets wrong: it is refused at load."""
+    """Marks what is quick. Of a family that the transformers installed gets wrong nothing can be asked: it is refused."""
     from families import refused_here
 
     for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK and not any(map(item.get_closest_marker, ("slow", "browser"))):
+            item.add_marker(pytest.mark.quick)
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         for name in refused_here():
             if name in values:
