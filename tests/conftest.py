@@ -33,7 +33,7 @@ QUICK = (  # whole files, of a minute and a half together on two cores: `-m quic
     "called",
     "catalogue",
     "diagram",
-    """Marks what is quick. Nothing can be asked of a family that the transformers installed gets wrong: it is refused."""
+    "explore_values",
     "formerly",
     "geometry",
     "geometry_more",
@@ -66,7 +66,7 @@ QUICK = (  # whole files, of a minute and a half together on two cores: `-m quic
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what is quick. Of a family that the transformers installed gets wrong nothing can be asked: it is refused."""
+    """Marks what is quick, and skips families that the transformers installed gets wrong: they are refused at load."""
     from families import refused_here
 
     for item in items:
