@@ -15,7 +15,7 @@ from nnsight_mmflow.checks.subject import Failed, NotApplicable, Subject
 from nnsight_mmflow.model.generation_settings import plain_settings
 from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
-from nnsight_mmflow.runs.sweep import end_tokens, run_by_rows, run_clean
+from nnsight_mmflow.runs.sweep import end_tokens, run_sweep
 
 if TYPE_CHECKING:
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -85,11 +85,12 @@ def _by_rows(subject: Subject, edges: tuple[str, ...], window: int, centres: set
     blocks = graph.adapter.bidirectional(prompt.spans)
     plan = make_plan(sizes_of(graph, prompt), prompt.spans, edges, (window,), blocks=blocks)
     chosen = [i for i, (_, _, centre) in enumerate(plan.cells) if centre in centres]
-    clean = run_clean(graph, prompt, min(chunk.start for chunk in plan.chunks), 2)
-    by_rows = run_by_rows(graph, plan, clean)[chosen]
+    found = run_sweep(graph, plan, prompt, min(chunk.start for chunk in plan.chunks), 2, None)  # as experiments run it
+    base, token = found["numbers"][0]
     few = replace(plan, cells=tuple(plan.cells[i] for i in chosen), row_of=tuple(plan.row_of[i] for i in chosen))
-    by_forwards = run_by_forwards(graph, few, prompt, clean.numbers[0, 1].long())
-    effect = float((by_forwards[:, 0] - clean.numbers[0, 0]).abs().max())
+    by_forwards = run_by_forwards(graph, few, prompt, torch.tensor(int(token)))
+    by_rows = torch.tensor(found["cells"], dtype=by_forwards.dtype, device=by_forwards.device)[chosen]
+    effect = float((by_forwards[:, 0] - base).abs().max())
     if effect < 1e-6:
         raise Failed("no window of any edge changes the answer's log-probability")
     said = subject.agree("log-probabilities", by_rows[:, 0], by_forwards[:, 0])
