@@ -59,3 +59,8 @@ def lazily(name: str, package: str, where: dict[str, str]) -> object:
     import_module("nnsight_mmflow._type_hints").resolve_when_asked()
     setattr(sys.modules[package], name, value)
     return value
+
+
+def group(package: str, where: dict[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """(`__getattr__`, `__dir__`) of a module that is a group of names, each loaded when it is first used."""
+    return lambda name: lazily(name, package, where), lambda: sorted(where)

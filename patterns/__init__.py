@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._later import lazily
+from nnsight_mmflow._later import group
+from nnsight_mmflow.patterns.prune import _WHERE as _PRUNE
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.pruning import Seen as Seen
@@ -37,20 +38,7 @@ _WHERE = {
     "Patch": "patterns.patch",
     "Skip": "patterns.skip",
     "ZeroWeights": "patterns.zero_weights",
-    "Prune": "patterns.prune.prune",
-    "Stage": "inside.pruning",
-    "Seen": "inside.pruning",
-    "HiMAP": "patterns.prune.methods",
-    "FastV": "patterns.prune.methods",
-    "PyramidDrop": "patterns.prune.methods",
-    "SparseVLM": "patterns.prune.sparse_vlm",
-    "VisiPruner": "patterns.prune.visi_pruner",
-    "VisionZip": "patterns.prune.vision_zip",
-    "FasterVLM": "patterns.prune.vision_zip",
-    "Random": "patterns.prune.controls",
-    "Grid": "patterns.prune.controls",
-    "DropAll": "patterns.prune.controls",
-    "Keep": "patterns.prune.controls",
+    **_PRUNE,
     "from_run": "patterns.values",
     "mean_of": "patterns.values",
     "zeros": "patterns.values",
@@ -58,13 +46,4 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str) -> object:
-    """Loads a name when it is first used."""
-    return lazily(name, __name__, _WHERE)
-
-
-def __dir__() -> list[str]:
-    """The names of this group."""
-    return __all__
+__getattr__, __dir__ = group(__name__, _WHERE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._later import lazily
+from nnsight_mmflow._later import group
 
 if TYPE_CHECKING:
     from nnsight_mmflow.bridge.bound import BoundBridge as BoundBridge
@@ -22,13 +22,4 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str) -> object:
-    """Loads a name when it is first used."""
-    return lazily(name, __name__, _WHERE)
-
-
-def __dir__() -> list[str]:
-    """The names of this group."""
-    return __all__
+__getattr__, __dir__ = group(__name__, _WHERE)
