@@ -2,8 +2,8 @@
 
     python benchmarks/pages.py
 
-Weights are made up (tests/explored.py): softmax of noise, half of the mass on the first position in two heads of three.
-The picture has 576 tokens (64 in the small case). Medians of three.
+Weights are made up (tests/kit/explored.py): softmax of noise, half of the mass on the first position in two
+heads of three. The picture has 576 tokens (64 in the small case). Medians of three.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
-from browsing import CHROMIUM, FLAGS
-from explored import made_up_maps
+from kit.browsing import CHROMIUM, FLAGS
+from kit.explored import made_up_maps
 from playwright.sync_api import Browser, sync_playwright
 
 import nnsight_mmflow as mmf

@@ -17,9 +17,9 @@ import torch  # noqa: E402
 for name in ("Float", "Int", "Bool"):
     setattr(builtins, name, getattr(jaxtyping, name))
 
-from apart import split  # noqa: E402, F401
-from browsing import chromium  # noqa: E402, F401
-from tiny import picture, tiny_graph  # noqa: E402
+from kit.apart import split  # noqa: E402, F401
+from kit.browsing import chromium  # noqa: E402, F401
+from kit.tiny import picture, tiny_graph  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -67,7 +67,7 @@ QUICK = (  # whole files, of a minute and a half together on two cores: `-m quic
 
 def pytest_collection_modifyitems(items):
     """Marks what is quick, and skips families that the transformers installed gets wrong: they are refused at load."""
-    from families import refused_here
+    from kit.families import refused_here
 
     for item in items:
         if item.path.stem.removeprefix("test_") in QUICK and not any(map(item.get_closest_marker, ("slow", "browser"))):

@@ -2,7 +2,7 @@
 
 Each set is a new virtual environment that pip fills, and tests/smoke.py in it. `oldest` is what pyproject.toml allows
 at least, `newest` what an install without constraints gets, `tested` the constraints of the whole test suite. What the
-smoke finds has to be what it finds under the tested set, by tests/recorded.py: words and ids equal, numbers to 1e-5.
+smoke finds has to be what it finds under the tested set (tests/kit/recorded.py): words and ids equal, numbers to 1e-5.
 The tested set is this Python's where it holds those constraints (as in CI), else `tested` runs first. torch is taken
 from the files that pip is told of (PIP_FIND_LINKS), where they hold a CPU build for that Python, so that no CUDA build
 of gigabytes is fetched; without one, sources are compiled and nothing is run, and the table says so.
@@ -26,7 +26,7 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from recorded import compared
+from kit.recorded import compared
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

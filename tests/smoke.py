@@ -30,11 +30,11 @@ TOLD: list[str] = []  # what transformers logs of names that go away
 
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from catalogue import LOOSE, UNTOLD, experiments, patterns, prompts  # noqa: E402
-from families import EAGER_ONLY, FAMILIES, QUESTION, family, refused_here  # noqa: E402
-from recorded import recorded  # noqa: E402
-from ten_lines import ten_lines  # noqa: E402
-from tiny import picture  # noqa: E402
+from kit.catalogue import LOOSE, UNTOLD, experiments, patterns, prompts  # noqa: E402
+from kit.families import EAGER_ONLY, FAMILIES, QUESTION, family, refused_here  # noqa: E402
+from kit.recorded import recorded  # noqa: E402
+from kit.ten_lines import ten_lines  # noqa: E402
+from kit.tiny import picture  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
 from nnsight_mmflow.runs.sweep import run_clean  # noqa: E402

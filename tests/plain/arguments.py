@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from wrong_arguments import ABOUT, HUGE, QUIET, calls, result_calls
+from kit.wrong_arguments import ABOUT, HUGE, QUIET, calls, result_calls
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow import _kinds
@@ -164,7 +164,7 @@ def test_a_prompt_of_another_model_is_refused_and_its_own_is_not(nano, graph, pr
 
 
 def test_a_family_with_other_ids_refuses_prompts_of_nano(nano):
-    from families import family
+    from kit.families import family
 
     other, own = family("qwen2_vl"), mmf.nano.prompts(nano, 1)[0]
     with pytest.raises(mmf.PromptError, match="was made by another model's graph"):

@@ -128,7 +128,7 @@ def test_it_tells_its_cost_goes_on_and_shows_itself(nano, asked, measured, row, 
 
 @pytest.mark.slow
 def test_two_workers_measure_what_one_process_does(nano, asked, measured, monkeypatch):
-    """Ray starts once for all rows, and its workers load the model once: tests/test_workers.py starts them anew."""
+    """Ray starts once for all rows, and its workers load the model once; workers/test_workers.py starts them anew."""
     wrong = {}
     with crews.crew_of(nano, mmf.Workers(2), str) as crew:
         monkeypatch.setattr(crews, "crew_of", lambda graph, workers, report: nullcontext(crew))

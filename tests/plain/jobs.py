@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import Event
 
 import pytest
-from test_workers import NoProcess
+from kit.no_process import NoProcess
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.patterns.flow.measure import measure

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import nnsight  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from catalogue import BY_GRADIENTS, UNTOLD, experiments, patterns, prompts  # noqa: E402
+from kit.catalogue import BY_GRADIENTS, UNTOLD, experiments, patterns, prompts  # noqa: E402
 from nnsight.schema.config import CONFIG  # noqa: E402
 from PIL import Image  # noqa: E402
 
