@@ -11,7 +11,7 @@ from nnsight_mmflow.inside.closed_edges import PromptEdges, close_edges, close_e
 from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
 from nnsight_mmflow.inside.masks import kept_keys
 from nnsight_mmflow.inside.names import cache_in
-from nnsight_mmflow.model.edits import MaskEdit, closing, row_length
+from nnsight_mmflow.model.edits import MaskEdges, MaskEdit, closing, row_length
 from nnsight_mmflow.model.pattern import CLOSES, Pattern, check_computed, layer_list
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.spans.edges import check_edge, resolve
@@ -165,6 +165,14 @@ class Knockout(Pattern):
             closing(layer, lambda held: edges_in(held, edges, self.when), len(rows), length, self._heads, graph.n_heads)
             for layer in layer_list(self.layers, graph.n_layers)
         ]
+
+    def mask_edges(self, graph: Graph, rows: tuple[Spans, ...]) -> list[MaskEdges] | None:
+        """Its edges, closed, in its layers; None where it acts on new tokens."""
+        if self.when != "prefill":
+            return None
+        edges = tuple((tuple(targets), tuple(sources)) for targets, sources, _ in self._edges(rows))
+        heads = None if self.heads is None else tuple(self.heads)
+        return [MaskEdges(tuple(layer_list(self.layers, graph.n_layers)), edges, heads=heads)]
 
     def _close_here(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """In the forward that runs now, whatever it holds."""

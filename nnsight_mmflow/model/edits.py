@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,23 @@ class MaskEdit:
 
 
 Edit = HookEdit | MaskEdit
+
+
+@dataclass(frozen=True)
+class MaskEdges:
+    """Edges of a prompt's forward to whose attention scores a pattern adds a number, said without running anything.
+
+    Attributes:
+        layers: in which, in ascending order.
+        edges: for each prompt its target and its source positions, counted in the (padded) prompt's row.
+        amount: what is added, in nats; -inf closes the edges.
+        heads: in which; None for all.
+    """
+
+    layers: tuple[int, ...]
+    edges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    amount: float = -math.inf
+    heads: tuple[int, ...] | None = None
 
 
 def closing(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from nnsight_mmflow.inside.apart import Layout
-    from nnsight_mmflow.model.edits import Edit
+    from nnsight_mmflow.model.edits import Edit, MaskEdges
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
@@ -85,6 +85,13 @@ class Pattern(Intervention):
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
         """What it does on a TransformerLens bridge."""
         raise ModelError(f"{type(self).__name__} cannot act on a TransformerLens bridge: use graph.trace.")
+
+    def mask_edges(self, graph: Graph, rows: tuple[Spans, ...]) -> Sequence[MaskEdges] | None:
+        """All that it does to one forward of the prompt, where that is numbers added to the scores of edges; else None.
+
+        Nothing is run: what can be said so can be measured by rows, many patterns in one forward.
+        """
+        return None
 
     def check_written(self, form: Form | None) -> None:
         """Refuses, before any forward, a form for which the pattern has written no method.
