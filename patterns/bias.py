@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Bias(EdgeScores):
     """Adds a number to the attention scores from source (key) to target (query): the edge is read more, or less.
 
-    Before the softmax, so that a target's weights still sum to one: with `value=math.log(2)` each source weighs twice as
-    much against what is not a source. `Knockout` is its limit, a value of minus infinity. Families that squeeze their
-    scores (Gemma 2) do so before: the number is added as their mask is, behind the cap. Biases that meet on an edge add;
-    an edge that a Knockout closes stays closed.
+    Before the softmax, so that a target's weights still sum to one: with `value=math.log(2)` each source weighs twice
+    as much against what is no source. `Knockout` is its limit, a value of minus infinity. Families that squeeze their
+    scores (Gemma 2) do so before: the number is added as their mask is, behind the cap. Biases that meet on an edge
+    add up; an edge that a Knockout closes stays closed.
 
     Attributes:
         source: the span that is read more or less, as a name, an expression such as "image - text('x')", or a Span.

@@ -112,8 +112,8 @@ class EdgeScores(Pattern):
         def act(held: Held) -> bool:
             there = edges_in(held, edges, self.when)
             if there is not None:
-                done["forwards"] += 1
                 done["edges"] += self._change(graph, passage, held, there)
+                done["forwards"] += 1  # behind it: apart from the model, a generation's end is met in waiting
             over = self.when == "prefill" and held.end >= length
             if over and not done["edges"]:
                 raise NoEffectError(f"{self} would change nothing: {self.idle}")

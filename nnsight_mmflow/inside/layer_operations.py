@@ -34,7 +34,7 @@ class OperationsLayer(Layer):
         number: the layer's.
         layout: what positions may read.
         held: what the forward holds.
-        parts: query, key and value, once they were read.
+        read: query, key and value, once they were read.
         given: what the language model and the rotation were given, once they were read.
     """
 
@@ -42,7 +42,7 @@ class OperationsLayer(Layer):
     number: int
     layout: Layout
     held: Held
-    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    read: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     given: dict[str, tuple] = field(default_factory=dict)
     at_hand: bool = False
 
@@ -87,7 +87,7 @@ class OperationsLayer(Layer):
 
     def like(self) -> torch.Tensor:
         """Its queries."""
-        return self._parts()[0]
+        return self._read()[0]
 
     def masked(self) -> bool:
         """As the layout says."""
@@ -104,7 +104,7 @@ class OperationsLayer(Layer):
 
     def width(self) -> int:
         """As many as its cache gives."""
-        return self._parts()[1].shape[-2]
+        return self._read()[1].shape[-2]
 
     def dropped(self) -> int:
         """Those that its cache does not give."""
@@ -113,26 +113,26 @@ class OperationsLayer(Layer):
     def mask(self) -> torch.Tensor:
         """As the layout says."""
         held, keys = range(self.held.first, self.held.end), range(self.dropped(), self.held.end)
-        return own_mask(self.layout, self.number, held, keys, self._parts()[0])
+        return own_mask(self.layout, self.number, held, keys, self._read()[0])
 
     def cover(self, mask: torch.Tensor | None) -> None:
         """Attends by itself under the mask."""
         if mask is not None:
-            write_attention(self._attention(), *self._parts(), mask, self.layout)
+            write_attention(self._attention(), *self._read(), mask, self.layout)
 
     def looks(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As they were read."""
-        query, key, value = self._parts()
+        query, key, value = self._read()
         groups = query.shape[1] // key.shape[1]
         return query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
     def _attention(self) -> Envoy:
         return self.graph.attention(self.number)
 
-    def _parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.parts is None:
-            self.parts = read_attention(self._attention(), self.layout)
-        return self.parts
+    def _read(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.read is None:
+            self.read = read_attention(self._attention(), self.layout)
+        return self.read
 
 
 @dataclass(frozen=True)
@@ -144,18 +144,10 @@ class LayerOperations(Passage):
 
     graph: Roles
     prompts: int
+    length: int
+    unmasked: bool
     layout: Layout
     apart: bool = True
-
-    @property
-    def length(self) -> int:
-        """Positions of the padded prompt."""
-        return self.layout.length
-
-    @property
-    def unmasked(self) -> bool:
-        """As the layout says."""
-        return self.layout.unmasked
 
     def each(self, act: Callable[[Held], bool], before: Callable[[], None] | None = None) -> None:
         """Counts forwards; `act` must wait for something in each after the first, or say that it is done."""

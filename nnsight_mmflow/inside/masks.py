@@ -99,7 +99,7 @@ def add_to_edges(
     return mask, changed, starved
 
 
-def check_size(scores: Float[torch.Tensor, open_keys], amount: float) -> None:
+def check_size(scores: Float[torch.Tensor, "*edges"], amount: float) -> None:
     """Refuses what was added to scores if half of what their type holds no longer holds them."""
     most = torch.finfo(scores.dtype).max / 2
     if not bool((scores.abs() < most).all()):

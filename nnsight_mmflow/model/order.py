@@ -75,5 +75,5 @@ def _check_ranked(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans
             if both:
                 raise MMFlowError(
                     f"{read[both[0]]} ranks image tokens by the attention of layer {both[0]}, in which {pattern}"
-                    " changes edges in some heads: a ranking reads one mask for all heads. Leave out heads, or that layer."
+                    " changes edges in some heads: a ranking reads one mask for all heads. Leave one of them out."
                 )

@@ -77,7 +77,8 @@ def passage_of(graph: Graph, form: Form, rows: tuple[Spans, ...]) -> Passage:
     """The way by which patterns reach a generation's forwards."""
     # without a cache there is nothing that a process apart from the model's would be handed a copy of
     if graph.apart and form.cached:
-        return LayerOperations(graph, len(rows), layout_of(graph, rows, form.factor))
+        layout = layout_of(graph, rows, form.factor)
+        return LayerOperations(graph, len(rows), layout.length, layout.unmasked, layout)
     return LayerInputs(graph, len(rows), rows[0]["all"].row[1])
 
 
