@@ -14,15 +14,8 @@ import nnsight
 import torch
 
 from nnsight_mmflow.inside.names import cached
-from nnsight_mmflow.inside.rows import (
-    LayerInput,
-    Rows,
-    answer_numbers,
-    crop_cache,
-    enter_layer,
-    prepared,
-    tail_start,
-)
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import LayerInput, answer_numbers, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan, Sizes
-from nnsight_mmflow.inside.rows import RowEdges, Rows, tail_start
+from nnsight_mmflow.inside.row_masks import RowEdges, Rows
+from nnsight_mmflow.inside.rows import tail_start
 from nnsight_mmflow.model.edits import MaskEdges
 from nnsight_mmflow.spans.edges import edge_positions
 from nnsight_mmflow.spans.windows import window_layers

@@ -11,10 +11,7 @@ from transformers import DynamicCache
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.names import cache_of, cached
-from nnsight_mmflow.inside.rows import (
-    answer_numbers,
-    clean_inputs,
-)
+from nnsight_mmflow.inside.rows import answer_numbers, clean_inputs
 from nnsight_mmflow.inside.sweep import Ask, Clean, clean_and_rows, greedy, rows_of
 
 if TYPE_CHECKING:
