@@ -139,7 +139,7 @@ def disruption(
         12
     """
     graph = graph.at(remote)
-    given = listed(prompts, "disruption")
+    prompt_list = listed(prompts, "disruption")
     wrong = [way for way in ways if way not in WAYS]
     if wrong or not ways:
         raise MMFlowError(f"ways are of {', '.join(WAYS)}, not {list(ways)}.")
@@ -156,16 +156,16 @@ def disruption(
 
         header = {"model": graph.name, **asked, "attention": graph.backend, **counted([""] * len(entries))}
         header |= {"n_layers": graph.n_layers, "versions": versions()}
-        return DisruptionResult(pd.DataFrame(rows_of(given, entries)), header)
+        return DisruptionResult(pd.DataFrame(rows_of(prompt_list, entries)), header)
 
     planned = [(way, layer) for way in ways for layer in chosen]
-    names = [prompt_identity(prompt) for prompt in given]
+    names = [prompt_identity(prompt) for prompt in prompt_list]
     study = Study(
         name="disruption",
         settings=asked,
         tasks=[
             prompt_task(prompt, name, list(ways), stage, chosen, where, drawn_by(seed, name))
-            for prompt, name in zip(given, names, strict=True)
+            for prompt, name in zip(prompt_list, names, strict=True)
         ],
         measure=measure,
         collect=collect,
@@ -190,7 +190,9 @@ def measure(
     rows = []
     for way in ways:
         source, target = _edge(prompt, way, drawn)
-        cut: list[tuple[Pattern, ...]] = [(STAGES[stage](source=source, target=target, layers=one),) for one in where]
+        cut: list[tuple[Pattern, ...]] = [
+            (STAGES[stage](source=source, target=target, layers=layers),) for layers in where
+        ]
         for layer, after in zip(chosen, next_under(graph, prompt, cut, answer, TOP), strict=True):
             now = set(after.top)
             rows.append(

@@ -71,11 +71,11 @@ def knockout_by_token(
             " Are source and target swapped?"
         )
     named = {f"token_{position}": Span(f"token_{position}", (position,), span.row) for position in tokens}
-    one = replace(prompt, spans=prompt.spans.having(**named))
+    with_tokens = replace(prompt, spans=prompt.spans.having(**named))
     edges = [f"{name}->{target}" for name in named]
     return flow(
         graph,
-        one,
+        with_tokens,
         edges,
         window,
         only_correct=False,

@@ -102,25 +102,25 @@ def lens(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "lens")
-    check_answers(given, "lens", why="and it is the answer that a lens follows, whatever only_correct says")
-    for prompt in given:
+    prompt_list = listed(prompts, "lens")
+    check_answers(prompt_list, "lens", why="and it is the answer that a lens follows, whatever only_correct says")
+    for prompt in prompt_list:
         prompt.spans[at]  # refused before any forward
     asked = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}
     layers = range(-1, graph.n_layers)
 
     def collect(entries: list[dict]) -> LensResult:
-        rows = rows_of(given, entries)
+        rows = rows_of(prompt_list, entries)
         if not rows:
             raise MMFlowError(
-                f"none of {len(given)} prompts was answered correctly; pass only_correct=False to read all."
+                f"none of {len(prompt_list)} prompts was answered correctly; pass only_correct=False to read all."
             )
         return _result(graph, asked, rows, entries)
 
     study = Study(
         name="lens",
         settings=asked,
-        tasks=[prompt_task(prompt, prompt_identity(prompt), *asked.values()) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), *asked.values()) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: "a forward and an answer each.",

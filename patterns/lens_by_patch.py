@@ -192,7 +192,7 @@ def _table(
 
     ids = torch.tensor([best for best, _ in read]).flatten().tolist()
     tokenizer = graph.processor.tokenizer
-    words = {one: tokenizer.decode([one]) for one in sorted(set(ids))}
+    words = {token: tokenizer.decode([token]) for token in sorted(set(ids))}
     numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
     places = places_of(prompt, [numbers[position] for position in positions])
     places.insert(0, "prompt", prompt.key or "0")
@@ -200,7 +200,7 @@ def _table(
     table = places.iloc[np.tile(np.repeat(np.arange(len(places)), top), len(chosen))].reset_index(drop=True)
     table["layer"] = np.repeat(chosen, len(places) * top)
     table["rank"] = np.tile(np.arange(top), len(places) * len(chosen))
-    table["word"] = [words[one] for one in ids]
+    table["word"] = [words[token] for token in ids]
     table["word_id"] = ids
     table["probability"] = torch.tensor([sure for _, sure in read]).flatten().numpy()
     return table

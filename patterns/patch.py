@@ -73,11 +73,11 @@ class Patch(Pattern):
         check_fields(self)
         if self.site not in AT:
             layers = [self.layers] if isinstance(self.layers, int) else self.layers
-            site, found = site_named(self.site, None if layers is None else list(layers), AT)
+            site, named_layers = site_named(self.site, None if layers is None else list(layers), AT)
             if self.site.endswith("attn.hook_z") and self.heads is None:
                 raise MMFlowError(f"{self.site!r} is by head: give heads, such as heads=[3].")
             object.__setattr__(self, "site", site)
-            object.__setattr__(self, "layers", found)
+            object.__setattr__(self, "layers", named_layers)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done."""

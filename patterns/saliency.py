@@ -149,11 +149,11 @@ def saliency(
     graph = graph.at(remote)
     needs_gradients(graph, "saliency")
     whole_here(graph, "saliency")
-    given = listed(prompts, "saliency")
+    prompt_list = listed(prompts, "saliency")
     if mode not in MODES:
         raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
-    check_answers(given, "saliency", why="and the loss needs one")
-    for number, prompt in enumerate(given):
+    check_answers(prompt_list, "saliency", why="and the loss needs one")
+    for number, prompt in enumerate(prompt_list):
         if not len(prompt.spans["image"]):
             raise NoEffectError(f"prompt {number} has no image: nothing flows from it.")
 
@@ -168,12 +168,12 @@ def saliency(
             "groups": SPANS,
             "versions": versions(),
         }
-        return SaliencyResult(pd.DataFrame(rows_of(given, entries)), header)
+        return SaliencyResult(pd.DataFrame(rows_of(prompt_list, entries)), header)
 
     study = Study(
         name="saliency",
         settings={"mode": mode},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), mode, heads_at_once) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), mode, heads_at_once) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: "a forward and a backward each.",
@@ -185,17 +185,17 @@ def saliency(
 def measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> dict:
     """What the journal keeps of one prompt."""
     released = mode == "released"
-    loss, found = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
+    loss, by_layer = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
     sizes = [len(prompt.spans[span]) for span in SPANS.values()]
     image = list(prompt.spans["image"])
     rows = [
         {
             "layer": layer,
-            **grouped(one, sizes, released),
+            **grouped(flow, sizes, released),
             "loss": loss,
-            "from_image_tokens": one.received.sum(0)[image].tolist(),
+            "from_image_tokens": flow.received.sum(0)[image].tolist(),
         }
-        for layer, one in enumerate(found)
+        for layer, flow in enumerate(by_layer)
     ]
     return {"rows": rows}
 
@@ -216,8 +216,8 @@ def flows_of(graph: Graph, prompt: Prompt, token: int, released: bool, heads_at_
         loss, read = read_flows(
             layers, n_layers, reader, model, token, spans, causal, scale, cap, released, heads_at_once
         )
-        found = nnsight.save([loss, [vars(one) for one in read]])  # plain values: a server cannot return our classes
-    return found[0], [Flows(**one) for one in found[1]]
+        saved = nnsight.save([loss, [vars(flow) for flow in read]])  # plain values: a server cannot return our classes
+    return saved[0], [Flows(**flow) for flow in saved[1]]
 
 
 def grouped(flows: Flows, sizes: Sequence[int], released: bool) -> dict[str, float]:

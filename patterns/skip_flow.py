@@ -124,10 +124,10 @@ def skip_flow(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "skip_flow")
+    prompt_list = listed(prompts, "skip_flow")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
-    check_answers(given, "skip_flow", only_correct=only_correct)
+    check_answers(prompt_list, "skip_flow", only_correct=only_correct)
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
@@ -137,9 +137,9 @@ def skip_flow(
     def collect(entries: list[dict]) -> SkipFlowResult:
         import pandas as pd
 
-        rows = rows_of(given, entries)
+        rows = rows_of(prompt_list, entries)
         if not rows:
-            raise MMFlowError(f"none of {len(given)} prompts was answered correctly: pass only_correct=False.")
+            raise MMFlowError(f"none of {len(prompt_list)} prompts was answered correctly: pass only_correct=False.")
         header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
         header |= counted(["" if entry["rows"] else "answered otherwise" for entry in entries])
         return SkipFlowResult(pd.DataFrame(rows), {**header, "versions": versions()})
@@ -149,7 +149,8 @@ def skip_flow(
         name="skip flow",
         settings=asked,
         tasks=[
-            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct) for prompt in given
+            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct)
+            for prompt in prompt_list
         ],
         measure=measure,
         collect=collect,
@@ -169,7 +170,7 @@ def measure(
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():
         skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]
-        for layer, (log, top) in enumerate(next_under(graph, prompt, [(one,) for one in skips], token)):
+        for layer, (log, top) in enumerate(next_under(graph, prompt, [(skip,) for skip in skips], token)):
             rows.append(
                 {
                     "span": span,

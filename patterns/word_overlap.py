@@ -94,9 +94,9 @@ def word_overlap(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "word_overlap")
+    prompt_list = listed(prompts, "word_overlap")
     top = min(top, graph.vocabulary)
-    for number, prompt in enumerate(given):
+    for number, prompt in enumerate(prompt_list):
         if not len(prompt.spans[at]):
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
     windows = [tuple(window_layers(layer, window, graph.n_layers)) for layer in range(graph.n_layers)]
@@ -105,7 +105,7 @@ def word_overlap(
         import pandas as pd
 
         columns = ["prompt", "kind", "site", "window", "layer", "jaccard"]
-        table = pd.DataFrame(rows_of(given, entries)).assign(window=window)[columns]
+        table = pd.DataFrame(rows_of(prompt_list, entries)).assign(window=window)[columns]
         header = {
             "model": graph.name,
             "at": at,
@@ -122,7 +122,7 @@ def word_overlap(
     study = Study(
         name="word overlap",
         settings={"at": at, "window": window, "top": top},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), at, windows, top) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), at, windows, top) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: f"{2 * graph.n_layers + 2} forwards each, most of them of the span and what follows it.",

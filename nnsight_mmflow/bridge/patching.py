@@ -84,10 +84,10 @@ def patch_by_span(
             if get_act_name(activation, layer) not in clean_cache:
                 raise MMFlowError(f"the clean cache lacks {get_act_name(activation, layer)}: widen its names_filter.")
         before = float(metric(corrupt()))
-        found = generic_activation_patch(corrupt, corrupt.tokens, clean_cache, metric, put, activation, index_df=cells)
+        after = generic_activation_patch(corrupt, corrupt.tokens, clean_cache, metric, put, activation, index_df=cells)
     if not changed:
         raise NoEffectError("the clean cache holds what the corrupt run computes: is it of the same picture and words?")
-    frame = pd.DataFrame(found.reshape(len(chosen), len(names)).cpu().numpy(), list(chosen), list(names))
+    frame = pd.DataFrame(after.reshape(len(chosen), len(names)).cpu().numpy(), list(chosen), list(names))
     frame.index.name = "layer"
     frame.attrs["corrupt"] = before
     return frame

@@ -89,27 +89,27 @@ def read_questions(
         '007'
     """
     path, folder = checked_file(file), checked_folder(images)
-    found: list[Question] = []
+    questions: list[Question] = []
     lines: dict[str, int] = {}
     bad = []
     for line, row, problem in read_rows(path, NEEDED, KNOWN, ignore, LISTS):
         try:
             if problem:
                 raise DataError(problem)
-            made = _question(row, line, path, folder)
-            if made.key in lines:
-                raise DataError(f"question_id {made.key!r} stands on line {lines[made.key]} already")
-            lines[made.key] = line
-            found.append(made)
+            question = _question(row, line, path, folder)
+            if question.key in lines:
+                raise DataError(f"question_id {question.key!r} stands on line {lines[question.key]} already")
+            lines[question.key] = line
+            questions.append(question)
         except (DataError, PromptError) as error:
             bad.append(f"line {line}: {error}")
     if not skip_bad:
-        refuse_bad_rows(path, bad, len(bad) + len(found))
-    if not found:
+        refuse_bad_rows(path, bad, len(bad) + len(questions))
+    if not questions:
         raise DataError(
             f"{path} holds no usable question" + (f"; {len(bad)} bad rows, the first: {bad[0]}" if bad else ".")
         )
-    return found, bad
+    return questions, bad
 
 
 def refuse_bad_rows(file: Path, bad: Sequence[str], total: int) -> None:

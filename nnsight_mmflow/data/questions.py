@@ -59,10 +59,10 @@ def prompts_of(
     Raises:
         MMFlowError: a question that no prompt can be made of, by its id and line.
     """
-    made = []
+    prompts = []
     for row in questions:
         try:
-            made.append(
+            prompts.append(
                 graph.prompt(
                     row.image,  # type: ignore[arg-type]
                     row.question,
@@ -75,8 +75,8 @@ def prompts_of(
                 )
             )
         except MMFlowError as error:
-            told = f"question {row.key or '?'}{f' (line {row.line})' if row.line else ''}: {error}"
+            problem = f"question {row.key or '?'}{f' (line {row.line})' if row.line else ''}: {error}"
             if bad is None:
-                raise type(error)(told) from None
-            bad.append(told)
-    return made
+                raise type(error)(problem) from None
+            bad.append(problem)
+    return prompts

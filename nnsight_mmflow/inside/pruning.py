@@ -161,13 +161,13 @@ def check_stage(stage: object) -> None:
         raise MMFlowError(f'reads of a stage is "previous", "next" or "", not {stage.reads!r}.')
 
 
-def ranks_of(told: object, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def ranks_of(returned: object, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(a finite number per image token, what each holds from then on or None) of what a ranking returned.
 
     Raises:
         MMFlowError: it returned something else.
     """
-    ranks, content = told if isinstance(told, tuple) and len(told) == 2 else (told, None)
+    ranks, content = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     for what, values, shape in (("numbers", ranks, (tokens,)), ("contents", content, (tokens, width))):
         if values is None and what == "contents":
             continue

@@ -114,7 +114,7 @@ def cells_of(
         token: the answer whose probability is followed.
     """
     length = first_start + corrupt[0].hidden.shape[1]
-    found: list[torch.Tensor] = []
+    measured: list[torch.Tensor] = []
     for start, chunk in chunks:
         rows = Rows(
             start,
@@ -144,8 +144,8 @@ def cells_of(
         ):
             run_restored(layers, rows, inputs, opened, closed, sites, restored, values)
             numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
-        found.append(numbers)
-    return torch.cat(found)
+        measured.append(numbers)
+    return torch.cat(measured)
 
 
 def run_restored(

@@ -83,10 +83,10 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         tokens, cache = greedy(model, token, cache, ask.ends, ask.max_new_tokens)
         if tokens[-1] in ask.ends:
             tokens = tokens[:-1] or tokens
-        found: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
+        swept: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
         if plan is not None and (ask.accepted is None or tuple(tokens) in ask.accepted):
-            found["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
-        return found
+            swept["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
+        return swept
 
 
 def greedy(

@@ -89,12 +89,12 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
     if asked == "nano" and shown:  # loads at once: a bar would only flicker
         logging.disable_progress_bar()
     try:
-        with weights_of(name, kwargs.get("revision")) as told:
+        with weights_of(name, kwargs.get("revision")) as infos:
             model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
     finally:
         if shown:
             logging.enable_progress_bar()
-    check_loaded(asked, model._module, told)
+    check_loaded(asked, model._module, infos)
     return _graph(model, processor, asked).at(remote)
 
 
@@ -124,9 +124,9 @@ def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
         raise ModelError(
             f"adapt takes an nnsight or a Hugging Face model or a TransformerLens bridge, not {type(model).__name__}."
         )
-    made = _graph(model, processor)
-    check_finite(made.name, made.adapter.model)
-    return made
+    graph = _graph(model, processor)
+    check_finite(graph.name, graph.adapter.model)
+    return graph
 
 
 def _graph(model: TransformersModel, processor: ProcessorMixin, name: str = "") -> Graph:

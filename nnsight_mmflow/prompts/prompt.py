@@ -86,8 +86,8 @@ class Prompt:
             "kind": self.kind,
             "key": self.key,
         }
-        told = "".join(f", {name}={value!r}" for name, value in known.items() if value)
-        return f"Prompt({self.question!r}{told}; {len(self)} positions, {len(self.spans['image'])} of them image)"
+        facts = "".join(f", {name}={value!r}" for name, value in known.items() if value)
+        return f"Prompt({self.question!r}{facts}; {len(self)} positions, {len(self.spans['image'])} of them image)"
 
     def accepts(self, text: str) -> bool:
         """Whether a text is the right answer, whatever its case and the space around it; False without an answer."""

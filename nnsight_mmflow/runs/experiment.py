@@ -46,10 +46,10 @@ def in_turn_and_words(graph: Placed, run: Callable[[], Found]) -> Found:
         with turn_of(graph.model, graph.remote):
             return run()
     except RemoteError as error:
-        found: MMFlowError = told(graph, str(error))
+        worded: MMFlowError = told(graph, str(error))
     except Exception as error:
         if not (isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in NETWORK):
             raise
         why = str(error) or type(error).__name__
-        found = ServerError(meaning(why) or broken(why))
-    raise type(found)(without_keys(str(found)))  # outside: what is chained, or lies in its frames, may hold the key
+        worded = ServerError(meaning(why) or broken(why))
+    raise type(worded)(without_keys(str(worded)))  # outside: what is chained, or lies in its frames, may hold the key

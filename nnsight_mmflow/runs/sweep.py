@@ -84,9 +84,9 @@ class Answered:
 
 def answer_of(graph: Graph, prompt: Prompt, max_new_tokens: int) -> Answered:
     """The model's greedy answer, in one session, wherever the graph runs."""
-    found = run_sweep(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
-    base, token = found["numbers"][0]
-    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    swept = run_sweep(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
+    base, token = swept["numbers"][0]
+    text = graph.processor.tokenizer.decode(swept["tokens"], skip_special_tokens=True).strip()
     return Answered(text, base, int(token))
 
 
@@ -109,8 +109,8 @@ def submit_there(
 def fetch_there(graph: Graph, job: str) -> tuple[str, dict | None]:
     """(where a job stands, what it found if it is done)."""
     backend = graph.backend_there(blocking=False, job=job)
-    found = backend.poll()
-    return "RECEIVED" if backend.status is None else backend.status.value, None if found is None else found["found"]
+    saved = backend.poll()
+    return "RECEIVED" if backend.status is None else backend.status.value, None if saved is None else saved["found"]
 
 
 def run_sweep(
@@ -125,8 +125,8 @@ def run_sweep(
     model, layers, remotely = graph.model, graph.layers, graph.remotely
     ask = ask_of(graph, prompt, start, max_new_tokens, only)
     with torch.no_grad(), model.session(**remotely):
-        found = nnsight.save(clean_and_rows(model, layers, plan, ask))
-    return found
+        swept = nnsight.save(clean_and_rows(model, layers, plan, ask))
+    return swept
 
 
 def ask_of(

@@ -77,9 +77,9 @@ def heat_figure(
     if panels.ticks:
         bar.set_ticks([number for number, _ in panels.ticks], labels=[word for _, word in panels.ticks])
     below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, ends, view, shares=not wide)])
-    told = _lines(below, int(16.5 * figure.get_figwidth()))
-    figure.supxlabel("\n".join(told), fontsize=7.5, x=0.01, ha="left", parse_math=False)
-    figure.set_figheight(figure.get_figheight() + 0.14 * len(told))
+    lines = _lines(below, int(16.5 * figure.get_figwidth()))
+    figure.supxlabel("\n".join(lines), fontsize=7.5, x=0.01, ha="left", parse_math=False)
+    figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
     return figure
 
 

@@ -44,10 +44,10 @@ def notes_of(
     geometry, every = tokens.geometry, range(len(tokens.positions))
     places = [geometry.place(token) for token in every]
     views = Counter(places[token].view for token in drawn.tokens)
-    told = " and ".join(
+    ranges = " and ".join(
         f"{count} patches" + ("" if name == "image" else f" of view {name}") for name, count in views.items()
     )
-    notes = [f"Drawn: {told}; {len(places)} image tokens in all."]
+    notes = [f"Drawn: {ranges}; {len(places)} image tokens in all."]
     for kind, words in KINDS.items():
         left = [token for token in every if places[token].kind == kind and places[token].box is None]
         if left:

@@ -121,8 +121,8 @@ class ImageGeometry:
             view.raster(boxes, self.resample, self.fill) if rule == "raster" else set().union(*map(view.meets, boxes))
             for view in self.views
         ]
-        found = tuple(i for i, cell in enumerate(self.cells) if isinstance(cell, Cell) and cell.patch in met[cell.view])
-        if not found:
+        held = tuple(i for i, cell in enumerate(self.cells) if isinstance(cell, Cell) and cell.patch in met[cell.view])
+        if not held:
             left, top, right, bottom = (round(edge, 1) for edge in self.views[0].kept())
             cropped = any(step.name == "crop" for step in self.views[0].steps)
             raise SpanError(
@@ -134,7 +134,7 @@ class ImageGeometry:
                     else "The box is too small to survive the resize under this rule."
                 )
             )
-        return found
+        return held
 
     def _check(self, box: Sequence[Number]) -> None:
         width, height = self.size

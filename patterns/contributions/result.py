@@ -37,11 +37,11 @@ class ContributionsResult(Result):
             MMFlowError: a prompt has fewer source tokens.
         """
         summed = self.table[self.table["head"] == -1].groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
-        found = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
-        short = found.groupby("prompt")["index"].count()
+        largest = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
+        short = largest.groupby("prompt")["index"].count()
         if not 0 < k <= int(short.min()):
             raise MMFlowError(f"k={k}: the prompts have {int(short.min())} source tokens or more.")
-        return found.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
+        return largest.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
 
     @checked
     def concentration(self, k: int) -> pd.DataFrame:

@@ -239,11 +239,11 @@ def _fact_identity(fact: Fact) -> str:
 
 def _methods(layers: list[int], controls: Sequence[int], fine_tuning: bool, bound: float | None) -> dict[str, Method]:
     """By name, how an edited model is made of facts."""
-    told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-    made: dict[str, Method] = {f"edit, {told}": ("edit", layers)}
-    made |= {f"edit, layer {layer}": ("edit", [layer]) for layer in controls if [layer] != layers}
+    where = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    methods: dict[str, Method] = {f"edit, {where}": ("edit", layers)}
+    methods |= {f"edit, layer {layer}": ("edit", [layer]) for layer in controls if [layer] != layers}
     if fine_tuning:
-        made[f"fine-tuning, {told}"] = ("fine-tuning", None)
+        methods[f"fine-tuning, {where}"] = ("fine-tuning", None)
     if bound is not None:
-        made[f"fine-tuning within {bound:g}, {told}"] = ("fine-tuning", bound)
-    return made
+        methods[f"fine-tuning within {bound:g}, {where}"] = ("fine-tuning", bound)
+    return methods

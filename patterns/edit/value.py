@@ -136,18 +136,18 @@ def find_changes(graph: Graph, fact: Fact, layers: Sequence[int], settings: Edit
     remotely = graph.remotely
     search = Search(settings.learning_rate, settings.steps, settings.stop_at, settings.clip, settings.norm_penalty)
     with model.session(**remotely):
-        found = nnsight.save(
+        value = nnsight.save(
             optimised(model, all_layers, outs, given, rows, ids, position, search, width, enters_after, causal)
         )
-    return Found(*found)
+    return Found(*value)
 
 
 def read_keys(graph: Graph, facts: Sequence[Fact], layer: int) -> torch.Tensor:
     """(facts, in): the inputs of a layer's MLP output projection at the constraints."""
-    out, found = graph.mlp_out(layer), []
+    out, keys = graph.mlp_out(layer), []
     for fact in facts:
         position = fact.position()
         with torch.no_grad(), graph.trace(fact.prompt, use_cache=False, logits_to_keep=1):
             key = nnsight.save(out.inputs[0][0][0, position].detach().float())
-        found.append(key)
-    return torch.stack(found)
+        keys.append(key)
+    return torch.stack(keys)

@@ -97,10 +97,10 @@ def flow(
         ['answer', 'answer_changed', 'base_probability']
     """
     graph = graph.at(remote)
-    given = listed(prompts)
+    prompt_list = listed(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
-    _check(given, windows, only_correct, engine, chunks_per_request)
-    planned = plan_of(graph, given, edges, windows, controls, row_budget)
+    _check(prompt_list, windows, only_correct, engine, chunks_per_request)
+    planned = plan_of(graph, prompt_list, edges, windows, controls, row_budget)
     settings = {
         "model": graph.name,
         "edges": planned.edges,
@@ -113,17 +113,19 @@ def flow(
     if controls:
         settings["controls"] = controls
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
-    told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
-    told |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
+    kept: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
+    kept |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
     tasks = [
         prompt_task(prompt, name, spans, plan, only_correct, engine, max_new_tokens)
-        for name, prompt, spans, plan in zip(identities(given), given, planned.spans, planned.plans, strict=True)
+        for name, prompt, spans, plan in zip(
+            identities(prompt_list), prompt_list, planned.spans, planned.plans, strict=True
+        )
     ]
 
     def collected(entries: list[dict]) -> FlowResult:
         if controls:
             settings["prompts_without_control"] = dict(planned.lacking)
-        return collect(given, entries, planned.missing, settings, planned.plans, engine)
+        return collect(prompt_list, entries, planned.missing, settings, planned.plans, engine)
 
     def sent(there: Graph, journal: Journal) -> Job[FlowResult]:
         asked = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
@@ -133,7 +135,7 @@ def flow(
     study = Study(
         name="flow",
         keyed=True,
-        settings={**told, "controls": controls or None},
+        settings={**kept, "controls": controls or None},
         tasks=tasks,
         measure=measure,
         measure_there=lambda there, journal, task: measure_in_parts(there, journal, task, most),

@@ -182,9 +182,9 @@ def measure(graph: Graph, prompt: Prompt, pattern: Prune) -> dict:
     rows = prompt.rows()
     pattern.check(graph, rows, None)
     with torch.no_grad(), graph.trace(prompt, use_cache=False):
-        found = pattern.prefill(graph, rows)
-        left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in found.kept])
-        gone = nnsight.save(dropped_tokens(pattern, found, rows))
+        pruned = pattern.prefill(graph, rows)
+        left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in pruned.kept])
+        gone = nnsight.save(dropped_tokens(pattern, pruned, rows))
     assert gone
     numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
     layers = [
@@ -212,9 +212,9 @@ def closed_keys(pattern: Prune, graph: Graph, rows: tuple[Spans, ...], prompt: P
             " graph.trace."
         )
     gone: list[list[list[int]]] = []
-    for one, spans in zip(prompt if isinstance(prompt, Batch) else [prompt], rows, strict=True):
+    for single, spans in zip(prompt if isinstance(prompt, Batch) else [prompt], rows, strict=True):
         image = list(spans["image"])
-        layers = measure(graph, one, pattern)["layers"]
+        layers = measure(graph, single, pattern)["layers"]
         gone.append([[image[i] for i in sorted(set(range(len(image))) - set(kept))] for kept in layers])
     return [
         MaskEdit(layer, closing_keys([row[layer] for row in gone]))

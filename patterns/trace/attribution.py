@@ -66,10 +66,10 @@ class AttributionPatchingResult(Result):
     def summary(self) -> str:
         """The correlation with exact patching, and the heads that matter most."""
         checked = int(self.table["exact"].notna().sum())
-        told = (
+        counts = (
             f"correlation with exact patching {self.correlation:.2f} (of {checked} cells)" if checked else "unchecked"
         )
-        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {told}"]
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {counts}"]
         lines += [
             f"layer {row.layer}, head {row.head}, {row.span}: {row.estimate:+.2f} nats"
             for row in self.top(5).itertuples()
@@ -153,7 +153,7 @@ def attribution_patching(
             **counted([""] * len(entries)),
             "n_layers": graph.n_layers,
             "n_heads": graph.n_heads,
-            "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
+            "corruptions": list(dict.fromkeys(corruption.how for corruption in corruptions)),
             "metric": "change of the log-probability of the clean answer's first token (nats)",
             "versions": versions(),
         }
@@ -201,8 +201,8 @@ def measure(
         log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1).detach())
     token = int(log.argmax())
     with graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
-        found = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
-    low, heads, gradients = found
+        saved = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
+    low, heads, gradients = saved
     rows = []
     for layer, (was, now, gradient) in enumerate(zip(clean, heads, gradients, strict=True)):
         gain = ((was.to(now) - now).float() * gradient.float()).unflatten(-1, (graph.n_heads, width)).sum(-1).cpu()
