@@ -19,7 +19,8 @@ from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import with_target
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.image_results import ImageResult
+from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
@@ -37,7 +38,7 @@ GROUPS = ("S_sys", "S_img", "S_ins")
 FLOWS = ("S_vv", "S_vt")
 
 
-class SaliencyResult(Result):
+class SaliencyResult(ImageResult):
     """Saliency by layer. One table row per prompt and layer.
 
     Columns: prompt, kind, layer, S_sys, S_img, S_ins (per token of the group), S_vv (image to image) and S_vt (image to
@@ -45,6 +46,7 @@ class SaliencyResult(Result):
     """
 
     kind: ClassVar[str] = "saliency"
+    panels: ClassVar[str] = "saliency_panels"
 
     @checked
     def curves(self, names: Sequence[str] = GROUPS, normalise: bool = True) -> pd.DataFrame:
@@ -76,16 +78,6 @@ class SaliencyResult(Result):
     def plot(self) -> ShownFigure:
         """Two panels: the three groups, and the two flows, each scaled together."""
         return later("saliency_figure")(self)
-
-    @checked
-    def on_image(
-        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
-    ) -> ShownFigure:
-        """What flows from each image token, on the picture: of one layer, several (a panel each), or summed (None)."""
-        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return later("heat_figure")(
-            prompt, later("saliency_panels")(self, prompt, image, layers), image=image, view=view
-        )
 
     def summary(self) -> str:
         """Where each group matters most, and the image's share."""

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow.data.constraints import Constraint, ConstraintQuestion, joined_answers
-from nnsight_mmflow.data.question_files import ENDINGS, refuse_bad_rows
+from nnsight_mmflow.data.question_files import ENDINGS
+from nnsight_mmflow.data.question_rows import questions_of_rows
 from nnsight_mmflow.files.rows import INDEX, is_json, read_rows, unknown
 from nnsight_mmflow.files.user_files import bad_text, checked_file, checked_folder, in_folder, json_value, read_text
 from nnsight_mmflow.prompts.pictures import check_picture
@@ -72,34 +73,20 @@ def read_constraint_questions(
         raise DataError(f"candidate is which picture to take, counted from 0, not {candidate!r}.")
     known = _answers(answers)
     needed, allowed = ((), (*NEEDED, *FORMS, *TEXTS)) if is_json(path) else (NEEDED, tuple(FORMS))
-    questions: list[ConstraintQuestion] = []
-    lines: dict[str, int] = {}
-    bad = []
-    for line, row, problem in read_rows(path, needed, allowed, ignore, LISTS if is_json(path) else (), EXPECTED):
-        try:
-            if problem:
-                raise DataError(problem)
-            asked = _own(row) if "visual" in row else _released(row, path, line)
-            if asked.key in lines:
-                raise DataError(f"key {asked.key!r} stands on line {lines[asked.key]} already")
-            image = asked.image
-            if folder is not None:
-                image = find_image(folder, str(asked.image), candidate)
-                check_picture(image)
-            right = next(
-                (known[name] for name in (asked.key, asked.subject, asked.question) if name in known), asked.answers
-            )
-            questions.append(
-                replace(asked, image=image, answers=joined_answers(right), replacement=replacement or asked.replacement)
-            )
-            lines[asked.key] = line
-        except DataError as error:
-            bad.append(f"line {line}: {error}")
-    if not skip_bad:
-        refuse_bad_rows(path, bad, len(questions) + len(bad))
-    if not questions:
-        raise DataError(f"{path} holds no usable question" + (f": {bad[0]}" if bad else "."))
-    return questions, bad
+
+    def question_of(row: dict, line: int) -> ConstraintQuestion:
+        asked = _own(row) if "visual" in row else _released(row, path, line)
+        image = asked.image
+        if folder is not None:
+            image = find_image(folder, str(asked.image), candidate)
+            check_picture(image)
+        right = next(
+            (known[name] for name in (asked.key, asked.subject, asked.question) if name in known), asked.answers
+        )
+        return replace(asked, image=image, answers=joined_answers(right), replacement=replacement or asked.replacement)
+
+    rows = read_rows(path, needed, allowed, ignore, LISTS if is_json(path) else (), EXPECTED)
+    return questions_of_rows(path, rows, question_of, "key", skip_bad)
 
 
 def find_image(folder: Path, name: str, candidate: int = 0) -> Path:

@@ -14,7 +14,6 @@ from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.row_checks import check_effect
 from nnsight_mmflow.inside.rows import (
-    LayerInput,
     answer_numbers,
     clean_inputs,
     crop_cache,
@@ -169,26 +168,3 @@ def rows_of(
         results.append(numbers)
     by_chunk = dict(zip(order, results, strict=True))
     return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
-
-
-@dataclass
-class Clean:
-    """The clean run of a prompt.
-
-    Attributes:
-        tokens: what the model answers, greedily, the end token left out.
-        text: the same, decoded and stripped.
-        numbers: (1, 2): log-probability of the first answer token, and its id.
-        distribution: (1, vocabulary): log-probabilities of the first answer token, in double precision.
-        inputs: what each layer was handed from `start` on.
-        start: the first position that any row needs.
-        cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
-    """
-
-    tokens: list[int]
-    text: str
-    numbers: torch.Tensor
-    distribution: torch.Tensor
-    inputs: list[LayerInput]
-    start: int
-    cache: Cache | None
