@@ -147,21 +147,23 @@ def attention_and_effect(
         prompt: one prompt; whatever the model answers counts.
         source: the span that is read, such as prompt.spans["image"].box(*prompt.boxes).
         target: the span that reads.
-        layers: which; all unless given.
+        layers: the layers that are measured; all unless given.
         controls: how many random spans; 0 for none.
-        seed: of the draws.
-        folder: where the numbers are written as they are done, and the result.
+        seed: of the random spans.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: an edge that is not open anywhere.
         MMFlowError: too few image tokens outside the source to draw as many from.
 
-    Source: needs 18 (attention is not explanation): LLaVA issue 1080, VisAttnSink (arXiv 2503.03321).
+    Source: attention is not explanation: LLaVA issue 1080; attention sinks: VisAttnSink (arXiv 2503.03321).
 
     Example:
         >>> import nnsight_mmflow as mmf

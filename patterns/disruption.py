@@ -116,14 +116,16 @@ def disruption(
         scope: "layer" (that layer alone), or "from_layer" (that layer and all behind it: what the released code does).
         stage: "pre" (closed before the softmax: the other weights grow, as in the released code), or "post" (zeroed
             after it, as the paper says).
-        layers: which; None: every layer.
-        seed: of the control's draw.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        layers: the layers that are closed, one after the other; None: every layer.
+        seed: of the control's random positions.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: unknown ways, scope or stage; image tokens that would have nothing left to read.

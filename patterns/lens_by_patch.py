@@ -113,14 +113,16 @@ def lens_by_patch(
         graph: the model.
         prompt: one prompt with an image.
         source: the image span whose tokens are read, such as "image[0].base".
-        layers: which; all unless given.
+        layers: the layers after which tokens are read; all unless given.
         top: how many words of each token to keep.
-        folder: where the numbers are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: the span holds no image token.

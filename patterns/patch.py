@@ -250,7 +250,7 @@ def written(
     Args:
         before: (rows, positions, width) what stands there now.
         positions: for each prompt those that are written.
-        values: as in `write_all`.
+        values: for each layer and prompt (positions, width), or what is made on the spot.
         number: the site's, among those that are written.
         columns: which columns of the width; None for all.
         held: what the forward holds: of which prompt each row is, and which positions.

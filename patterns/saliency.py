@@ -113,17 +113,19 @@ def saliency(
 
     Args:
         graph: the model.
-        prompts: with `answer` set: the loss is the cross entropy of its first token.
+        prompts: one prompt or several, with `answer` set: the loss is the cross entropy of its first token.
         mode: "paper" (equations 1 to 6, sums by source token; equation 6 with its indices put right), or "released"
             (the released code: A * A * dL/dA, means of absolute values over heads, sums by target token, flows not
             divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone.
         heads_at_once: heads whose weights are held at a time.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: a prompt without an answer, or an unknown mode.

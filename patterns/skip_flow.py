@@ -97,23 +97,25 @@ def skip_flow(
 
     Args:
         graph: the model.
-        prompts: one or several.
+        prompts: one prompt or several.
         spans: which pass unchanged; "all" leaves the layer out altogether.
         window: how many consecutive layers at once, an odd number.
         scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
         part: "layer", "attn" or "mlp", as in Skip.
         only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
             and then none needs an answer.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: unknown scope or part, a prompt without an answer, or none that counts.
-        NoEffectError: an empty span.
+        NoEffectError: a span that holds no position.
 
     Example:
         >>> import nnsight_mmflow as mmf

@@ -199,7 +199,7 @@ class BoundBridge:
         """Refused: TransformerLens' streaming takes no image.
 
         Raises:
-            MMFlowError: always.
+            MMFlowError: each time; it names `generate` instead.
         """
         raise MMFlowError(
             "TransformerLens' generate_stream takes no image, so it would answer without one: use generate."

@@ -93,10 +93,10 @@ def guarded(bridge: TransformerBridge, user: Edit, fired: dict[int, int], number
     """The hook, counted, and refused where its edit would be lost; wherever it fires, by name or by a filter.
 
     Args:
-        bridge: the bridge.
-        user: the user's function.
-        fired: by number, how often each ran.
-        number: this one's.
+        bridge: the TransformerLens bridge that runs.
+        user: the user's hook function.
+        fired: how often each hook ran, by its number.
+        number: the number of this hook.
     """
 
     def run(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:

@@ -64,7 +64,8 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
 
     Raises:
         ModelError: TransformerLens does not compute this model's attention itself, so that scores cannot be edited.
-        NoEffectError, MMFlowError: as in a trace.
+        NoEffectError: the pattern would change nothing.
+        MMFlowError: the pattern cannot do what it asks for on this model or prompt.
     """
     graph, rows = graph_of(bridge), spans if isinstance(spans, tuple) else (spans,)
     pattern.check(graph, rows, _form(pattern))

@@ -40,7 +40,7 @@ def patch_by_span(
         metric: from logits to a number.
         activation: TransformerLens' short name: "resid_pre", "attn_out", "mlp_out", "z" and the like.
         spans: names or expressions; the prompt's parts unless given.
-        layers: all unless given.
+        layers: the layers that are patched, one after the other; all unless given.
 
     Raises:
         NoEffectError: the clean activations are those of the corrupt run, in every cell.
@@ -110,7 +110,7 @@ def attribution_by_span(
         clean: the bridge bound to the clean prompt.
         corrupt: the same bridge bound to the corrupt prompt, of as many positions.
         metric: from logits to a number.
-        activation: as in `patch_by_span`.
+        activation: TransformerLens' short name: "resid_pre", "attn_out", "mlp_out", "z" and the like.
         spans: names or expressions; the prompt's parts unless given.
 
     Raises:

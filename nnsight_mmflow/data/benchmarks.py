@@ -70,8 +70,8 @@ def read_benchmark(
         source: the file, or rows, such as a `datasets.Dataset` (whose `image` column holds the pictures).
         images: where pictures lie: ScienceQA's folder of splits, COCO's folder, TextVQA's train_images. Not needed
             where the rows hold pictures.
-        split: of ScienceQA's file.
-        limit: the first so many questions.
+        split: which part of ScienceQA's file; other benchmarks have one part a file.
+        limit: how many questions to read, from the first on; None: all.
 
     Raises:
         DataError: an unknown benchmark, a file or row that is not in its format, or a picture that is missing.

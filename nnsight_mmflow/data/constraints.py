@@ -53,9 +53,9 @@ class ConstraintQuestion:
     Attributes:
         key: its id, as text.
         image: a picture, or the path of one.
-        question: the question.
+        question: what is asked, without the image or a template.
         visual: the visual constraint; None where the question names its subject.
-        textual: the text constraints.
+        textual: the constraints that the question's words give.
         subject: what the question is about, by name, where the data says.
         answers: those that count as right; the first stands for all.
         replacement: what may stand for the visual constraint (else the first textual one) in a corrupt run.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from nnsight_mmflow._errors import DataError, PromptError
 from nnsight_mmflow.files.rows import Row
 
 
+@runtime_checkable
 class Keyed(Protocol):
     """A question with a name of its own."""
 

@@ -25,11 +25,11 @@ class Question:
     Attributes:
         key: question_id, as text (leading zeros count).
         image: the picture: a path, or the id where no folder of images was given, or a picture itself.
-        question: the question.
+        question: what is asked, without the image or a template.
         answer: the right answer.
         options: (true, false) option, where the question offers two.
         boxes: (x0, y0, x1, y1) of what it is about, in pixels of the upright picture.
-        kind: the question's type.
+        kind: the question's type, by which results are grouped.
         line: where it stands in its file.
     """
 

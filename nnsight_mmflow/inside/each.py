@@ -25,7 +25,7 @@ def next_of_each(
         model: the model.
         edited: it, under each choice of patterns.
         inputs: the prompt's tensors.
-        token: as in `next_under`.
+        token: the id whose log-probability is told; None: the most likely one of each.
         top: how many of the most likely tokens are told.
         lenient: patterns that change nothing give None, and are no error.
     """

@@ -109,7 +109,7 @@ def cells_of(
         first_start: where `corrupt` starts.
         corrupt: what each layer was handed in the corrupt run.
         cache: of the corrupt run; it is cut up.
-        values: as in `run_cells`.
+        values: for each site the clean activations at the positions, per layer.
         places: for each position of the prompt its row in `values`.
         token: the answer whose probability is followed.
     """

@@ -39,7 +39,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
     """A graph of the model: "nano" (ships with the package), a Hugging Face id, or a folder written by save_pretrained.
 
     Args:
-        name: what to load.
+        name: "nano", a Hugging Face id such as "llava-hf/llava-1.5-7b-hf", or a folder.
         processor: the processor to use; the model's own unless given.
         remote: run everything on NDIF (True, or a host): spans are made here, no weights are loaded.
         kwargs: go to nnsight's TransformersModel and on to from_pretrained, untouched (dtype, also "nf4" or "int8",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(Roles, Placed):
-    """One model. A Graph is one, which also runs it; see there."""
+    """One model: its modules by role, its configuration and its spans. `Graph` adds what runs it."""
 
     def __init__(self, model: TransformersModel, adapter: Adapter, name: str = "") -> None:
         self.model = model

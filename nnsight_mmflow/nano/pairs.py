@@ -67,7 +67,7 @@ def trace_pairs(graph: Graph, n: int, way: str, constraints: int = 1) -> tuple[l
     """(prompts, corruptions) for causal tracing: the corrupt run asks the same of a place with another answer.
 
     Args:
-        graph: nano.
+        graph: the model "nano".
         n: how many, 1 to 96 (with two constraints to 128).
         way: "flag" (by flag; the picture is replaced by another place's flag), "phrase" (by flag; "this place" is
             replaced by another place's name), "name" (by name; the name is replaced), or "season" (by flag, with two

@@ -43,7 +43,7 @@ class Prompt:
         text: the whole text, images as placeholders.
         question: the user's question as it stands in the text.
         inputs: what the model takes: input_ids and attention_mask (1, positions), pixel_values if there are images.
-        spans: the labelled positions.
+        spans: its positions by name: image, question, last and the rest.
         answer: the right answer, if known.
         images: the pictures, upright and in RGB.
         options: (true, false) answer that the question offers.

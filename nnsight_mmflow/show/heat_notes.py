@@ -29,11 +29,11 @@ def notes_of(
     """Lines for below the figure.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt that holds the picture.
         numbers: (panels, tokens of the image), NaN where there is none.
         drawn: the tokens that are drawn.
-        image: which image.
-        ends: of the scale.
+        image: which of the prompt's images, counted from 0.
+        ends: where the scale starts and ends.
         view: the one that was asked for.
         shares: whether a sum of the numbers means something, so that what is left out has a share of it.
     """

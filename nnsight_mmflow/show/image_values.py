@@ -32,12 +32,12 @@ def panels_of(
     """The panels of values.
 
     Args:
-        prompt: whose tokens they are of.
+        prompt: the prompt that the values are of.
         image: which image of it.
         values: a number per token of that image or of all images, (panels, tokens), a mapping from position, or a
             result that holds them.
         label: what they are; told by a result.
-        titles: of the panels.
+        titles: what stands above each panel.
 
     Raises:
         MMFlowError: numbers that do not fit the image's tokens, or are not finite, or too many panels.

@@ -39,7 +39,7 @@ def tokens(
     scale is stated, every number stands in a table below. `page.save(file)` writes a file that opens anywhere.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt whose words are coloured.
         values: numbers by position, or one per token of the span (list, array, tensor); or a result that holds them:
             what `mmf.contributions`, `mmf.lens` and `mmf.knockout_by_token` return.
         at: the span whose tokens are shown.

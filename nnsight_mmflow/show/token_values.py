@@ -28,8 +28,8 @@ def values_of(
     """(a number per position of the span, what they are).
 
     Args:
-        prompt: the prompt.
-        span: whose tokens are asked for.
+        prompt: the prompt that the values are of.
+        span: the positions that get a number each.
         values: numbers by position, one per token of the span, or a result that holds them.
         layer: of a result; None: summed over layers (contributions), the lowest of all layers (flow).
         column: of a result's table.

@@ -5,7 +5,7 @@ Two rules lead from a pixel box to tokens:
 - "meets": the tokens whose patch overlaps the box, by exact arithmetic. A token's own box gives that token back.
 - "raster": the box is painted on a canvas that goes through the same steps as the picture, and a token counts if any
   pixel of its patch kept the exact colour. The rule of the Cross-modal Information Flow code; its
-  painted box includes the end corner, so it is one pixel too large, as there.
+  painted box includes the end corner, so it is one pixel too large, here as in that code.
 """
 
 from __future__ import annotations

@@ -61,14 +61,15 @@ def edit(
         layers: one layer or several.
         settings: "paper" (no clip, stop at 0.95), "released" (those of the released script, whose clip leaves the
             answer as it was), or `mmf.EditSettings(...)`.
-        folder: where each fact's changes are written as they are found, and the edit; a run that was stopped goes on
-            from there.
-        remote: run on NDIF (True, or a host), with a key that NDIF trusts; None: where the graph runs.
-        workers: how many processes find changes, or `mmf.Workers(...)`; needs the extra `ray`. The matrices are made
-            here, so the graph has its weights.
-        blocking: False returns a Job at once, which gets the result beside.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
+        remote: run on NDIF (True, or a host); None: where the graph runs. A server needs a key that NDIF trusts.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. The matrices are made here,
+            so the graph has its weights.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: the model gives every new answer already, or the update is too small for the weights' type.

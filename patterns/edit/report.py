@@ -139,13 +139,15 @@ def edit_report(
         fine_tuning: also fine-tune the same matrices.
         bound: also fine-tune them with each number held this near to where it was.
         settings: of the edits, as in `mmf.edit`.
-        folder: where finished edits are written as they are done; a run that was stopped goes on from there.
-        remote: run on NDIF (True, or a host), with a key that NDIF trusts and without fine-tuning; None: where the
-            graph runs.
-        workers: how many processes edit, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
+        remote: run on NDIF (True, or a host); None: where the graph runs. A server needs a key that NDIF trusts, and
+            fine_tuning=False.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: no facts, `together` larger than their number, or others without an answer.

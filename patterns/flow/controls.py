@@ -49,7 +49,7 @@ def with_controls(
         draws: how many controls each gets.
         seed: the same seed gives the same positions, in every process.
         window: how far back a target reads, where the model has a sliding window.
-        blocks: as in `make_plan`.
+        blocks: (first, end) of positions that read each other both ways.
     """
     if not draws:
         return spans, (), {}
@@ -88,7 +88,7 @@ def control_pool(
         spans: of the prompt.
         source: what the edge closes.
         readers: the positions of each target that reads it.
-        window: as in `with_controls`.
+        window: how far back a target reads, where the model has a sliding window.
     """
     first, _ = spans["all"].row
     nearest, furthest = min(map(min, readers)), max(map(max, readers))

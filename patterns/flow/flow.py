@@ -66,7 +66,8 @@ def flow(
             puts layer 0 into every early window, so window=1 is worth a look.
         only_correct: False counts every prompt, whatever it answers; then none needs an answer.
         engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
         controls: how many each edge gets: as many random other positions closed to the same target (spans of
@@ -76,12 +77,12 @@ def flow(
         chunks_per_request: on a server, how many chunks of rows one request may hold; lower it if a server ends jobs
             that take too long. Chunks that came back are kept in the folder.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        workers: how many processes measure, each with a model of its own, or `mmf.Workers(...)`; needs the extra `ray`.
-            A graph that was loaded with dispatch=False takes no memory here.
-        blocking: False returns a Job at once; for a run on a server, which needs a folder, a FlowJob: its work goes on
-            there.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. Each has a model of its own;
+            a graph loaded with dispatch=False takes no memory here.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result. On a server it needs a folder and returns a FlowJob: its work goes on there without this process.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: an edge that would change nothing.

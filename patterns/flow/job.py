@@ -48,7 +48,7 @@ class FlowJob(Job["FlowResult"]):
             read the result.
         work: the prompts, with their plans and names.
         given: the settings of the sweep.
-        journal: what is fetched.
+        journal: keeps the numbers that are fetched.
     """
 
     def __init__(

@@ -123,13 +123,15 @@ def kept_tokens(
     Args:
         graph: the model.
         prompt: one prompt with an image.
-        pattern: the method.
-        folder: where the numbers are written as they are done, and the result.
+        pattern: the pruning method, such as mmf.FastV(k=2).
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: it keeps every token.

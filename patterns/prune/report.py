@@ -125,7 +125,7 @@ def prune_report(
 
     Args:
         graph: the model.
-        prompts: with `answer` set.
+        prompts: one prompt or several, with `answer` set.
         methods: patterns, or a mapping from names to patterns.
         controls: how many random thinnings of equal budget stand beside each method, and one regular one; 0: none.
         max_new_tokens: how long an answer may get.
@@ -136,12 +136,14 @@ def prune_report(
         judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`read_benchmark`);
             None: the whole answer, whatever the case.
         timed: how often times are measured (the median is told); 0: not at all.
-        folder: where finished batches are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        workers: how many processes measure, or `mmf.Workers(...)`, with timed=0; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. They need timed=0.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: a prompt without an answer, or no method.

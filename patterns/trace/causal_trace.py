@@ -82,13 +82,15 @@ def causal_trace(
         same_answer: for each prompt another run, as long, that has the same answer (the same thing on another picture):
             restoring from it must do nothing. The rows "same answer: ..." show what it does.
         engine: "rows", or "forward" (one forward per cell: the slow reference).
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         row_budget: positions that one chunk of rows may hold.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: a span that lies before the first position that the corruption changes, so that clean and

@@ -38,7 +38,7 @@ class Corruption:
     """A corrupt run.
 
     Attributes:
-        prompt: what is run.
+        prompt: the prompt that the corrupt run is of.
         how: the mode, and what was put in, as pictures and tables state it.
         patterns: applied to that run (noise on the embedding).
     """
