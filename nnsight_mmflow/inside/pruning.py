@@ -130,7 +130,8 @@ class Stage:
         keep: how many stay of those present: a number, or a share (rounded).
         rank: from what is seen to a number per image token; a method that merges tokens returns (numbers, (image
             tokens, width)), the second being what each holds from then on.
-        reads: whose attention the ranking reads: "previous" (the layer before), "next" (this one), or "" (none).
+        reads: which layer's attention the ranking reads: "previous" (the layer before), "next" (this one), or ""
+            (none).
         exact: whether `rank` gives 1 to keep and 0 to drop, whatever `keep` says.
     """
 
