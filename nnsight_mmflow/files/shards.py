@@ -129,9 +129,11 @@ class Shard:
         layout, bits = self.layout, np.dtype(f"<i{BYTES[self.layout.kind]}")
         shape, checks = (layout.rows, layout.width), (layout.rows, len(layout.names))
         if self.path is None:
-            return {name: np.zeros(shape, bits) for name in layout.names} | {CHECK: np.zeros(checks, "<u4")}
+            empty: dict[str, np.ndarray] = {name: np.zeros(shape, bits) for name in layout.names}
+            return empty | {CHECK: np.zeros(checks, "<u4")}
         whole = np.memmap(self.path, np.uint8, "r+" if self.writable else "r")
-        found, start = {}, len(layout.header)
+        found: dict[str, np.ndarray] = {}
+        start = len(layout.header)
         for name in layout.names:
             found[name] = whole[start : start + layout.bytes_each].view(bits).reshape(shape)
             start += layout.bytes_each

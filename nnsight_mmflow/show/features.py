@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
@@ -12,10 +12,12 @@ from nnsight_mmflow.show.curves import STYLES, draw_band, label_layers
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from nnsight_mmflow.patterns.features.probe_result import ProbeResult
     from nnsight_mmflow.patterns.features.result import FeaturesResult
+    from nnsight_mmflow.runs.results import Band
 
 PANELS, COLOURED, POINTS = 6, 8, 2000
 OTHER = "0.75"
@@ -37,9 +39,9 @@ def features_figure(
     rows = -(-len(chosen) // columns)
     size = (max(4.4, 2.9 * columns), 2.7 * rows + 0.9)
     figure = ShownFigure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels: Iterator[Axes] = iter(figure.subplots(rows, columns, squeeze=False).flat)
     drawn = np.arange(len(result))[:: max(1, -(-len(result) // POINTS))]
-    for axes, layer in zip(panels, chosen, strict=False):
+    for layer, axes in zip(chosen, panels, strict=False):
         points, shares = components(result, layer)
         for name, (color, _, marker) in zip(frequent, STYLES, strict=False):
             at = [number for number in drawn if named[number] == name]
@@ -53,7 +55,7 @@ def features_figure(
         axes.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in list(panels):
+    for axes in panels:  # those that are left over
         axes.set_axis_off()
     handles, texts = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
@@ -92,12 +94,10 @@ def probe_figure(result: ProbeResult) -> ShownFigure:
     figure = ShownFigure(figsize=(6.4, 3.9), layout="constrained")
     axes: Axes = figure.subplots()
     layers = [int(layer) for layer in table["layer"]]
-    band = tuple(table[name].to_numpy() * 100 for name in ("accuracy", "low", "high"))
-    draw_band(axes, layers, band, "probe", STYLES[0])  # type: ignore[arg-type]
+    draw_band(axes, layers, _percent(table, "accuracy", "low", "high"), "probe", STYLES[0])
     if header["controls"]:
-        names = ("control", "control_low", "control_high")
-        band = tuple(table[name].to_numpy() * 100 for name in names)
-        draw_band(axes, layers, band, f"control task, {header['n_types']} types", STYLES[1])  # type: ignore[arg-type]
+        band = _percent(table, "control", "control_low", "control_high")
+        draw_band(axes, layers, band, f"control task, {header['n_types']} types", STYLES[1])
     majority = float(table["majority"].iloc[0]) * 100
     axes.axhline(majority, color="0.45", linewidth=1, linestyle=":", label="most frequent label")
     label_layers(axes, "after layer" if header["site"] == "resid" else "layer", int(header["n_layers"]))
@@ -112,3 +112,8 @@ def probe_figure(result: ProbeResult) -> ShownFigure:
         fontsize=10,
     )
     return figure
+
+
+def _percent(table: pd.DataFrame, mean: str, low: str, high: str) -> Band:
+    """A line with its interval, in percent."""
+    return table[mean].to_numpy() * 100, table[low].to_numpy() * 100, table[high].to_numpy() * 100

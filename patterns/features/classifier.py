@@ -60,7 +60,7 @@ def right_of(values: np.ndarray, truth: np.ndarray, splits: Sequence[tuple[np.nd
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    right = np.zeros(len(truth), dtype=bool)
+    right: np.ndarray = np.zeros(len(truth), dtype=bool)
     names, numbers = np.unique(truth.astype(str), return_inverse=True)
     for train, held in splits:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=STEPS))

@@ -86,7 +86,7 @@ def probe(
             "a probe takes one vector a prompt, but these features hold every position of the span: mmf.features(...,"
             ' pool="mean") or pool="last".'
         )
-    chosen = features.layers if layers is None else [features._layer(layer) for layer in _several(layers)]
+    chosen = _chosen(features, layers)
     named = _answers(features) if labels is None else _of_each(features, labels, "labels")
     kept = [number for number, label in enumerate(named) if label is not None]
     truth = np.array([str(named[number]) for number in kept], dtype=object)
@@ -123,8 +123,12 @@ def probe(
     return ProbeResult(pd.DataFrame(rows), header)
 
 
-def _several(layers: int | Iterable[int]) -> list[int]:
-    return [layers] if isinstance(layers, int) else list(layers)
+def _chosen(features: FeaturesResult, layers: int | Iterable[int] | None) -> list[int]:
+    there = features.layers
+    asked = there if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    if not asked or set(asked) - set(there):
+        raise MMFlowError(f"layers={asked}: of those that were read, {', '.join(map(str, there))}.")
+    return asked
 
 
 def _answers(features: FeaturesResult) -> list[object]:

@@ -28,7 +28,7 @@ class ProbeResult(Result):
 
     def summary(self) -> str:
         """Where the labels are found best, and what the control finds there."""
-        header, best = self.header, self.table.loc[self.table["accuracy"].idxmax()]
+        header, best = self.header, self.table.iloc[int(self.table["accuracy"].to_numpy().argmax())]
         lines = [
             f"{header['model']}: {header['site']} at {header['at']}, {header['n_counted']} of {header['n_prompts']}"
             f" prompts, {len(header['classes'])} labels",

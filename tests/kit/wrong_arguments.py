@@ -211,7 +211,7 @@ def calls(graph) -> dict:
             with_base(mmf.probe, features=found, labels=["a", "b"] * 2, folds=2, layers=[3], **ABOUT),
             {
                 "features": ["x", None, 3, [3], one, graph],
-                "labels": ["x", 3, ["a"], {"a": 1}, lambda prompt: prompt.nosuch, ["a"] * 4, [None] * 4],
+                "labels": ["x", 3, ["a"], {"a": 1}, ["a"] * 4, [None] * 4],
                 "types": ["x", 3, ["a"], {"a": 1}, [None] * 4, ["a"] * 4],
                 "layers": LAYERS,
                 "controls": [*DRAWS, True],
