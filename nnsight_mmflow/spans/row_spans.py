@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from nnsight_mmflow._errors import SpanError
 from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
+from nnsight_mmflow.spans.grammar import check_expression, check_name
+from nnsight_mmflow.spans.in_pixels import SHARE, InPixels
 from nnsight_mmflow.spans.span import Span, ranges
 from nnsight_mmflow.spans.views import Box
 
@@ -36,6 +38,7 @@ class Spans:
         after_images: where the text after the last image starts in `prompt_text`.
         boxes: what the question is about; with them `object` and `other` (the rest of the image) are spans too.
         options: (true, false); with them `true_option`, `false_option` and `question_without_options` are.
+        given: by name what a span was named by, if not as a Span: boxes and masks, or text.
     """
 
     named: dict[str, Span]
@@ -46,6 +49,9 @@ class Spans:
     after_images: int = 0
     boxes: tuple[Box, ...] = field(default=(), repr=False, compare=False, metadata={"identity": False})
     options: tuple[str, str] | None = field(default=None, repr=False, compare=False, metadata={"identity": False})
+    given: Mapping[str, InPixels | str] = field(
+        default_factory=dict, repr=False, compare=False, metadata={"identity": False}
+    )
 
     def __getitem__(self, expression: str) -> Span:
         """The span of that name or expression.
@@ -73,12 +79,65 @@ class Spans:
     def __contains__(self, name: object) -> bool:
         return name in self.named
 
-    def having(self, **spans: Span) -> Spans:
-        """The same spans and these beside them, under the names given."""
-        for name, span in spans.items():
-            if not isinstance(span, Span):
-                raise SpanError(f"{name} is to be a Span, such as spans['image'], but {came(span)} came.")
-        return replace(self, named={**self.named, **spans})
+    def having(self, *, share: float = SHARE, **spans: object) -> Spans:
+        """The same spans and these beside them, under the names given, which every experiment and pattern then takes.
+
+        A span is named by
+
+        - a Span, or an expression: `rest="image - sky"`;
+        - words: `object="red circle"`, the tokens of the words, as `spans.text` finds them;
+        - a box (x0, y0, x1, y1) in pixels of the picture, or a list of boxes;
+        - a mask: a boolean picture (height, width), as a numpy array, a torch tensor or a PIL picture, such as a
+          segmenter gives it;
+        - with several pictures, boxes or a mask by the picture's number: `object={1: box}`; else it is the first.
+
+        What is named in pixels is found again in a copy of the prompt about another picture of the same size.
+
+        Args:
+            share: how much of a token's own pixel box a mask must cover for the token to count.
+            **spans: by name; an expression may use those before it.
+
+        Raises:
+            SpanError: a name that every prompt has already, or that cannot be written in an edge; or no token is found.
+
+        Example:
+            >>> import nnsight_mmflow as mmf
+            >>> graph = mmf.load("nano")
+            >>> spans = mmf.nano.prompts(graph, 1)[0].spans
+            >>> spans = spans.having(corner=(0, 0, 16, 16), word="color", rest="image - corner")
+            >>> len(spans["corner"]), len(spans["word"]), len(spans["rest"])
+            (4, 1, 60)
+        """
+        made = self
+        for name, value in spans.items():
+            check_name(name)
+            named = made.named
+            if isinstance(value, Span):
+                if value.row != named["all"].row:
+                    raise SpanError(
+                        f"{name} is the Span {value.name!r} of a row at {value.row}, this row is at {named['all'].row}:"
+                        " take it from these spans."
+                    )
+                given = {other: how for other, how in made.given.items() if other != name}
+                made = replace(made, named={**named, name: value}, given=given)
+            else:
+                how = value if isinstance(value, InPixels | str) else None
+                if how is None:
+                    how = InPixels.of(name, value, named["image"], share)
+                found = made._by_text(name, how) if isinstance(how, str) else how.found(name, named["image"])
+                made = replace(made, named={**named, name: found}, given={**made.given, name: how})
+        return made
+
+    def _by_text(self, name: str, text: str) -> Span:
+        """The span that a text names: an expression if it reads as one, else words."""
+        try:
+            check_expression(text, (*self.named, *NEEDS))
+        except SpanError:
+            try:
+                return replace(self.text(text), name=name)
+            except SpanError as error:
+                raise SpanError(f"{name}={text!r} is no span's name or expression, and as words: {error}") from None
+        return replace(self[text], name=name)
 
     def text(self, substring: str, index: int | None = None, *, match: str = "word") -> Span:
         """The tokens that cover a substring: of the question if it stands there, else of the whole prompt.
@@ -127,6 +186,8 @@ class Spans:
 
         Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620): object and other patches, the options.
         """
+        if name == "other" and "object" in self.named:
+            return replace(self.named["image"] - self.named["object"], name=name)
         if NEEDS[name] == "boxes":
             if not self.boxes or not self.named["image"]:
                 raise SpanError("the prompt has no boxes: graph.prompt(..., boxes=((x0, y0, x1, y1),))")

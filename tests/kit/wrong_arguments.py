@@ -540,7 +540,10 @@ def result_calls(graph) -> dict:
             based(one.spans.text, substring="color"),
             {"substring": [3, None, "", "zzz"], "index": ["0", 1.5, 9, -1, True], "match": ["foo", 3, None]},
         ),
-        "spans.having": (lambda what: one.spans.having(a=what), {"what": [3, "image", None]}),
+        "spans.having": (
+            lambda what: one.spans.having(a=what),
+            {"what": [3, "umbrella", None, [], (1, 2, 3), np.zeros((4, 4), bool), {7: (0, 0, 9, 9)}, True]},
+        ),
         "span[]": (lambda what: image[what], {"what": [9, -1, "0", None, 1.5, slice(0, 1), True]}),
         "span.box": (
             lambda what: image.box(what),
