@@ -52,7 +52,7 @@ class Graph(Traced):
         options: Sequence[str] | None = None,
         boxes: Sequence[Sequence[int | float]] | Mapping[str, object] = (),
         masks: Mapping[str, object] | None = None,
-        share: float = SHARE,
+        share: int | float = SHARE,
         key: str = "",
         kind: str = "",
         max_aspect_ratio: int | float = LONGEST,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def wilson(right: float, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(right: int | float, total: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95% interval of a share of `total` independent trials, `right` of which are.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.

@@ -111,7 +111,7 @@ class InPixels:
     sizes: Mapping[int, tuple[int, int]]
 
     @classmethod
-    def of(cls, name: str, value: object, image: Span, share: float) -> InPixels:
+    def of(cls, name: str, value: object, image: Span, share: object) -> InPixels:
         """What came: a box, several, a mask, or any of these by the number of the picture (the first unless given).
 
         Raises:

@@ -79,7 +79,7 @@ class Spans:
     def __contains__(self, name: object) -> bool:
         return name in self.named
 
-    def having(self, *, share: float = SHARE, **spans: object) -> Spans:
+    def having(self, *, share: int | float = SHARE, **spans: object) -> Spans:
         """The same spans and these beside them, under the names given, which every experiment and pattern then takes.
 
         A span is named by

@@ -15,6 +15,7 @@ from PIL import Image
 import nnsight_mmflow as mmf
 from nnsight_mmflow.model.remade import made_again
 from nnsight_mmflow.patterns.trace import corruption
+from nnsight_mmflow.prompts.asked import named_in_pixels
 
 BOX = (8, 8, 24, 20)
 UNTOLD = {"progress": False, "report": str}
@@ -178,12 +179,13 @@ def test_what_names_nothing_is_refused(small):
     for given, text in (
         ({"boxes": {"a": BOX}, "masks": {"a": np.ones((64, 64), bool)}}, "'a' is given by boxes and by a mask"),
         ({"boxes": [BOX], "masks": {"object": np.ones((64, 64), bool)}}, "the object is given by boxes and by a mask"),
-        ({"masks": np.ones((64, 64), bool)}, "masks are given by name"),
-        ({"boxes": {3: BOX}}, "given by name"),
         ({"boxes": {"object": (9, 9, 1, 1)}}, "has no area"),
     ):
         with pytest.raises(mmf.MMFlowError, match=text):
             small.prompt(**ask, **given)
+    for boxes, masks in (((), np.ones((64, 64), bool)), ({3: BOX}, None)):
+        with pytest.raises(mmf.PromptError, match="are given by name"):
+            named_in_pixels(boxes, masks)
 
 
 def test_batches_and_copies_keep_them(small):
