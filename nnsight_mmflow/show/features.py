@@ -39,7 +39,7 @@ def features_figure(
     rows = -(-len(chosen) // columns)
     size = (max(4.4, 2.9 * columns), 2.7 * rows + 0.9)
     figure = ShownFigure(figsize=size, layout="constrained")
-    panels: Iterator[Axes] = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    panels: Iterator[Axes] = iter(list(figure.subplots(rows, columns, squeeze=False).flat))
     drawn = np.arange(len(result))[:: max(1, -(-len(result) // POINTS))]
     for layer, axes in zip(chosen, panels, strict=False):
         points, shares = components(result, layer)

@@ -130,7 +130,8 @@ class InPixels:
         masks: dict[int, Mask] = {}
         sizes = {}
         for number, one in each.items():
-            if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < len(image.images):
+            known = isinstance(number, Integral) and not isinstance(number, bool)
+            if not known or not 0 <= int(number) < len(image.images):
                 raise SpanError(
                     f"{name}: pictures are named by number, counted from 0, and the prompt has {len(image.images)};"
                     f" {came(number)} came."

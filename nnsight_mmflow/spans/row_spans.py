@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from nnsight_mmflow._errors import SpanError
 from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
+from nnsight_mmflow.spans.expressions import Expression
 from nnsight_mmflow.spans.grammar import check_expression, check_name
 from nnsight_mmflow.spans.in_pixels import SHARE, InPixels
 from nnsight_mmflow.spans.span import Span, ranges
@@ -67,11 +67,13 @@ class Spans:
             return self.named[expression]
         if expression in NEEDS:
             return self.about(expression)
-        try:
-            tree = ast.parse(expression.strip(), mode="eval").body
-        except (SyntaxError, AttributeError, TypeError) as error:
-            raise SpanError(f"{expression!r} is no span expression ({error}). {self._there_are()}") from None
-        return self._evaluate(tree, expression)
+        return Expression(expression, self._by_name, self.text, self._there_are()).span()
+
+    def _by_name(self, name: str) -> Span | None:
+        """The span of that name alone; None if there is none."""
+        if name in self.named:
+            return self.named[name]
+        return self.about(name) if name in NEEDS else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.named)
@@ -79,7 +81,7 @@ class Spans:
     def __contains__(self, name: object) -> bool:
         return name in self.named
 
-    def having(self, *, share: int | float = SHARE, **spans: object) -> Spans:
+    def having(self, *, share: object = SHARE, **spans: object) -> Spans:
         """The same spans and these beside them, under the names given, which every experiment and pattern then takes.
 
         A span is named by
@@ -249,74 +251,3 @@ class Spans:
         part, plain = self.prompt_text[start:end], re.escape(substring)
         whole = [hit.start() + start for hit in re.finditer(rf"(?<!\w){plain}(?!\w)", part)]
         return whole or [hit.start() + start for hit in re.finditer(plain, part)]
-
-    def _text_call(self, call: ast.Call) -> Span:
-        """A text(...) inside an expression, its arguments checked."""
-        form = "text takes a substring, and perhaps index= (a number) and match=: text('red'), text('the', 1)"
-        try:
-            values = [ast.literal_eval(argument) for argument in call.args]
-            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except ValueError:
-            raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.") from None
-        given = {**dict(zip(("substring", "index"), values, strict=False)), **named}
-        index = given.get("index")
-        fits = (
-            len(values) <= 2
-            and len(given) == len(values) + len(named)
-            and set(given) <= {"substring", "index", "match"}
-            and isinstance(given.get("substring"), str)
-            and (index is None or type(index) is int)
-            and isinstance(given.get("match", "word"), str)
-        )
-        if not fits:
-            raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.")
-        return self.text(given["substring"], index, match=given.get("match", "word"))
-
-    def _box_call(self, call: ast.Call, called: ast.Attribute, expression: str) -> Span:
-        """A .box(...) inside an expression: boxes in pixels, (x0, y0, x1, y1) each."""
-        try:
-            boxes = [ast.literal_eval(argument) for argument in call.args]
-            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except ValueError:
-            boxes, named = [], {}
-        if not boxes or set(named) - {"rule"}:
-            raise SpanError(f"{ast.unparse(call)!r} cannot be read: boxes are numbers: image.box((0, 0, 9, 9)).")
-        return self._evaluate(called.value, expression).box(*boxes, **named)
-
-    def _tile(self, tree: ast.Attribute, expression: str, number: int) -> Span:
-        image = self._evaluate(tree.value, expression)
-        tiles = image.tile
-        if not 0 <= number < len(tiles):
-            raise SpanError(f"{image.name}.tile[{number}] was asked for, but it has {len(tiles)}, counted from 0.")
-        return tiles[number]
-
-    def _evaluate(self, tree: ast.expr, expression: str) -> Span:
-        if isinstance(tree, ast.Name) and tree.id in self.named:
-            return self.named[tree.id]
-        if isinstance(tree, ast.BinOp):
-            left, right = self._evaluate(tree.left, expression), self._evaluate(tree.right, expression)
-            if isinstance(tree.op, ast.BitOr):
-                return left | right
-            if isinstance(tree.op, ast.BitAnd):
-                return left & right
-            if isinstance(tree.op, ast.Sub):
-                return left - right
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Invert):
-            return ~self._evaluate(tree.operand, expression)
-        if (
-            isinstance(tree, ast.Subscript)
-            and isinstance(tree.slice, ast.Constant)
-            and isinstance(tree.slice.value, int)
-        ):
-            if isinstance(tree.value, ast.Attribute) and tree.value.attr == "tile":
-                return self._tile(tree.value, expression, tree.slice.value)
-            return self._evaluate(tree.value, expression)[tree.slice.value]
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
-            return self._text_call(tree)
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Attribute) and tree.func.attr == "box":
-            return self._box_call(tree, tree.func, expression)
-        if isinstance(tree, ast.Name) and tree.id in NEEDS:
-            return self.about(tree.id)
-        if isinstance(tree, ast.Attribute) and tree.attr in ("base", "newline", "separator"):
-            return getattr(self._evaluate(tree.value, expression), tree.attr)
-        raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")

@@ -26,7 +26,7 @@ from nnsight_mmflow.runs.runner import Study, listed, prompt_task, run_study
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.prompts.prompt import Batch, Prompt
     from nnsight_mmflow.runs.runner import Task
     from nnsight_mmflow.runs.workers import Workers
 
@@ -146,14 +146,11 @@ def measure(graph: Graph, prompt: Prompt, positions: list[int], site: str, layer
 
 def measure_batch(graph: Graph, given: list[tuple]) -> list[dict]:
     """The same for several prompts in one forward."""
-    prompts = [one[0] for one in given]
-    _, _, site, layers, pool = given[0]
+    prompts, (_, _, site, layers, pool) = [one[0] for one in given], given[0]
     whole = prompts[0] if len(prompts) == 1 else graph.batch(prompts)
     moved = [rows["all"].row[0] - one.spans["all"].row[0] for rows, one in zip(whole.rows(), prompts, strict=True)]
     positions = [[at + by for at in one[1]] for one, by in zip(given, moved, strict=True)]
-    sites = [SITES[site](graph, max(layer, 0)) for layer in layers]
-    with torch.no_grad(), graph.trace(whole, use_cache=False, logits_to_keep=1):
-        found = nnsight.save(read_features(sites, positions, pool))
+    found = read(graph, whole, positions, site, layers, pool)
     for prompt, values in zip(prompts, found, strict=True):
         for layer, one in zip(layers, values, strict=True):
             if not bool(one.isfinite().all()):
@@ -163,6 +160,16 @@ def measure_batch(graph: Graph, given: list[tuple]) -> list[dict]:
                     " model in bfloat16 or float32."
                 )
     return [{"values": packed({"values": values})} for values in found]
+
+
+def read(
+    graph: Graph, prompt: Prompt | Batch, positions: list[list[int]], site: str, layers: list[int], pool: str | None
+) -> list[torch.Tensor]:
+    """For each row (layers, kept, width), from one forward, wherever the graph runs."""
+    sites = [SITES[site](graph, max(layer, 0)) for layer in layers]
+    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
+        found = nnsight.save(read_features(sites, positions, pool))
+    return found
 
 
 def _place(site: str, layers: int | Iterable[int] | None, n_layers: int) -> tuple[str, list[int]]:

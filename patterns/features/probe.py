@@ -20,7 +20,7 @@ from nnsight_mmflow.runs.intervals import wilson
 if TYPE_CHECKING:
     pass
 
-Labels = Sequence[object] | Mapping[str, object] | Callable[..., object]
+Labels = Iterable[object] | Mapping[str, object] | Callable[..., object]
 TYPES = {"input": ["picture", "question"], "question": ["question"], "picture": ["picture"]}
 TRIES = 1000  # draws of a control whose folds all have two labels
 

@@ -27,7 +27,6 @@ from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jaxtyping import Float
 
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.prompts.prompt import Prompt

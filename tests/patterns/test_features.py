@@ -257,8 +257,8 @@ def test_they_are_a_data_set_and_show_themselves(last, asked):
 
 
 def test_a_probe_finds_what_is_known_and_its_control_finds_nothing(last, asked):
-    """As found: after layer 0 and 1 the colour is not there, from layer 2 on always; controls stay at chance."""
-    result = mmf.probe(last, folds=4, controls=3, **UNTOLD)
+    """As found: the colour is not there in layers 0 and 1, always from layer 4 on; controls stay at chance."""
+    result = mmf.probe(last, controls=3, **UNTOLD)
     table = result.to_frame().set_index("layer")
     assert list(table.index) == [0, 1, 4, 9]
     assert (table.loc[[4, 9], "accuracy"] == 1).all()
