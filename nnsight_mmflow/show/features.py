@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._figure import ShownFigure
@@ -39,7 +39,7 @@ def features_figure(
     rows = -(-len(chosen) // columns)
     size = (max(4.4, 2.9 * columns), 2.7 * rows + 0.9)
     figure = ShownFigure(figsize=size, layout="constrained")
-    panels: Iterator[Axes] = iter(list(figure.subplots(rows, columns, squeeze=False).flat))
+    panels: Iterator[Any] = iter(figure.subplots(rows, columns, squeeze=False).flat)
     drawn = np.arange(len(result))[:: max(1, -(-len(result) // POINTS))]
     for layer, axes in zip(chosen, panels, strict=False):
         points, shares = components(result, layer)

@@ -119,7 +119,7 @@ class InPixels:
         """
         if not image.images:
             raise SpanError(f"{name}: boxes and masks are in pixels of a picture, but the prompt has none.")
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise SpanError(
                 f"share={share!r}: the share of a token's pixels that a mask must cover is above 0, up to 1."
             )

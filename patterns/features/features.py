@@ -122,7 +122,7 @@ def features(
             "versions": versions(),
         }
         if shelf.folder is not None:
-            header["shards"] = {str(entry["shard"]): shelf.file(entry["shard"]) for entry in entries}
+            header["shards"] = {str(entry["shard"]): shelf.file_name(entry["shard"]) for entry in entries}
         return FeaturesResult(index_of(given, at, entries), header, dict(shelf.shards), tuple(given))
 
     study = Study(
@@ -134,7 +134,7 @@ def features(
         batch_size=batch_size,
         collect=collect,
         cost=lambda left: _cost(shelf, chosen, left, batch_size, pool, folder),
-        keep=shelf.kept,
+        keep=shelf.keeping,
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 

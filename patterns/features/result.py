@@ -97,7 +97,7 @@ class FeaturesResult(Result):
         """The number of prompts."""
         return len(self.table)
 
-    def __getitem__(self, number: int) -> tuple[Float[Tensor, layers * kept], str]:
+    def __getitem__(self, number: int) -> tuple[Tensor, str]:
         """(the prompt's activations (layers, width), with pool=None (layers, positions, width); its answer or "")."""
         number = int(number)
         if not -len(self) <= number < len(self):

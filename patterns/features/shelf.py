@@ -50,11 +50,11 @@ class Shelf:
         self.places: dict[str, tuple[int, int]] = {}
         self.sizes: dict[int, int] = {}
 
-    def file(self, number: int) -> str:
+    def file_name(self, number: int) -> str:
         """The name of a shard's file, the same for the same run."""
         return f"features_{self.run}_{number:05d}.safetensors"
 
-    def kept(self, journal: Journal, left: list[Task]) -> Callable[[dict], dict]:
+    def keeping(self, journal: Journal, left: list[Task]) -> Callable[[dict], dict]:
         """What puts an entry's activations onto the shelf, once every row that is to come has its place.
 
         Raises:
@@ -65,7 +65,7 @@ class Shelf:
             self.folder, self.run = journal.path.parent, fingerprint(journal.settings)[:8]
             for entry in journal.done.values():
                 taken.setdefault(entry["shard"], []).append((entry["row"], entry["count"]))
-            self._check(journal)
+            self._look_through(journal)
         sizes = {number: shard.layout.rows for number, shard in self.shards.items()}
         wanted = {task.identity: self.counts[task.identity] for task in left}
         self.places, self.sizes = places(wanted, taken, sizes, max(1, MOST_BYTES // self.row_bytes))
@@ -75,15 +75,15 @@ class Shelf:
                 f"{self.folder} has room for {shutil.disk_usage(self.folder).free / 1e9:.1f} GB, and the activations"
                 f" that are to come take {need / 1e9:.1f} GB: fewer layers, pool='mean' or 'last', or another folder."
             )
-        return self.keep
+        return self.put_away
 
-    def keep(self, entry: dict) -> dict:
+    def put_away(self, entry: dict) -> dict:
         """The entry with the place of its activations instead of them."""
         values = unpacked(entry.pop("values"))["values"]
         number, row = self.places[entry["id"]]
         if number not in self.shards:
             layout = Layout(self.names, KINDS[values.dtype], self.sizes[number], self.width)
-            path = None if self.folder is None else self.folder / self.file(number)
+            path = None if self.folder is None else self.folder / self.file_name(number)
             self.shards[number] = Shard(layout) if path is None else Shard.made(layout, path)
         shard = self.shards[number]
         if KINDS[values.dtype] != shard.layout.kind:
@@ -95,7 +95,7 @@ class Shelf:
         norm = values.double().norm(dim=-1).mean()
         return {**entry, "shard": number, "row": row, "count": values.shape[1], "norm": float(norm)}
 
-    def _check(self, journal: Journal) -> None:
+    def _look_through(self, journal: Journal) -> None:
         """Opens the shards that finished prompts lie in, and reads each of their rows once.
 
         Raises:
@@ -106,7 +106,7 @@ class Shelf:
             rows.setdefault(entry["shard"], []).extend(range(entry["row"], entry["row"] + entry["count"]))
         for number, held in rows.items():
             assert self.folder is not None
-            path = self.folder / self.file(number)
+            path = self.folder / self.file_name(number)
             self.shards[number] = Shard.opened(path, self.names, self.width, True)
             for name in self.names:
                 self.shards[number].read(name, np.array(held))
