@@ -54,7 +54,8 @@ def features(
     """A FeaturesResult: the activations of every prompt at a span, for probes, directions and models of one's own.
 
     With a folder they lie there in shards (safetensors) beside an index (parquet), written prompt by prompt and mapped
-    when they are read; without one they stay in memory. How many bytes they take is told before the run.
+    when they are read; without one they stay in memory. How many bytes they take is told before the run. On a server
+    they are pooled where they are, and only that comes back.
 
     Args:
         graph: the model.
@@ -67,12 +68,14 @@ def features(
             last of them; None, all of them. These are kept in the model's own type, bit for bit.
         batch_size: how many prompts go through the model together, padded on the left. More is quicker on a GPU; the
             numbers differ from those of single prompts by rounding.
-        folder: where activations are written as they are done; a run that was stopped goes on from there.
-        remote: run on NDIF (True, or a host); None: where the graph runs. What is pooled there is all that comes back.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
+        remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: an unknown site or pool, layers that do not exist, or activations that are NaN or infinite.
@@ -88,12 +91,12 @@ def features(
         (4, 128)
     """
     graph = graph.at(remote)
-    given = listed(prompts, "features")
+    prompt_list = listed(prompts, "features")
     place, chosen = _place(site, layers, graph.n_layers)
     if pool not in POOLS:
         raise MMFlowError(f'pool is "mean", "last" or None (every position of the span), not {pool!r}.')
     counts = []
-    for number, prompt in enumerate(given):
+    for number, prompt in enumerate(prompt_list):
         held = len(prompt.spans[at])
         if not held:
             raise NoEffectError(
@@ -102,7 +105,8 @@ def features(
             )
         counts.append(1 if pool else held)
     tasks = [
-        prompt_task(prompt, prompt_identity(prompt), list(prompt.spans[at]), place, chosen, pool) for prompt in given
+        prompt_task(prompt, prompt_identity(prompt), list(prompt.spans[at]), place, chosen, pool)
+        for prompt in prompt_list
     ]
     asked = {"at": at, "layers": chosen, "site": place, "pool": pool or "none"}
     shelf = Shelf(
@@ -114,7 +118,7 @@ def features(
             "model": graph.name,
             **asked,
             "pool": pool,
-            "n_prompts": len(given),
+            "n_prompts": len(prompt_list),
             "n_layers": graph.n_layers,
             "width": graph.d_model,
             "dtype": shelf.shards[entries[0]["shard"]].layout.kind,
@@ -123,7 +127,7 @@ def features(
         }
         if shelf.folder is not None:
             header["shards"] = {str(entry["shard"]): shelf.file_name(entry["shard"]) for entry in entries}
-        return FeaturesResult(index_of(given, at, entries), header, dict(shelf.shards), tuple(given))
+        return FeaturesResult(index_of(prompt_list, at, entries), header, dict(shelf.shards), tuple(prompt_list))
 
     study = Study(
         name="features",
