@@ -35,34 +35,6 @@ class Mask:
     size: tuple[int, int]
     bits: bytes = field(repr=False)
 
-    @classmethod
-    def of(cls, name: str, value: object) -> Mask:
-        """The mask that came as a numpy array, a torch tensor or a PIL picture: True where the thing is.
-
-        Raises:
-            SpanError: it is no boolean picture, or holds no pixel.
-        """
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):  # (1, height, width), as segmenters give it
-            array = array[0] if array.shape[0] == 1 else array[:, :, 0]
-        if array.ndim != 2:
-            raise SpanError(
-                f"{name}: a mask is (height, width), True where the thing is, but an array of shape {array.shape} came."
-                " One mask of several is masks[0]."
-            )
-        if array.dtype != bool:
-            held = np.unique(array) if array.dtype.kind in "iuf" else np.array([])
-            if held.tolist() not in ([0], [1], [0, 1], [0, 255], [255]):
-                few = ", ".join(map(str, held[:3]))
-                raise SpanError(
-                    f"{name}: a mask is boolean, but {array.dtype} with {len(held)} different values ({few}, ...) came:"
-                    " say where it begins, such as mask > 0.5."
-                )
-            array = array > 0
-        if not array.any():
-            raise SpanError(f"{name}: the mask of {array.shape[1]}x{array.shape[0]} pixels is empty: no pixel is True.")
-        return cls((array.shape[1], array.shape[0]), np.packbits(array).tobytes())
-
     @property
     def array(self) -> np.ndarray:
         """(height, width), bool."""
@@ -110,45 +82,6 @@ class InPixels:
     share: float
     sizes: Mapping[int, tuple[int, int]]
 
-    @classmethod
-    def of(cls, name: str, value: object, image: Span, share: object) -> InPixels:
-        """What came: a box, several, a mask, or any of these by the number of the picture (the first unless given).
-
-        Raises:
-            SpanError: it is none of these, or there is no such picture.
-        """
-        if not image.images:
-            raise SpanError(f"{name}: boxes and masks are in pixels of a picture, but the prompt has none.")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise SpanError(
-                f"share={share!r}: the share of a token's pixels that a mask must cover is above 0, up to 1."
-            )
-        each = dict(value) if isinstance(value, Mapping) else {0: value}
-        if not each:
-            raise SpanError(f"{name}: no box or mask came.")
-        boxes: dict[int, tuple[Box, ...]] = {}
-        masks: dict[int, Mask] = {}
-        sizes = {}
-        for number, one in each.items():
-            known = isinstance(number, Integral) and not isinstance(number, bool)
-            if not known or not 0 <= int(number) < len(image.images):
-                raise SpanError(
-                    f"{name}: pictures are named by number, counted from 0, and the prompt has {len(image.images)};"
-                    f" {came(number)} came."
-                )
-            size = sizes[int(number)] = image.images[int(number)].geometry.size
-            if _is_mask(one, size):
-                mask = masks[int(number)] = Mask.of(name, one)
-                if mask.size != size:
-                    turned = " Is it transposed?" if mask.size == size[::-1] else ""
-                    raise SpanError(
-                        f"{name}: the mask is {mask.size[0]}x{mask.size[1]} pixels (width x height), the picture"
-                        f" {size[0]}x{size[1]} (upright).{turned} Resize the mask to the picture, nearest neighbour."
-                    )
-            else:
-                boxes[int(number)] = _boxes(name, one)
-        return cls(boxes, masks, float(share), sizes)
-
     def fits(self, image: Span) -> bool:
         """Whether pictures of these sizes are there."""
         sizes = dict(enumerate(one.geometry.size for one in image.images))
@@ -187,6 +120,71 @@ class InPixels:
             f"{name}: no image token is covered by at least {self.share:.0%} by the mask of {int(mask.array.sum())}"
             f" pixels; {told}."
         )
+
+
+def in_pixels(name: str, value: object, image: Span, share: object) -> InPixels:
+    """What came: a box, several, a mask, or any of these by the number of the picture (the first unless given).
+
+    Raises:
+        SpanError: it is none of these, or there is no such picture.
+    """
+    if not image.images:
+        raise SpanError(f"{name}: boxes and masks are in pixels of a picture, but the prompt has none.")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise SpanError(f"share={share!r}: the share of a token's pixels that a mask must cover is above 0, up to 1.")
+    each = dict(value) if isinstance(value, Mapping) else {0: value}
+    if not each:
+        raise SpanError(f"{name}: no box or mask came.")
+    boxes: dict[int, tuple[Box, ...]] = {}
+    masks: dict[int, Mask] = {}
+    sizes = {}
+    for number, one in each.items():
+        known = isinstance(number, Integral) and not isinstance(number, bool)
+        if not known or not 0 <= int(number) < len(image.images):
+            raise SpanError(
+                f"{name}: pictures are named by number, counted from 0, and the prompt has {len(image.images)};"
+                f" {came(number)} came."
+            )
+        size = sizes[int(number)] = image.images[int(number)].geometry.size
+        if _is_mask(one, size):
+            mask = masks[int(number)] = mask_of(name, one)
+            if mask.size != size:
+                turned = " Is it transposed?" if mask.size == size[::-1] else ""
+                raise SpanError(
+                    f"{name}: the mask is {mask.size[0]}x{mask.size[1]} pixels (width x height), the picture"
+                    f" {size[0]}x{size[1]} (upright).{turned} Resize the mask to the picture, nearest neighbour."
+                )
+        else:
+            boxes[int(number)] = _boxes(name, one)
+    return InPixels(boxes, masks, float(share), sizes)
+
+
+def mask_of(name: str, value: object) -> Mask:
+    """The mask that came as a numpy array, a torch tensor or a PIL picture: True where the thing is.
+
+    Raises:
+        SpanError: it is no boolean picture, or holds no pixel.
+    """
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):  # (1, height, width), as segmenters give it
+        array = array[0] if array.shape[0] == 1 else array[:, :, 0]
+    if array.ndim != 2:
+        raise SpanError(
+            f"{name}: a mask is (height, width), True where the thing is, but an array of shape {array.shape} came."
+            " One mask of several is masks[0]."
+        )
+    if array.dtype != bool:
+        held = np.unique(array) if array.dtype.kind in "iuf" else np.array([])
+        if held.tolist() not in ([0], [1], [0, 1], [0, 255], [255]):
+            few = ", ".join(map(str, held[:3]))
+            raise SpanError(
+                f"{name}: a mask is boolean, but {array.dtype} with {len(held)} different values ({few}, ...) came:"
+                " say where it begins, such as mask > 0.5."
+            )
+        array = array > 0
+    if not array.any():
+        raise SpanError(f"{name}: the mask of {array.shape[1]}x{array.shape[0]} pixels is empty: no pixel is True.")
+    return Mask((array.shape[1], array.shape[0]), np.packbits(array).tobytes())
 
 
 def _is_mask(value: object, size: tuple[int, int]) -> bool:

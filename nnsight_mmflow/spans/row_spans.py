@@ -11,7 +11,7 @@ from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
 from nnsight_mmflow.spans.expressions import Expression
 from nnsight_mmflow.spans.grammar import check_expression, check_name
-from nnsight_mmflow.spans.in_pixels import SHARE, InPixels
+from nnsight_mmflow.spans.in_pixels import SHARE, InPixels, in_pixels
 from nnsight_mmflow.spans.span import Span, ranges
 from nnsight_mmflow.spans.views import Box
 
@@ -125,7 +125,7 @@ class Spans:
             else:
                 how = value if isinstance(value, InPixels | str) else None
                 if how is None:
-                    how = InPixels.of(name, value, named["image"], share)
+                    how = in_pixels(name, value, named["image"], share)
                 found = made._by_text(name, how) if isinstance(how, str) else how.found(name, named["image"])
                 made = replace(made, named={**named, name: found}, given={**made.given, name: how})
         return made

@@ -126,9 +126,10 @@ def probe(
 def _chosen(features: FeaturesResult, layers: int | Iterable[int] | None) -> list[int]:
     there = features.layers
     asked = there if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    if not asked or set(asked) - set(there):
+    chosen = [features.counted(layer) for layer in asked]
+    if not chosen or set(chosen) - set(there):
         raise MMFlowError(f"layers={asked}: of those that were read, {', '.join(map(str, there))}.")
-    return asked
+    return chosen
 
 
 def _answers(features: FeaturesResult) -> list[object]:

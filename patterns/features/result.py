@@ -69,7 +69,7 @@ class FeaturesResult(Result):
         `positions` tells whose row is whose.
 
         Args:
-            layer: which; may be left out where there is one.
+            layer: which, a negative one counted from the end; may be left out where there is one.
 
         Raises:
             MMFlowError: a layer that was not read.
@@ -123,9 +123,16 @@ class FeaturesResult(Result):
         there = self.layers
         if layer is None and len(there) == 1:
             return there[0]
-        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or int(layer) not in there:
+        known = isinstance(layer, int | np.integer) and not isinstance(layer, bool)
+        found = self.counted(int(layer)) if known else None  # type: ignore[arg-type]
+        if found not in there:
             raise MMFlowError(f"layer={came(layer)} was not read: the features hold {', '.join(map(str, there))}.")
-        return int(layer)
+        return found
+
+    def counted(self, layer: int) -> int:
+        """The layer's number from 0; a negative one counts from the end (-1 is the embedding, where that was read)."""
+        below = layer < 0 and self.header["site"] != "embed"
+        return layer + int(self.header["n_layers"]) if below else layer
 
     def plot(self, layers: int | Sequence[int] | None = None, labels: Sequence[object] | None = None) -> ShownFigure:
         """The first two principal components of some layers, a point for each prompt, coloured by its answer.

@@ -247,6 +247,7 @@ def test_they_are_a_data_set_and_show_themselves(last, asked):
     assert values.shape == (7, 4, 128)
     assert list(answers) == [one.answer for one in asked[:7]]
     assert np.array_equal(values[:, 2].numpy(), last.values(4)[:7])
+    assert np.array_equal(last.values(-1), last.values(9))
     assert last.labels == [one.answer for one in asked]
     with pytest.raises(IndexError):
         last[60]
