@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.features.result import FeaturesResult
     from nnsight_mmflow.runs.results import Band
 
-PANELS, COLOURED, POINTS = 6, 8, 2000
+PANELS, COLOURED, POINTS = 6, 8, 2000  # panels, labels with a colour each, points that are drawn
 OTHER = "0.75"
 
 
@@ -34,7 +34,7 @@ def features_figure(
     if len(named) != len(result):
         raise MMFlowError(f"labels holds {len(named)}, but the features are of {len(result)} prompts: one for each.")
     frequent = [name for name, _ in Counter(named).most_common(COLOURED)]
-    rest = [name not in frequent for name in named]
+    rest, colors = [name not in frequent for name in named], _colors(frequent)
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
     size = (max(4.4, 2.9 * columns), 2.7 * rows + 0.9)
@@ -43,9 +43,10 @@ def features_figure(
     drawn = np.arange(len(result))[:: max(1, -(-len(result) // POINTS))]
     for layer, axes in zip(chosen, panels, strict=False):
         points, shares = components(result, layer)
-        for name, (color, _, marker) in zip(frequent, STYLES, strict=False):
+        for name, color, (_, _, marker) in zip(frequent, colors, STYLES, strict=False):
             at = [number for number in drawn if named[number] == name]
-            axes.scatter(points[at, 0], points[at, 1], s=14, color=color, marker=marker, label=name, linewidths=0)
+            x, y = points[at].T
+            axes.scatter(x, y, s=16, facecolor=color, edgecolor="0.25", marker=marker, label=name, linewidths=0.4)
         at = [number for number in drawn if rest[number]]
         if at:
             label = f"{len(set(named)) - len(frequent)} other labels"
@@ -63,6 +64,15 @@ def features_figure(
     model = str(header["model"]).rstrip("/").split("/")[-1]
     figure.suptitle(f"{model}, {header['site']} at {header['at']}: {len(result)} prompts", fontsize=11)
     return figure
+
+
+def _colors(labels: Sequence[str]) -> list[str]:
+    """A colour for each label: its own where all are names of colours, so that none is drawn in another's."""
+    from matplotlib.colors import CSS4_COLORS
+
+    if all(label in CSS4_COLORS for label in labels):
+        return [CSS4_COLORS[label] for label in labels]
+    return [color for color, *_ in STYLES[: len(labels)]]
 
 
 def components(result: FeaturesResult, layer: int) -> tuple[np.ndarray, tuple[float, float]]:
