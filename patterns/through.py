@@ -74,7 +74,7 @@ class Through:
         other = self.edit[place.number][place.prompt].to(old)[place.there]
         if place.columns is not None and other.shape != old.shape:
             other = other[:, place.columns]
-        return self.encoder(self.placed(other))
+        return self.encoder(self.as_encoded(other))
 
     def with_features(self, values: torch.Tensor, edit: Callable[[torch.Tensor], object]) -> torch.Tensor:
         """The values once their features are edited.
@@ -82,7 +82,7 @@ class Through:
         With `error`, what is added is the difference that the edit makes to the reconstruction, so that an edit which
         changes nothing changes no number.
         """
-        found = self.encoder(self.placed(values))
+        found = self.encoder(self.as_encoded(values))
         if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(values):
             raise MMFlowError(
                 f"the encoder gave {_shown(found)} for values of shape {tuple(values.shape)}; expected (positions,"
@@ -106,7 +106,7 @@ class Through:
         added = decoded - self.decoder(found)
         return (values.to(added) + added).to(values)
 
-    def placed(self, values: torch.Tensor) -> torch.Tensor:
+    def as_encoded(self, values: torch.Tensor) -> torch.Tensor:
         """The values in the type and on the device of an encoder that has weights."""
         return values if self.like is None else values.to(self.like)
 

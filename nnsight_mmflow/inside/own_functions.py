@@ -31,19 +31,20 @@ def layer_argument(name: str, function: object) -> str:
     """
     if not callable(function) or isinstance(function, type):
         raise MMFlowError(f"{name} is a function of the values at a span, but {came(function)} came.")
+    called = function.forward if isinstance(function, torch.nn.Module) else function
     try:
-        known = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
+        parameters = list(inspect.signature(called).parameters.values())
     except (ValueError, TypeError):  # written in C, such as torch.relu: it says nothing of itself
         return ""
-    parameters = list(known.parameters.values())
     first = [one for one in parameters if one.kind in POSITION]
     needed = [one for one in first if one.default is one.empty]
     others = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
     several = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     if len(needed) > 2 or others not in ([], ["layer"]) or not (first or several) or (others and len(needed) > 1):
+        takes = ", ".join(map(str, parameters))
         raise MMFlowError(
-            f"{name} is called as {name}(values) or {name}(values, layer), but it takes {known}: give a function of the"
-            " values at a span, (positions, width), and, if it wants it, of the layer's number."
+            f"{name} is called as {name}(values) or {name}(values, layer), but it takes ({takes}): give a function of"
+            " the values at a span, (positions, width), and, if it wants it, of the layer's number."
         )
     if others or any(one.kind is one.KEYWORD_ONLY and one.name == "layer" for one in parameters):
         return "named"

@@ -207,24 +207,15 @@ def change(case, site, when="prefill", heads=None, own=False):
 
     if site == "embed":
         return pattern, plain.embedded(write(0))
-    if heads:
-        return pattern, hooks_of(
-            plain.written(
-                lambda model, layer=layer: [plain.layers_of(model)[layer].self_attn.o_proj], write(layer), "input"
-            )
-            for layer in layers
-        )
     names = {"resid": lambda one: one, "attn": lambda one: one.self_attn, "mlp": lambda one: one.mlp}
-    return pattern, hooks_of(
-        plain.written(lambda model, layer=layer: [names[site](plain.layers_of(model)[layer])], write(layer))
-        for layer in layers
-    )
+    names["heads"], kind = lambda one: one.self_attn.o_proj, "input" if heads else "output"
 
+    def at_layer(layer):
+        where = names["heads" if heads else site]
+        return plain.written(lambda model: [where(plain.layers_of(model)[layer])], write(layer), kind)
 
-def hooks_of(several):
-    """Several of plain_forms' hooks as one."""
-    several = list(several)
-    return lambda model: [handle for hook in several for handle in hook(model)]
+    hooks = [at_layer(layer) for layer in layers]
+    return pattern, lambda model: [handle for hook in hooks for handle in hook(model)]
 
 
 def patch_all(case):
@@ -294,6 +285,7 @@ PATTERNS = {
     "prune ranked mask": lambda case: ranked(case, "mask"),
 }
 WHOLE = ("zeroed", "patch noise", "change", "change heads, all", "change embed, all", "own")  # chunks cut their span
+THIN = ("patch, all", "change heads, all", "change embed, all")  # the others stand for what they share
 PLACES = {"drop": ("static", "lookup", "chunks"), "mask": ("chunks",)}
 
 
