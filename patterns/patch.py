@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.inside.changes import change_here
-from nnsight_mmflow.inside.places import site_of
+from nnsight_mmflow.inside.changes import change_here, site_of
 from nnsight_mmflow.model.changing import check_together_there
 from nnsight_mmflow.model.pattern import Pattern
 from nnsight_mmflow.patterns.through import Through
@@ -99,7 +99,9 @@ class Patch(Pattern):
     def prepared(self, graph: Graph, rows: tuple[Spans, ...]) -> Patch:
         """The same with its values at hand: runs what they come from. `graph.trace` and `graph.generate` do this."""
         targets, layers = resolve(self.at, rows, "at"), [0] if self.layers is None else self.layer_list(graph)
-        return replace(self, ready=resolve_value(self.value, graph, targets, site_of(self), layers, self.at))
+        patch = copy(self)  # not replace(), which makes it anew: what looks at fields does not travel
+        object.__setattr__(patch, "ready", resolve_value(self.value, graph, targets, site_of(self), layers, self.at))
+        return patch
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """Does it inside the edit that `graph.trace` makes.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import NoEffectError
 from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
-from nnsight_mmflow.inside.places import Place, Places, places_of, site_of
+from nnsight_mmflow.inside.places import Place, Places
 from nnsight_mmflow.inside.sites import SITES, read_site, write_site
+from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
     from nnsight_mmflow.inside.roles import Roles
     from nnsight_mmflow.inside.sites import Site
     from nnsight_mmflow.spans.row_spans import Spans
+
+
+def site_of(pattern: Changing) -> str:
+    """The name of its site: single heads' results are one of their own."""
+    return "heads" if pattern.heads is not None else pattern.site
+
+
+def places_of(pattern: Changing, graph: Roles, rows: tuple[Spans, ...]) -> Places:
+    """Where a pattern changes values."""
+    layers = [0] if pattern.layers is None else pattern.layer_list(graph)
+    assert pattern.at is not None  # checked
+    positions = [list(span) for span in resolve(pattern.at, rows, "at")]
+    columns = None
+    if pattern.heads is not None:
+        each = graph.head_width
+        columns = [head * each + i for head in dict.fromkeys(pattern.heads) for i in range(each)]
+    return Places(layers, positions, columns, rows[0]["all"].row[1])
 
 
 def changed(

@@ -18,11 +18,25 @@ if TYPE_CHECKING:
 class Changing(Protocol):
     """A pattern that changes activations at a span: see `mmf.Pattern`."""
 
-    at: str | Span | None
-    site: str
-    layers: int | Iterable[int] | None
-    heads: tuple[int, ...] | range | list[int] | None
-    when: str
+    @property
+    def at(self) -> str | Span | None:
+        """The span."""
+
+    @property
+    def site(self) -> str:
+        """What is changed."""
+
+    @property
+    def layers(self) -> int | Iterable[int] | None:
+        """In which layers, as they were given."""
+
+    @property
+    def heads(self) -> tuple[int, ...] | range | list[int] | None:
+        """In which heads; None for all."""
+
+    @property
+    def when(self) -> str:
+        """When, in a generation."""
 
     @property
     def unchanged(self) -> str:

@@ -107,14 +107,14 @@ def taken(what: str, made: object, values: torch.Tensor) -> torch.Tensor:
             f"{what} gave a tensor on {made.device}, but the values are on {values.device}: move what it uses there,"
             " such as vector.to(values)."
         )
-    made = made.to(values.dtype)
-    wrong = int((~made.isfinite() & values.isfinite()).sum())
+    cast: torch.Tensor = made.to(values.dtype)
+    wrong = int((~cast.isfinite() & values.isfinite()).sum())
     if wrong:
         raise MMFlowError(
-            f"{what} gave {wrong} of {made.numel()} numbers that are NaN or infinite (as {made.dtype}), where the model"
+            f"{what} gave {wrong} of {cast.numel()} numbers that are NaN or infinite (as {cast.dtype}), where the model"
             " has finite ones. Was something divided by zero, or too large for the type?"
         )
-    return made
+    return cast
 
 
 def described(values: torch.Tensor) -> str:

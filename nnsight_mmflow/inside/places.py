@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from nnsight_mmflow.spans.edges import resolve
-
-if TYPE_CHECKING:
-    from nnsight_mmflow.inside.changing import Changing
-    from nnsight_mmflow.inside.roles import Roles
-    from nnsight_mmflow.spans.row_spans import Spans
 
 
 @dataclass(frozen=True)
@@ -49,20 +41,3 @@ class Places:
     positions: list[list[int]]
     columns: list[int] | None
     length: int
-
-
-def site_of(pattern: Changing) -> str:
-    """The name of its site: single heads' results are one of their own."""
-    return "heads" if pattern.heads is not None else pattern.site
-
-
-def places_of(pattern: Changing, graph: Roles, rows: tuple[Spans, ...]) -> Places:
-    """Where a pattern changes values."""
-    layers = [0] if pattern.layers is None else pattern.layer_list(graph)
-    assert pattern.at is not None  # checked
-    positions = [list(span) for span in resolve(pattern.at, rows, "at")]
-    columns = None
-    if pattern.heads is not None:
-        each = graph.head_width
-        columns = [head * each + i for head in dict.fromkeys(pattern.heads) for i in range(each)]
-    return Places(layers, positions, columns, rows[0]["all"].row[1])

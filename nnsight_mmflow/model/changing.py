@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._kinds import came, choice
-from nnsight_mmflow.inside.changes import acts_in, changed
-from nnsight_mmflow.inside.places import places_of, site_of
+from nnsight_mmflow.inside.changes import acts_in, changed, places_of, site_of
 from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by
 from nnsight_mmflow.model.site_names import site_named
 from nnsight_mmflow.spans.edges import resolve

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow.inside.apart import Layout
     from nnsight_mmflow.inside.places import Place
+    from nnsight_mmflow.inside.roles import Roles
     from nnsight_mmflow.model.edits import Edit
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -229,7 +230,7 @@ class Pattern(Intervention):
         """
         return later("hooks_of")(self, bridge, spans)
 
-    def layer_list(self, graph: Graph) -> list[int]:
+    def layer_list(self, graph: Roles) -> list[int]:
         """The layers that it names, as sorted numbers from 0; none if it names none."""
         return [] if self.layers is None else layer_list(self.layers, graph.n_layers)
 

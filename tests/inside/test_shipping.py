@@ -9,8 +9,7 @@ from kit.shipping import faults, module_of, reached, read
 ROOT = Path(__file__).parents[2]
 ON_A_SERVER = {"torch", "numpy", "transformers", "einops", "nnsight", "nnsight_mmflow", *sys.stdlib_module_names}
 LOW = ("_errors", "_kinds", "_later")
-# The base of patterns, and what it refuses when one is made; the walk sees more than can be reached.
-BESIDE = {"pattern", "edits", "loaded", "prompt", "changing", "site_names"}
+BESIDE = {"pattern", "edits", "loaded", "prompt"}  # the base of patterns; the walk sees more than can be reached
 
 
 @pytest.fixture(scope="module")
