@@ -67,9 +67,9 @@ class Change(Pattern):
         if isinstance(self.value, Through) and not callable(self.value.edit):
             raise MMFlowError(f"value takes features from {came(self.value.edit)}, which Patch does: mmf.Patch(...).")
 
-    def change(self, values: torch.Tensor, layer: int) -> torch.Tensor:
+    def change(self, values: torch.Tensor, layer: int) -> object:  # type: ignore[override]  # it is looked at there
         """What the function makes of them."""
-        return call(self.value, values, layer)  # type: ignore[return-value]
+        return call(self.value, values, layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Add(Pattern):
     at: str | Span
     vector: Numbers | Mapping[int, Numbers] = field(repr=False)
     layers: int | Iterable[int] | None = None
-    scale: float = 1.0
+    scale: float | int = 1.0
     site: str = "resid"
     heads: tuple[int, ...] | range | list[int] | None = None
     when: str = "prefill"
@@ -167,7 +167,7 @@ class Scale(Pattern):
     unchanged: ClassVar[str] = "all that it multiplies is zero there, or too small to change."
 
     at: str | Span
-    factor: float
+    factor: float | int
     layers: int | Iterable[int] | None = None
     site: str = "resid"
     heads: tuple[int, ...] | range | list[int] | None = None

@@ -11,6 +11,7 @@ from nnsight_mmflow.model.layout import layout_of
 from nnsight_mmflow.model.order import side_by_side
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
+from nnsight_mmflow.remote.own_modules import register_own
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,8 @@ def edited(
         pattern.check_written(form)
         pattern.check(graph, rows, form)
     patterns = side_by_side(graph, patterns, rows)
+    if graph.remote:
+        register_own(patterns)
     if layout is not None:
         check_apart(graph, patterns, rows)
     for pattern in patterns:
