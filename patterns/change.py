@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.spans.row_spans import Spans
     from nnsight_mmflow.spans.span import Span
 
-Numbers: TypeAlias = "torch.Tensor | np.ndarray | Sequence[float]"
+Vectors: TypeAlias = "torch.Tensor | np.ndarray | Sequence | Mapping"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Add(Pattern):
     unchanged: ClassVar[str] = "what it adds is too small to change a number there."
 
     at: str | Span
-    vector: Numbers | Mapping[int, Numbers] = field(repr=False)
+    vector: Vectors = field(repr=False)
     layers: int | Iterable[int] | None = None
     scale: float | int = 1.0
     site: str = "resid"

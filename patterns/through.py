@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from nnsight_mmflow.inside.places import Place
-
-Function: TypeAlias = Callable[..., "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Through:
         error: whether what the autoencoder does not explain is kept.
     """
 
-    encoder: Function
-    decoder: Function
+    encoder: Callable[..., torch.Tensor]
+    decoder: Callable[..., torch.Tensor]
     edit: object = field(repr=False)
     features: tuple[int, ...] | None = None
     error: bool = True
@@ -112,8 +110,8 @@ class Through:
 
 
 def through(
-    encoder: Function,
-    decoder: Function,
+    encoder: Callable[..., torch.Tensor],
+    decoder: Callable[..., torch.Tensor],
     edit: object,
     features: int | Sequence[int] | None = None,
     error: bool = True,

@@ -9,7 +9,13 @@ from kit.shipping import faults, module_of, reached, read
 ROOT = Path(__file__).parents[2]
 ON_A_SERVER = {"torch", "numpy", "transformers", "einops", "nnsight", "nnsight_mmflow", *sys.stdlib_module_names}
 LOW = ("_errors", "_kinds", "_later")
-BESIDE = {"pattern", "edits", "loaded", "prompt"}  # the base of patterns; the walk sees more than can be reached
+BESIDE = {
+    "pattern",
+    "named",
+    "edits",
+    "loaded",
+    "prompt",
+}  # the base of patterns; the walk sees more than can be reached
 
 
 @pytest.fixture(scope="module")
