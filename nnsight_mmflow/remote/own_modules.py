@@ -33,8 +33,10 @@ def _tops(thing: object, deep: int) -> Iterator[str]:
         owners = getattr(thing, "__mro__", [thing])
     else:
         owners = type(thing).__mro__
-    names = (getattr(owner, "__module__", None) or getattr(owner, "__name__", "") for owner in owners)
-    yield from filter(_is_own, (name.partition(".")[0] for name in names))
+    for owner in owners:
+        top = str(getattr(owner, "__module__", None) or getattr(owner, "__name__", "")).partition(".")[0]
+        if _is_own(top):
+            yield top
     for one in _held(thing):
         yield from _tops(one, deep - 1)
 
