@@ -35,11 +35,11 @@ def take_site(pattern: Changing) -> None:
     if pattern.site in AT:
         return
     layers = [pattern.layers] if isinstance(pattern.layers, int) else pattern.layers
-    site, found = site_named(pattern.site, None if layers is None else list(layers), AT)
+    site, named_layers = site_named(pattern.site, None if layers is None else list(layers), AT)
     if pattern.site.endswith("attn.hook_z") and pattern.heads is None:
         raise MMFlowError(f"{pattern.site!r} is by head: give heads, such as heads=[3].")
     object.__setattr__(pattern, "site", site)
-    object.__setattr__(pattern, "layers", found)
+    object.__setattr__(pattern, "layers", named_layers)
 
 
 def check_change(graph: Loaded, pattern: Changing, rows: tuple[Spans, ...], form: Form | None) -> list[Span]:
