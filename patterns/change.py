@@ -197,23 +197,23 @@ def vectors_of(vector: object, layers: object) -> torch.Tensor | dict[int, torch
     if isinstance(vector, Mapping):
         if not vector:
             raise MMFlowError("vector={} holds none: name layers and their vectors.")
-        found = {whole("each layer of vector", layer, 0): numbers_of(one) for layer, one in vector.items()}
-        wrong = [layer for layer, one in found.items() if one.ndim != 1]
+        by_layer = {whole("each layer of vector", layer, 0): numbers_of(one) for layer, one in vector.items()}
+        wrong = [layer for layer, one in by_layer.items() if one.ndim != 1]
         if wrong:
-            shape = tuple(found[wrong[0]].shape)
+            shape = tuple(by_layer[wrong[0]].shape)
             raise MMFlowError(f"vector of layer {wrong[0]} has shape {shape}; expected one vector, (width,).")
-        return found
-    made = numbers_of(vector)
-    if made.ndim == 1:
-        return made
+        return by_layer
+    vectors = numbers_of(vector)
+    if vectors.ndim == 1:
+        return vectors
     named = [0] if layers is None else list(layers) if isinstance(layers, Iterable) else [layers]
-    if made.ndim != 2 or len(made) != len(named) or len(set(named)) != len(named) or min(named, default=0) < 0:
+    if vectors.ndim != 2 or len(vectors) != len(named) or len(set(named)) != len(named) or min(named, default=0) < 0:
         raise MMFlowError(
-            f"vector has shape {tuple(made.shape)}; expected (width,), or (layers, width) with one for each of"
+            f"vector has shape {tuple(vectors.shape)}; expected (width,), or (layers, width) with one for each of"
             f" layers={layers!r}, which are named once and from 0. A mapping says which is which: {{3: vector}}. For"
             " another vector at each position there are mmf.Change and mmf.Patch."
         )
-    return dict(zip(named, made, strict=True))
+    return dict(zip(named, vectors, strict=True))
 
 
 def numbers_of(vector: object) -> torch.Tensor:
@@ -223,16 +223,16 @@ def numbers_of(vector: object) -> torch.Tensor:
         MMFlowError: they are none.
     """
     try:
-        made = torch.as_tensor(vector)
+        numbers = torch.as_tensor(vector)
     except (TypeError, ValueError, RuntimeError):
         raise MMFlowError(f"vector is a tensor or an array of numbers, but {came(vector)} came.") from None
-    if made.dtype == torch.bool or made.is_complex() or not made.ndim or not made.numel():
+    if numbers.dtype == torch.bool or numbers.is_complex() or not numbers.ndim or not numbers.numel():
         raise MMFlowError(f"vector is a tensor of floating-point numbers, (width,), but {came(vector)} came.")
-    made = made.detach() if made.is_floating_point() else made.float()
-    wrong = int((~made.isfinite()).sum())
+    numbers = numbers.detach() if numbers.is_floating_point() else numbers.float()
+    wrong = int((~numbers.isfinite()).sum())
     if wrong:
-        raise MMFlowError(f"vector holds {wrong} of {made.numel()} numbers that are NaN or infinite.")
-    return made
+        raise MMFlowError(f"vector holds {wrong} of {numbers.numel()} numbers that are NaN or infinite.")
+    return numbers
 
 
 def width_of(heads: Iterable[int] | None) -> list[int]:

@@ -138,18 +138,18 @@ class Patch(Pattern):
         if isinstance(ready, Through):
             return ready.at(values, place, str(self))
         if isinstance(ready, Zeros):
-            made = torch.zeros_like(values)
+            written = torch.zeros_like(values)
         elif isinstance(ready, Noise):
-            made = noisy(ready, values, place)
+            written = noisy(ready, values, place)
         else:
-            made = ready[place.number][place.prompt].to(values)[place.there]
+            written = ready[place.number][place.prompt].to(values)[place.there]
         if place.columns is not None:
             kept = values.clone()
-            kept[:, place.columns] = made[:, place.columns] if made.shape == values.shape else made
-            made = kept
-        if made.shape != values.shape:
-            raise MMFlowError(f"the value has width {made.shape[-1]}, the site {values.shape[-1]}.")
-        return made
+            kept[:, place.columns] = written[:, place.columns] if written.shape == values.shape else written
+            written = kept
+        if written.shape != values.shape:
+            raise MMFlowError(f"the value has width {written.shape[-1]}, the site {values.shape[-1]}.")
+        return written
 
 
 def noisy(

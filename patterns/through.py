@@ -43,7 +43,7 @@ class Through:
         edit = self.edit
         if not callable(edit):
             raise MMFlowError("these features come from another run: hand them to mmf.Patch.")
-        return self.with_features(values, lambda found: call(edit, found, layer))  # type: ignore[return-value]
+        return self.with_features(values, lambda encoded: call(edit, encoded, layer))  # type: ignore[return-value]
 
     def at(self, values: Float[torch.Tensor, "positions width"], place: Place, what: str) -> torch.Tensor:
         """Inside a trace: the values of a place with their features edited, or those of other values in them.
@@ -56,19 +56,19 @@ class Through:
         some = values if place.columns is None else values[:, place.columns]
 
         def written(old: torch.Tensor) -> torch.Tensor:
-            return self.with_features(old, lambda found: self.others(found, place, old))
+            return self.with_features(old, lambda encoded: self.others(encoded, place, old))
 
-        made = changed_by(self if callable(self.edit) else written, some, place.layer, place.prompt, what)
+        edited = changed_by(self if callable(self.edit) else written, some, place.layer, place.prompt, what)
         if place.columns is None:
-            return made
+            return edited
         whole_width = values.clone()
-        whole_width[:, place.columns] = made
+        whole_width[:, place.columns] = edited
         return whole_width
 
-    def others(self, found: torch.Tensor, place: Place, old: torch.Tensor) -> torch.Tensor:
+    def others(self, encoded: torch.Tensor, place: Place, old: torch.Tensor) -> torch.Tensor:
         """The features of the other values at a place; zero features for mmf.values.zeros()."""
         if not isinstance(self.edit, list):
-            return torch.zeros_like(found)
+            return torch.zeros_like(encoded)
         other = self.edit[place.number][place.prompt].to(old)[place.there]
         if place.columns is not None and other.shape != old.shape:
             other = other[:, place.columns]
@@ -80,28 +80,28 @@ class Through:
         With `error`, what is added is the difference that the edit makes to the reconstruction, so that an edit which
         changes nothing changes no number.
         """
-        found = self.encoder(self.as_encoded(values))
-        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(values):
+        encoded = self.encoder(self.as_encoded(values))
+        if not isinstance(encoded, torch.Tensor) or encoded.ndim != 2 or len(encoded) != len(values):
             raise MMFlowError(
-                f"the encoder gave {_shown(found)} for values of shape {tuple(values.shape)}; expected (positions,"
+                f"the encoder gave {_shown(encoded)} for values of shape {tuple(values.shape)}; expected (positions,"
                 " features)."
             )
-        made = edit(found.clone())
-        if not isinstance(made, torch.Tensor) or made.shape != found.shape:
-            raise MMFlowError(f"the edit gave {_shown(made)} for {tuple(found.shape)} features; expected as many.")
+        edited = edit(encoded.clone())
+        if not isinstance(edited, torch.Tensor) or edited.shape != encoded.shape:
+            raise MMFlowError(f"the edit gave {_shown(edited)} for {tuple(encoded.shape)} features; expected as many.")
         if self.features is not None:
-            wrong = [one for one in self.features if one >= found.shape[1]]
+            wrong = [one for one in self.features if one >= encoded.shape[1]]
             if wrong:
-                raise MMFlowError(f"features {wrong[:5]} do not exist: the encoder gives {found.shape[1]}, from 0.")
-            kept = found.clone()
-            kept[:, list(self.features)] = made[:, list(self.features)].to(kept)
-            made = kept
-        decoded = self.decoder(made)
+                raise MMFlowError(f"features {wrong[:5]} do not exist: the encoder gives {encoded.shape[1]}, from 0.")
+            kept = encoded.clone()
+            kept[:, list(self.features)] = edited[:, list(self.features)].to(kept)
+            edited = kept
+        decoded = self.decoder(edited)
         if not isinstance(decoded, torch.Tensor) or decoded.shape != values.shape:
             raise MMFlowError(f"the decoder gave {_shown(decoded)}; expected values of shape {tuple(values.shape)}.")
         if not self.error:
             return decoded.to(values)
-        added = decoded - self.decoder(found)
+        added = decoded - self.decoder(encoded)
         return (values.to(added) + added).to(values)
 
     def as_encoded(self, values: torch.Tensor) -> torch.Tensor:
@@ -135,7 +135,7 @@ def through(
         >>> import nnsight_mmflow as mmf
         >>> graph = mmf.load("nano")
         >>> encoder, decoder = torch.nn.Linear(graph.d_model, 64), torch.nn.Linear(64, graph.d_model)
-        >>> off = mmf.values.through(encoder, decoder, lambda found: found * 0, features=[3])
+        >>> off = mmf.values.through(encoder, decoder, lambda encoded: encoded * 0, features=[3])
         >>> prompt = mmf.nano.prompts(graph, 1)[0]
         >>> with torch.no_grad(), graph.trace(prompt, mmf.Change(at="image", layers=4, value=off)):
         ...     logits = graph.unembed.output.save()

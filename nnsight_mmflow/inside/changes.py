@@ -68,9 +68,9 @@ def changed(
         for queries, numbers, new in parts:
             old = before[row, queries]
             place = Place(places.layers[number], number, prompt, numbers, places.columns, new)
-            made = pattern.change_at(old, place)
-            count += int((made != old).sum())
-            after[row, queries] = made
+            new_values = pattern.change_at(old, place)
+            count += int((new_values != old).sum())
+            after[row, queries] = new_values
     return after, count
 
 

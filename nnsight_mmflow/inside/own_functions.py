@@ -78,36 +78,36 @@ def changed_by(
     Raises:
         MMFlowError: it failed, or gave something else than as many finite numbers on the same device.
     """
-    told = f"{what}: its function, at layer {layer}, row {row},"
+    where = f"{what}: its function, at layer {layer}, row {row},"
     try:
-        made = call(function, values.clone(), layer)
+        given_back = call(function, values.clone(), layer)
     except MMFlowError:
         raise
     except Exception as error:
         failed = f"{type(error).__name__}: {error}"
-        raise MMFlowError(f"{told} failed, given a tensor of {described(values)}: {failed}") from error
-    return taken(told, made, values)
+        raise MMFlowError(f"{where} failed, given a tensor of {described(values)}: {failed}") from error
+    return taken(where, given_back, values)
 
 
-def taken(what: str, made: object, values: torch.Tensor) -> torch.Tensor:
+def taken(what: str, given_back: object, values: torch.Tensor) -> torch.Tensor:
     """What a function gave, as it is written: as many numbers, cast to the type of the values.
 
     Raises:
         MMFlowError: another shape or device, no floating-point numbers, or numbers that are NaN or infinite.
     """
-    if not isinstance(made, torch.Tensor):
-        more = ": it must return the values, changed in place or not" if made is None else ""
-        raise MMFlowError(f"{what} gave {came(made)}{more}; expected a tensor of {described(values)}.")
-    if made.shape != values.shape:
-        raise MMFlowError(f"{what} gave a tensor of shape {tuple(made.shape)}; expected {described(values)}.")
-    if not made.is_floating_point():
-        raise MMFlowError(f"{what} gave numbers of type {made.dtype}; expected floating-point ones.")
-    if made.device != values.device:
+    if not isinstance(given_back, torch.Tensor):
+        more = ": it must return the values, changed in place or not" if given_back is None else ""
+        raise MMFlowError(f"{what} gave {came(given_back)}{more}; expected a tensor of {described(values)}.")
+    if given_back.shape != values.shape:
+        raise MMFlowError(f"{what} gave a tensor of shape {tuple(given_back.shape)}; expected {described(values)}.")
+    if not given_back.is_floating_point():
+        raise MMFlowError(f"{what} gave numbers of type {given_back.dtype}; expected floating-point ones.")
+    if given_back.device != values.device:
         raise MMFlowError(
-            f"{what} gave a tensor on {made.device}, but the values are on {values.device}: move what it uses there,"
-            " such as vector.to(values)."
+            f"{what} gave a tensor on {given_back.device}, but the values are on {values.device}: move what it uses"
+            " there, such as vector.to(values)."
         )
-    cast: torch.Tensor = made.to(values.dtype)
+    cast: torch.Tensor = given_back.to(values.dtype)
     wrong = int((~cast.isfinite() & values.isfinite()).sum())
     if wrong:
         raise MMFlowError(
