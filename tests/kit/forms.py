@@ -285,7 +285,12 @@ PATTERNS = {
     "prune ranked mask": lambda case: ranked(case, "mask"),
 }
 WHOLE = ("zeroed", "patch noise", "change", "change heads, all", "change embed, all", "own")  # chunks cut their span
-THIN = ("patch, all", "change heads, all", "change embed, all")  # the others stand for what they share
+THIN = (
+    "patch, all",
+    "change, decode",
+    "change heads, all",
+    "change embed, all",
+)  # the others stand for what they share
 PLACES = {"drop": ("static", "lookup", "chunks"), "mask": ("chunks",)}
 
 
