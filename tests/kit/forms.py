@@ -290,7 +290,7 @@ THIN = (
     "change, decode",
     "change heads, all",
     "change embed, all",
-)  # the others stand for what they share
+)  # others stand for it
 PLACES = {"drop": ("static", "lookup", "chunks"), "mask": ("chunks",)}
 
 
