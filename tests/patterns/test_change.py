@@ -245,7 +245,6 @@ VECTORS = [
     ({"vector": {1: torch.ones(1, 7), 2: torch.ones(7)}}, r"vector of layer 1 has shape \(1, 7\)"),
     ({"vector": torch.full((7,), float("nan"))}, "vector holds 7 of 7 numbers that are NaN"),
     ({"vector": "left"}, "vector is a tensor"),
-    ({"vector": 3.0}, "vector is a tensor"),
     ({"vector": torch.ones(7, dtype=torch.bool)}, "vector is a tensor"),
     ({"vector": {}}, "holds none"),
     ({"vector": torch.ones(2, 7), "layers": (2, -1)}, "named once and from 0"),
