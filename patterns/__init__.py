@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.inside.pruning import Seen as Seen
     from nnsight_mmflow.inside.pruning import Stage as Stage
     from nnsight_mmflow.model.pattern import Pattern as Pattern
+    from nnsight_mmflow.patterns.bias import Bias as Bias
     from nnsight_mmflow.patterns.change import Add as Add
     from nnsight_mmflow.patterns.change import Change as Change
     from nnsight_mmflow.patterns.change import Scale as Scale
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Pattern": "model.pattern",
+    "Bias": "patterns.bias",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
     "Change": "patterns.change",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import NoEffectError
-from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.forwards import Held, held_whole
 from nnsight_mmflow.inside.places import Place, Places
 from nnsight_mmflow.inside.sites import SITES, read_site, write_site
 from nnsight_mmflow.spans.edges import resolve
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
 
-    from nnsight_mmflow.inside.apart import Layout
     from nnsight_mmflow.inside.changing import Changing
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.inside.roles import Roles
     from nnsight_mmflow.inside.sites import Site
     from nnsight_mmflow.spans.row_spans import Spans
@@ -112,7 +112,7 @@ def change_here(pattern: Changing, graph: Roles, rows: tuple[Spans, ...]) -> int
     return count
 
 
-def change_each(pattern: Changing, graph: Roles, rows: tuple[Spans, ...]) -> None:
+def change_each(pattern: Changing, graph: Roles, rows: tuple[Spans, ...], passage: Passage) -> None:
     """Inside a generation: the same in each forward that holds what the pattern acts on."""
     places, done = places_of(pattern, graph, rows), {"forwards": 0, "changed": 0}
     sites = sites_of(pattern, graph, places)
@@ -127,33 +127,8 @@ def change_each(pattern: Changing, graph: Roles, rows: tuple[Spans, ...]) -> Non
             check_done(pattern, done["forwards"], done["changed"])
         return held.past_prompt
 
-    each_forward(graph.decoder, len(rows), places.length, act)
+    passage.each(act)
     check_done(pattern, done["forwards"], done["changed"])
-
-
-def change_apart(pattern: Changing, graph: Roles, rows: tuple[Spans, ...], layout: Layout) -> None:
-    """The same in a generation whose blocks run apart from the model's process.
-
-    What a forward holds is not read there (with it goes the cache), but the settings were checked: the first holds the
-    whole prompt, and each later one a new token.
-    """
-    from nnsight.intervention.interleaver import OutOfOrderError
-    from nnsight.intervention.iterator import Iterations
-
-    if pattern.when == "prefill":
-        change_here(pattern, graph, rows)
-        return
-    places, forwards, count = places_of(pattern, graph, rows), 0, 0
-    sites = sites_of(pattern, graph, places)
-    try:
-        for step in Iterations()[1 if pattern.when == "decode" else 0 :]:
-            queries = 1 if step else layout.length
-            held = Held(layout.length - 1 + step if step else 0, queries, layout.length, layout.factor, True)
-            count += change_all(pattern, sites, places, held)
-            forwards += 1
-    except OutOfOrderError:  # the generation has ended
-        pass
-    check_done(pattern, forwards, count)
 
 
 def sites_of(pattern: Changing, graph: Roles, places: Places) -> list[Site]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import ModelError
 from nnsight_mmflow._later import later
-from nnsight_mmflow.inside.changes import change_apart, change_each, change_here
+from nnsight_mmflow.inside.changes import change_each, change_here
 from nnsight_mmflow.inside.own_functions import changed_by, layer_argument
 from nnsight_mmflow.model.changing import change_edits, check_change, check_together_there, take_site
 from nnsight_mmflow.model.intervention import Intervention
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow.inside.apart import Layout
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.inside.places import Place
     from nnsight_mmflow.inside.roles import Roles
-    from nnsight_mmflow.model.edits import Edit
+    from nnsight_mmflow.model.edits import Edit, MaskEdges
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.spans.span import Span
 
 
-CLOSES, RANKS, TAKES, WRITES = range(4)  # patterns that meet in a layer act in this order
+CLOSES, BIASES, RANKS, TAKES, WRITES = range(5)  # patterns that meet in a layer act in this order
 FORWARD = "one forward of a prompt"
 
 
@@ -47,7 +47,8 @@ class Pattern(Intervention):
     other patterns and the graph ask of it has an answer here, which it changes where it differs.
 
     Attributes:
-        order: when it acts, of those that meet in a layer: CLOSES, RANKS (by attention), TAKES (weights away), WRITES.
+        order: when it acts, of those that meet in a layer: CLOSES, BIASES, RANKS (by attention), TAKES (weights away),
+            WRITES.
         shared: whether it is right on a model that is split over processes (tensor parallel).
         attends: whether it attends by itself in a generation whose blocks run apart from the model's process.
         can_leave: whether it is the same pattern in fewer layers, where another leaves some out of the model.
@@ -110,8 +111,8 @@ class Pattern(Intervention):
             MMFlowError: its `change` takes something else than values and a layer.
         """
         kind = type(self)
-        acts = (kind.run, kind.run_each, kind.run_apart, kind.edits)
-        if not self.changes and acts == (Pattern.run, Pattern.run_each, Pattern.run_apart, Pattern.edits):
+        acts = (kind.run, kind.run_each, kind.edits)
+        if not self.changes and acts == (Pattern.run, Pattern.run_each, Pattern.edits):
             raise ModelError(
                 f"{kind.__name__} does nothing: write `def change(self, values, layer): return ...`, from the values"
                 " (positions, width) of one row at its span to as many (beside the fields at, layers and site); or"
@@ -176,24 +177,30 @@ class Pattern(Intervention):
             raise self._lacks("run(graph, rows)", FORWARD)
         return change_here(self, graph, rows)
 
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside a generation that was checked, in each forward that holds what it acts on."""
-        if not self.changes:
-            raise self._lacks("run_each(graph, rows)", "a generation")
-        change_each(self, graph, rows)
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
+        """Does it inside a generation that was checked, in each forward that holds what it acts on.
 
-    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
-        """Does it in a generation whose blocks run apart from the model's process, where no layer's input is read."""
-        if self.changes:
-            change_apart(self, graph, rows, layout)
-        else:
-            self.run(graph, rows)
+        Args:
+            graph: the model.
+            rows: the spans of each row.
+            passage: gives the forwards (`passage.each`) and their layers, wherever the blocks run.
+        """
+        if not self.changes:
+            raise self._lacks("run_each(graph, rows, passage)", "a generation")
+        change_each(self, graph, rows, passage)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
         """What it does on a TransformerLens bridge."""
         if not self.changes:
             raise ModelError(f"{type(self).__name__} cannot act on a TransformerLens bridge: use graph.trace.")
         return change_edits(graph, self, rows)
+
+    def mask_edges(self, graph: Graph, rows: tuple[Spans, ...]) -> Sequence[MaskEdges] | None:
+        """All that it does to one forward of the prompt, where that is numbers added to the scores of edges; else None.
+
+        Nothing is run: what can be said so can be measured by rows, many patterns in one forward.
+        """
+        return None
 
     def check_written(self, form: Form | None) -> None:
         """Refuses, before any forward, a form for which the pattern has written no method.
@@ -207,7 +214,7 @@ class Pattern(Intervention):
         if form is None and kind.run is Pattern.run:
             raise self._lacks("run(graph, rows)", FORWARD)
         if form is not None and kind.run_each is Pattern.run_each:
-            raise self._lacks("run_each(graph, rows)", "a generation")
+            raise self._lacks("run_each(graph, rows, passage)", "a generation")
 
     def _lacks(self, method: str, where: str) -> ModelError:
         return ModelError(f"{type(self).__name__} cannot act in {where}: its class writes no {method}.")

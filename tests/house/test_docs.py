@@ -10,8 +10,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import nnsight_mmflow as mmf
-
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -45,17 +43,12 @@ def test_ci_runs_the_printed_test_command():
         assert "-c constraints.txt" in command
 
 
-PAGE = (ROOT / "docs" / "own_patterns.md").read_text()
-
-
 def test_the_page_on_own_patterns_runs(tmp_path, monkeypatch):
-    """As one script, since its blocks go on from one another. What needs Bias is left out only while there is none."""
+    """As one script, since its blocks go on from one another; they hold their own assertions."""
     monkeypatch.chdir(tmp_path)
-    parts = re.findall(r"(<!-- needs Bias -->\n)?```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(parts) == 4
-    run = [code for needs, code in parts if not needs or hasattr(mmf, "Bias")]
-    assert len(run) == 4 - (not hasattr(mmf, "Bias"))
-    (tmp_path / "own_patterns.py").write_text("\n".join(run))
+    page = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_patterns.md").read_text(), re.DOTALL)
+    assert len(page) == 4
+    (tmp_path / "own_patterns.py").write_text("\n".join(page))
     runpy.run_path(str(tmp_path / "own_patterns.py"))
 
 

@@ -48,7 +48,7 @@ def test_a_pattern_beside_the_model_equals_it_here(here, beside, name):
     assert (found[0] - found[1]).abs().max() <= 1e-6
 
 
-IN_STEPS = ("none", "patch", "own", "features", "skip", "knockout", "heads", "embed", "skip_image")
+IN_STEPS = ("none", "patch", "own", "features", "skip", "knockout", "heads", "bias", "embed", "skip_image")
 
 
 @pytest.mark.parametrize("name", [*IN_STEPS, "himap", "mask", "zip", "recycling"])
