@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.attention.attention import attention as attention
     from nnsight_mmflow.patterns.attention_and_effect import attention_and_effect as attention_and_effect
     from nnsight_mmflow.patterns.bias import Bias as Bias
+    from nnsight_mmflow.patterns.change import Add as Add
+    from nnsight_mmflow.patterns.change import Change as Change
+    from nnsight_mmflow.patterns.change import Scale as Scale
     from nnsight_mmflow.patterns.contributions.contributions import contributions as contributions
     from nnsight_mmflow.patterns.disruption import disruption as disruption
     from nnsight_mmflow.patterns.edit.edit import edit as edit
@@ -86,6 +89,9 @@ _WHERE = {
     "Bias": "patterns.bias",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
+    "Change": "patterns.change",
+    "Add": "patterns.change",
+    "Scale": "patterns.change",
     "Skip": "patterns.skip",
     "ZeroWeights": "patterns.zero_weights",
     "HiMAP": "patterns.prune.methods",

@@ -13,6 +13,7 @@ from nnsight_mmflow.model.layout import layout_of
 from nnsight_mmflow.model.order import side_by_side
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
+from nnsight_mmflow.remote.own_modules import register_own
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,8 @@ def edited(
         pattern.check_written(form)
         pattern.check(graph, rows, form)
     patterns = side_by_side(graph, patterns, rows)
+    if graph.remote:
+        register_own(patterns)
     if passage is not None and passage.apart:
         check_apart(graph, patterns, rows)
     for pattern in patterns:

@@ -1,6 +1,7 @@
 """Every family: the conformance suite passes, its checks can fail, and what each says of its tokens holds."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -102,12 +103,12 @@ def test_a_knockout_of_one_layer_too_few_is_seen(monkeypatch):
 
 def test_a_patch_at_the_wrong_place_is_seen(monkeypatch):
     graph = graph_of("llava_next")
-    real = patch.write_all
+    real = patch.Patch.change_at
 
-    def moved(sites, positions, *rest):
-        return real(sites, [at[::-1] for at in positions], *rest)
+    def moved(self, values, place):
+        return real(self, values, replace(place, there=place.there[::-1]))
 
-    monkeypatch.setattr(patch, "write_all", moved)
+    monkeypatch.setattr(patch.Patch, "change_at", moved)
     with pytest.raises(Failed, match="embed: logits differ|logits differ by"):
         patches.another_run(Subject(graph))
 

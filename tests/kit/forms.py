@@ -1,6 +1,8 @@
 """Every pattern with the torch hooks that do the same, every form of generation, and how they are compared."""
 
 import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from kit import plain_forms as plain
@@ -168,6 +170,73 @@ def other_of(case):
     return seen["out"]
 
 
+def twisted(values, layer):
+    """A change of one's own: positions hang on one another, and layers differ."""
+    return values.flip(-1) - 0.5 * values.mean(0) + 0.01 * layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twisted(mmf.Pattern):
+    """A pattern of one's own, in one method."""
+
+    at: str
+    layers: int | Iterable[int]
+    site: str = "resid"
+    when: str = "prefill"
+
+    def change(self, values, layer):
+        return twisted(values, layer)
+
+
+def change(case, site, when="prefill", heads=None, own=False):
+    at, layers = "question | suffix", None if site == "embed" else (1, 2)
+    given = {"at": at, "site": site, "layers": layers, "when": when}
+    pattern = Twisted(**given) if own else mmf.Change(**given, heads=heads, value=twisted)
+    width = case.graph.head_width
+    columns = slice(None) if heads is None else [head * width + i for head in heads for i in range(width)]
+
+    def write(layer):
+        def found(row, whole):
+            """The span's positions together, each new token by itself."""
+            groups = [list(case.spans(row)[at])] if when != "decode" else []
+            if when != "prefill":
+                groups += [[position] for position in range(case.length, whole.shape[1])]
+            after = whole[row].clone()
+            for positions in groups:
+                part = after[positions]
+                part[:, columns] = twisted(part[:, columns], layer)
+                after[positions] = part
+            return list(range(whole.shape[1])), after
+
+        return found
+
+    if site == "embed":
+        return pattern, plain.embedded(write(0))
+    names = {"resid": lambda one: one, "attn": lambda one: one.self_attn, "mlp": lambda one: one.mlp}
+    names["heads"], kind = lambda one: one.self_attn.o_proj, "input" if heads else "output"
+
+    def at_layer(layer):
+        where = names["heads" if heads else site]
+        return plain.written(lambda model: [where(plain.layers_of(model)[layer])], write(layer), kind)
+
+    hooks = [at_layer(layer) for layer in layers]
+    return pattern, lambda model: [handle for hook in hooks for handle in hook(model)]
+
+
+def patch_all(case):
+    """Another run's values; each new token has those of the span's last position."""
+    at = "question | suffix"
+    other, values = other_run(case.graph, case.prompt, "resid", at, 1)
+    pattern = mmf.Patch(at=at, layers=1, when="all", value=mmf.values.from_run(other))
+
+    def write(row, whole):
+        new = range(case.length, whole.shape[1])
+        value = values[row // case.factor]
+        return [*case.spans(row)[at], *new], torch.cat([value, value[-1:].expand(len(new), -1)])
+
+    return pattern, plain.written(lambda model: [plain.layers_of(model)[1]], write)
+
+
 def skip(case, at):
     pattern = mmf.Skip(layers=(2, 3), at=at)
     return pattern, plain.passed((2, 3), None if at is None else lambda row: list(case.spans(row)[at]))
@@ -208,6 +277,12 @@ PATTERNS = {
     "patch mlp": lambda case: patch(case, "mlp"),
     "patch heads": lambda case: patch(case, "attn", heads=[1, 3]),
     "patch noise": noise,
+    "patch, all": patch_all,
+    "change": lambda case: change(case, "resid"),
+    "change, decode": lambda case: change(case, "mlp", "decode"),
+    "change heads, all": lambda case: change(case, "attn", "all", heads=(2, 0)),
+    "change embed, all": lambda case: change(case, "embed", "all"),
+    "own": lambda case: change(case, "attn", "all", own=True),
     "skip": lambda case: skip(case, None),
     "skip at": lambda case: skip(case, "image"),
     "zeroed": zeroed,
@@ -216,6 +291,13 @@ PATTERNS = {
     "prune ranked drop": lambda case: ranked(case, "drop"),
     "prune ranked mask": lambda case: ranked(case, "mask"),
 }
+WHOLE = ("zeroed", "patch noise", "change", "change heads, all", "change embed, all", "own")  # chunks cut their span
+THIN = (
+    "patch, all",
+    "change, decode",
+    "change heads, all",
+    "change embed, all",
+)  # others stand for it
 PLACES = {"drop": ("static", "lookup", "chunks"), "mask": ("chunks",)}
 
 
@@ -227,7 +309,7 @@ def refused(pattern, form, cache):
         return True
     if pattern.startswith("prune"):
         return form in PLACES[pattern.split()[-1]] or cache in PLACES[pattern.split()[-1]]
-    return cache == "chunks" and pattern in ("zeroed", "patch noise")
+    return cache == "chunks" and pattern in WHOLE
 
 
 def made(graph, batched):

@@ -89,13 +89,13 @@ def written(find, values, kind="output"):
 
 
 def embedded(values):
-    """Values written into the merged embedding; `values(row)` gives (positions, tensor)."""
+    """Values written into the merged embedding; `values(row, whole)` gives (positions, tensor)."""
 
     def hook(model):
         def before(_module, arguments, named):
             whole = named["inputs_embeds"].clone()
             for row in range(len(whole)):
-                positions, value = values(row)
+                positions, value = values(row, whole)
                 whole[row, positions] = value.to(whole)
             return arguments, {**named, "inputs_embeds": whole}
 

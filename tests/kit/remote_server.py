@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -111,6 +113,13 @@ PATTERNS = {
     "patch": lambda prompts: (mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.values.zeros()),),
     "from_run": lambda prompts: (mmf.Patch(at="image", layers=[3], value=mmf.values.from_run(prompts[1])),),
     "embed": lambda prompts: (mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=1)),),
+    "change": lambda prompts: (mmf.Change(at="image", site="attn", layers=[2, 3], heads=[1], value=halved),),
+    "add": lambda prompts: (mmf.Add(at="question", layers=[3], vector=torch.linspace(-1, 1, 128), scale=4),),
+    "own": lambda prompts: (Turned(at="image", layers=[2, 3], by=5),),
+    "through": lambda prompts: (mmf.Change(at="image", layers=[4], value=autoencoder()),),
+    "features": lambda prompts: (
+        mmf.Patch(at="image", layers=[4], value=autoencoder(mmf.values.from_run(prompts[1]))),
+    ),
     "skip": lambda prompts: (mmf.Skip(layers=[2]),),
     "skip_image": lambda prompts: (mmf.Skip(layers=[2], at="image"),),
     "zeroed": lambda prompts: (mmf.ZeroWeights(source="image", target="question", layers=[1]),),
@@ -124,6 +133,36 @@ PATTERNS = {
     "mine": lambda prompts: (mmf.prune.Prune(own=[mmf.prune.Stage(layer=2, keep=0.5, rank=longest, reads="")]),),
     "together": lambda prompts: (mmf.Skip(layers=[7]), mmf.Knockout(source="image", target="last", layers=[4])),
 }
+
+
+def halved(values, layer):
+    """A change of one's own."""
+    return values / (layer + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned(mmf.Pattern):
+    """A pattern of one's own, with a helper of its module."""
+
+    at: str
+    layers: int | Iterable[int]
+    by: int
+    site: str = "resid"
+    when: str = "prefill"
+
+    def change(self, values, layer):
+        return turned(values, self.by) + layer
+
+
+def turned(values, by):
+    return values.roll(by, -1)
+
+
+def autoencoder(edit=None):
+    """A small one, of modules; its edit takes some features away."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Linear(128, 32), torch.nn.ReLU())
+    return mmf.values.through(encoder, torch.nn.Linear(32, 128), edit or torch.zeros_like, features=range(20))
 
 
 def keep_all(seen):

@@ -324,8 +324,42 @@ def calls(graph) -> dict:
         ),
         "Patch": (
             traced(mmf.Patch, at="image", value=mmf.values.zeros(), layers=[2]),
-            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS}
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
             | {"value": [None, 3, "x", [1], torch.zeros(3), torch.zeros(2, 7), mmf.Patch]},
+        ),
+        "Change": (
+            traced(mmf.Change, at="image", value=torch.neg, layers=[2]),
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
+            | {
+                "value": [
+                    None,
+                    3,
+                    "x",
+                    [1],
+                    torch.zeros(3),
+                    mmf.Patch,
+                    mmf.values.zeros(),
+                    lambda: 0,
+                    lambda a, b, c: a,
+                ]
+            },
+        ),
+        "Add": (
+            traced(mmf.Add, at="image", vector=torch.ones(graph.d_model), layers=[2]),
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
+            | {"vector": [None, 3, "x", [1], {}, {3: 1}, {"a": [1.0]}, torch.zeros(3), torch.ones(2, 128), [NAN] * 128]}
+            | {"scale": [*NUMBER, None, 0]},
+        ),
+        "Scale": (
+            traced(mmf.Scale, at="image", factor=0.5, layers=[2]),
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
+            | {"factor": [*NUMBER, None, 1]},
+        ),
+        "through": (
+            with_base(mmf.values.through, encoder=torch.abs, decoder=torch.neg, edit=torch.neg),
+            {"encoder": [None, 3, "x", torch.zeros(3), lambda a, b: a], "decoder": [None, 3, lambda: 0]}
+            | {"edit": [None, 3, "x", mmf.values.noise(1.0), lambda a, b, c: a], "error": FLAG}
+            | {"features": [[], "x", -1, [1.5], [True], {}]},
         ),
         "Skip": (
             traced(mmf.Skip, layers=[2]),

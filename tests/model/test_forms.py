@@ -18,6 +18,7 @@ from kit.forms import (
     OLDER,
     PATTERNS,
     SAME,
+    THIN,
     Case,
     check,
     distance,
@@ -51,6 +52,7 @@ TABLE = [
     )
     for cache in caches
     for batched in batches
+    if pattern not in THIN or (batched and form == "greedy") or (form, cache) == ("beams", "none")
 ]
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from kit.experiments import ROWS, prompts_of
-from kit.remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from kit.remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, Turned, breaks, keep_all
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
@@ -48,11 +48,10 @@ def test_a_pattern_beside_the_model_equals_it_here(here, beside, name):
     assert (found[0] - found[1]).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["none", "patch", "skip", "knockout", "heads", "bias", "embed", "skip_image", "himap", "mask", "zip"]
-    + ["recycling"],
-)
+IN_STEPS = ("none", "patch", "own", "features", "skip", "knockout", "heads", "bias", "embed", "skip_image")
+
+
+@pytest.mark.parametrize("name", [*IN_STEPS, "himap", "mask", "zip", "recycling"])
 def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
     prompts, found = mmf.nano.prompts(here, 2), []
     kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
@@ -64,9 +63,17 @@ def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
     assert (found[0] - found[1]).abs().nan_to_num(0).max() <= 1e-5
 
 
-def test_every_step_beside_the_model(here, beside):
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        mmf.Knockout(source="image", target="last", layers=range(3, 6), when="all"),
+        Turned(at="question | suffix", layers=range(3, 6), by=3, when="all"),
+    ],
+    ids=["knockout", "own"],
+)
+def test_every_step_beside_the_model(here, beside, pattern):
     batch = here.batch(mmf.nano.prompts(here, 2))
-    blocked, found = mmf.Knockout(source="image", target="last", layers=range(3, 6), when="all"), []
+    blocked, found = pattern, []
     kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     for graph in (here, beside):
         with graph.generate(batch, blocked, **kwargs) as tracer:
