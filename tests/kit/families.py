@@ -432,7 +432,32 @@ def refused_here() -> set[str]:
 
 
 def family(name: str, attention: str = "sdpa") -> mmf.Graph:
-    """A graph of a tiny random model of that family. Asserts that another picture gives other logits."""
+    """A graph of a tiny random model of that family: made once, and anew where a test has changed the model."""
+    graph, was = MADE.get((name, attention), (None, None))
+    if graph is None or _state(graph) != was:
+        graph = _made(name, attention)
+        MADE[name, attention] = graph, _state(graph)
+    torch.manual_seed(1)
+    return graph
+
+
+MADE: dict[tuple[str, str], tuple[mmf.Graph, tuple]] = {}
+
+
+def _state(graph: mmf.Graph) -> tuple:
+    """What tests may leave behind in a model: other weights, hooks, settings."""
+    model = graph.adapter.model
+    modules = list(model.modules())
+    return (
+        [(id(one), one._version, one.requires_grad, one.grad is None) for one in model.parameters()],
+        [len(one._forward_hooks) + len(one._forward_pre_hooks) + one.training for one in modules],
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
+
+
+def _made(name: str, attention: str) -> mmf.Graph:
+    """Asserts that another picture gives other logits: else no test on it means anything."""
     torch.manual_seed(0)
     model, processor = FAMILIES[name]()
     torch.manual_seed(1)

@@ -1,6 +1,7 @@
 """A stand-in for NDIF: a process of its own, on loopback, without nnsight_mmflow. Test equipment, no product.
 
-Run: python tests/kit/ndif_server.py PORT FOLDER...
+Run: python tests/kit/ndif_server.py, and write a line of JSON to it for each server: port, folders, log, working
+directory. Its process number comes back. Servers are forks, so that the imports are paid once; they end with this one.
 
 It speaks what nnsight 0.8.1's client speaks, and runs blocks with nnsight's own deserialisation, each on the model that
 the request names: one of the folders (of `save_pretrained`). What NDIF does not have cannot be imported here.
@@ -32,11 +33,13 @@ importlib.import_module("anyio._backends._asyncio")
 importlib.import_module("anyio.abc")
 
 import asyncio  # noqa: E402
+import contextlib  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import linecache  # noqa: E402
 import os  # noqa: E402
 import pickle  # noqa: E402
+import signal  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
 import uuid  # noqa: E402
@@ -77,7 +80,7 @@ FAILS = {  # by name, how a job ends that is not its block's fault
     " no module at 'Module:model.model.visual'.\n\nThis usually means the package versions differ.",
 }
 INLINE, PART = 8 << 20, 1 << 20
-PORT, FOLDERS = int(sys.argv[1]), sys.argv[2:]
+PORT, FOLDERS = 0, []
 app = FastAPI()
 models, sessions, stored, results = {}, {}, {}, {}
 one_at_a_time = threading.Lock()
@@ -331,5 +334,31 @@ def change(name: str, value: str):
     return seen
 
 
-if __name__ == "__main__":
+def serve(port, folders, log, where):
+    """One server, in a fork: its own models, sessions and counts."""
+    global PORT, FOLDERS
+    PORT, FOLDERS = port, folders
+    os.chdir(where)
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning")
+
+
+def main():
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who ended leaves nothing behind
+    started = []
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            serve(**json.loads(line))
+            os._exit(0)
+        started.append(process)
+        print(process, flush=True)  # noqa: T201
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
