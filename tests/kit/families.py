@@ -450,10 +450,15 @@ def _state(graph: mmf.Graph) -> tuple:
     modules = list(model.modules())
     return (
         [(id(one), one._version, one.requires_grad, one.grad is None) for one in model.parameters()],
-        [len(one._forward_hooks) + len(one._forward_pre_hooks) + one.training for one in modules],
+        [(one.training, _hooks(one._forward_hooks), _hooks(one._forward_pre_hooks)) for one in modules],
         model.config.to_dict(),
         model.generation_config.to_dict(),
     )
+
+
+def _hooks(found: dict) -> int:
+    """How many there are apart from transformers' own, which stay once a run has asked for attention maps."""
+    return sum(not hook.__module__.startswith("transformers.") for hook in found.values())
 
 
 def _made(name: str, attention: str) -> mmf.Graph:

@@ -97,7 +97,8 @@ def reference(eager, prompt, pattern, inputs=None):
             from nnsight_mmflow.inside.pruning import Seen
 
             numbers = [image.index(position) for position in left]
-            places = [prompt.spans["image"].places()[number] for number in numbers]
+            of_all = prompt.spans["image"].places()
+            places = [of_all[number] for number in numbers]
             seen = (left, after, numbers, image, places, 0, weights, weights, [], None, None, None, 1.0, None)
             scores = stage.rank(Seen(*seen))
         count = int((scores > 0).sum()) if stage.exact else stage.count(len(left))
