@@ -22,6 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.checks.report import CheckReport
 from nnsight_mmflow.model.images_only import images_only
 
 QUESTION = "what color is the circle ?"
@@ -442,6 +443,12 @@ def family(name: str, attention: str = "sdpa") -> mmf.Graph:
 
 
 MADE: dict[tuple[str, str], tuple[mmf.Graph, tuple]] = {}
+
+
+@functools.cache
+def conformance(name: str) -> CheckReport:
+    """What `mmf.check` says of a family: run once, for the conformance test and README's table."""
+    return mmf.check(family(name, "eager" if name in EAGER_ONLY else "sdpa"), progress=False)
 
 
 def _state(graph: mmf.Graph) -> tuple:

@@ -1,7 +1,8 @@
 """A stand-in for NDIF: a process of its own, on loopback, without nnsight_mmflow. Test equipment, no product.
 
-Run: python tests/kit/ndif_server.py, and write a line of JSON to it for each server: port, folders, log, working
-directory. Its process number comes back. Servers are forks, so that the imports are paid once; they end with this one.
+Run: python tests/kit/ndif_server.py PORT FOLDER..., for one server. Or without arguments, for several: each line of JSON
+that it reads (port, folders, log, working directory) starts one, whose process number comes back. These are forks, so
+that the imports are paid once, and end with this process.
 
 It speaks what nnsight 0.8.1's client speaks, and runs blocks with nnsight's own deserialisation, each on the model that
 the request names: one of the folders (of `save_pretrained`). What NDIF does not have cannot be imported here.
@@ -334,24 +335,33 @@ def change(name: str, value: str):
     return seen
 
 
-def serve(port, folders, log, where):
-    """One server, in a fork: its own models, sessions and counts."""
+def serve(port, folders):
+    """One server: its own models, sessions and counts."""
     global PORT, FOLDERS
     PORT, FOLDERS = port, folders
+    uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning")
+
+
+def forked(port, folders, log, where):
+    """A server in a fork of this process."""
     os.chdir(where)
     with open(log, "a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning")
+    serve(port, folders)
 
 
 def main():
+    """One server by the arguments, or one for each line that comes."""
+    if sys.argv[1:]:
+        serve(int(sys.argv[1]), sys.argv[2:])
+        return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who ended leaves nothing behind
     started = []
     for line in sys.stdin:
         process = os.fork()
         if not process:
-            serve(**json.loads(line))
+            forked(**json.loads(line))
             os._exit(0)
         started.append(process)
         print(process, flush=True)  # noqa: T201
