@@ -20,72 +20,19 @@ for name in ("Float", "Int", "Bool"):
 
 from kit.apart import split  # noqa: E402, F401
 from kit.browsing import chromium  # noqa: E402, F401
+from kit.order import FIRST, is_quick  # noqa: E402
 from kit.tiny import picture, tiny_graph  # noqa: E402
 
 torch.set_num_threads(1)
 
-QUICK = (  # whole files, of a minute and a half together on two cores: `-m quick` (times of 2026-11-30)
-    "adapters",
-    "adapters_more",
-    "additions",
-    "benchmarks_data",
-    "beside",
-    "bridge",
-    "called",
-    "catalogue",
-    "diagram",
-    "explore_values",
-    "formerly",
-    "geometry",
-    "geometry_more",
-    "house",
-    "knockout",
-    "lens",
-    "made_again",
-    "masks",
-    "odd_files",
-    "output",
-    "package",
-    "patch",
-    "pixels",
-    "prompts",
-    "prompts_more",
-    "prune_before",
-    "prune_report",
-    "questions",
-    "real_configs",
-    "security",
-    "shapes",
-    "shipping",
-    "spans",
-    "spans_more",
-    "spans_typed",
-    "together",
-    "turns",
-    "versions",
-)
-
-
-FIRST = {  # of half a minute and more: first, so that no process waits for one of them at the end
-    "test_the_remote_cases_pass",
-    "test_the_rows_pass",
-    "test_the_plain_cases_pass",
-    "test_killed_workers_lose_nothing_and_a_run_goes_on_where_it_was",
-    "test_kills_of_every_experiment_lose_and_repeat_nothing",
-    "test_a_model_split_over_two_processes_gives_the_same_knockouts",
-    "test_accuracy_with_and_without_the_image",
-    "test_notebook_runs",
-    "test_types",
-}
-
 
 def pytest_collection_modifyitems(items):
-    """Marks what is quick, and skips families that the transformers installed gets wrong: they are refused at load."""
+    """Long tests first; marks what is quick; skips families that the installed transformers gets wrong (refused)."""
     from kit.families import refused_here
 
-    items.sort(key=lambda item: item.originalname not in FIRST)
+    items.sort(key=lambda item: getattr(item, "originalname", None) not in FIRST)
     for item in items:
-        if item.path.stem.removeprefix("test_") in QUICK and not any(map(item.get_closest_marker, ("slow", "browser"))):
+        if is_quick(item.path) and not any(map(item.get_closest_marker, ("slow", "browser"))):
             item.add_marker(pytest.mark.quick)
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         for name in refused_here():

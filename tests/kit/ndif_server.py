@@ -1,8 +1,8 @@
 """A stand-in for NDIF: a process of its own, on loopback, without nnsight_mmflow. Test equipment, no product.
 
-Run: python tests/kit/ndif_server.py PORT FOLDER..., for one server. Or without arguments, for several: each line of JSON
-that it reads (port, folders, log, working directory) starts one, whose process number comes back. These are forks, so
-that the imports are paid once, and end with this process.
+Run: python tests/kit/ndif_server.py PORT FOLDER..., for one server. Or without arguments, for several: each line of
+JSON that it reads (port, folders, log, working directory) starts one, whose process number comes back. These are forks,
+so that the imports are paid once, and end with this process.
 
 It speaks what nnsight 0.8.1's client speaks, and runs blocks with nnsight's own deserialisation, each on the model that
 the request names: one of the folders (of `save_pretrained`). What NDIF does not have cannot be imported here.
