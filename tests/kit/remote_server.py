@@ -36,11 +36,19 @@ def remember():
 
     It reads the source of each function that travels, looks which names that uses, and reads all certificates.
     """
-    sources = functools.cache(lambda code, _file: inspect.getsourcelines(code))
+    held = {}
 
     def lines_of(function):
-        code = inspect.unwrap(function).__code__
-        return sources(code, code.co_filename)  # codes of two files may be equal
+        function = inspect.unwrap(function)
+        key = function.__code__, function.__code__.co_filename  # codes of two files may be equal
+        if key not in held:
+            try:
+                held[key] = inspect.getsourcelines(function)
+            except OSError:  # made by exec, as dataclasses' methods are
+                held[key] = None
+        if held[key] is None:
+            raise OSError("could not get source code")
+        return held[key]
 
     read = {"getsourcelines": lines_of, "getsource": lambda function: "".join(lines_of(function)[0])}
     serialization.inspect = SimpleNamespace(**{**vars(inspect), **read})
