@@ -78,7 +78,7 @@ def test_twenty_edits_hold(nano):
 
 
 def test_edits_work_where_the_constraint_is_still_read_not_where_single_mlps_restore_most(nano):
-    facts, prompts = mmf.nano.edits(nano, 4), mmf.nano.prompts(nano, 4, ("fact-flag", "fact-name"))
+    facts, prompts = mmf.nano.edits(nano, 2), mmf.nano.prompts(nano, 4, ("fact-flag", "fact-name"))
     result = mmf.edit_report(  # noqa: E501
         nano, facts, prompts, layers=4, control_layers=[1, 9], fine_tuning=False, **QUIET
     ).overall()
