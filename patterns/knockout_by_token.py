@@ -9,6 +9,7 @@ from nnsight_mmflow._errors import NoEffectError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.patterns.flow.flow import flow
 from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.results import Result, saved
 from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ def knockout_by_token(
         source: the span whose tokens are knocked out, one at a time.
         target: the span that may not read them.
         window: how many consecutive layers are blocked at once.
-        folder: where the numbers are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: no token of the source can be read by the target.
@@ -71,11 +74,11 @@ def knockout_by_token(
             " Are source and target swapped?"
         )
     named = {f"token_{position}": Span(f"token_{position}", (position,), span.row) for position in tokens}
-    one = replace(prompt, spans=prompt.spans.having(**named))
+    with_tokens = replace(prompt, spans=prompt.spans.having(**named))
     edges = [f"{name}->{target}" for name in named]
-    return flow(
+    found = flow(
         graph,
-        one,
+        with_tokens,
         edges,
         window,
         only_correct=False,
@@ -86,3 +89,8 @@ def knockout_by_token(
         progress=progress,
         report=report,
     )
+    if not isinstance(found, Result):  # a job, whose result names the target alone
+        return found
+    found = replace(found, header={**found.header, "source": source})
+    saved(found, folder, report)
+    return found

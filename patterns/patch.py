@@ -10,7 +10,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow.bridge.site_names import site_named
-from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.forwards import Held, held_whole
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list
@@ -18,6 +18,7 @@ from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolv
 from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.values import Value
@@ -73,11 +74,11 @@ class Patch(Pattern):
         check_fields(self)
         if self.site not in AT:
             layers = [self.layers] if isinstance(self.layers, int) else self.layers
-            site, found = site_named(self.site, None if layers is None else list(layers), AT)
+            site, named_layers = site_named(self.site, None if layers is None else list(layers), AT)
             if self.site.endswith("attn.hook_z") and self.heads is None:
                 raise MMFlowError(f"{self.site!r} is by head: give heads, such as heads=[3].")
             object.__setattr__(self, "site", site)
-            object.__setattr__(self, "layers", found)
+            object.__setattr__(self, "layers", named_layers)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done."""
@@ -119,14 +120,14 @@ class Patch(Pattern):
         return self.layer_list(graph) if part in parts else []
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
-        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too.
+        """Does it inside the edit that `graph.trace` makes.
 
         In a trace of the user's, values that come from other runs must be at hand: `patch.prepared(graph,
         prompt.rows())` before it.
         """
         return self._write_here(graph, rows)
 
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds positions of the span."""
         sites, positions, values = self._all(graph, rows)
         length, columns, done = row_length(rows), self._columns(graph), {"changed": 0}
@@ -138,7 +139,7 @@ class Patch(Pattern):
                 raise NoEffectError(self._nothing)
             return held.past_prompt
 
-        each_forward(graph.decoder, len(rows), length, act)
+        passage.each(act)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What it writes at each hook point of a TransformerLens bridge."""
@@ -250,7 +251,7 @@ def written(
     Args:
         before: (rows, positions, width) what stands there now.
         positions: for each prompt those that are written.
-        values: as in `write_all`.
+        values: for each layer and prompt (positions, width), or what is made on the spot.
         number: the site's, among those that are written.
         columns: which columns of the width; None for all.
         held: what the forward holds: of which prompt each row is, and which positions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nnsight_mmflow._later import later
-from nnsight_mmflow.inside.rows import Rows
+from nnsight_mmflow.inside.row_masks import Rows
 
 ROW_BUDGET = 640  # positions in one chunk: more share weights better, but every row's mask is as wide as the chunk
 
@@ -92,19 +92,19 @@ class Plan:
         numbers = 2 * sizes.n_layers * self.length * sizes.width + sizes.n_layers * tail * sizes.width
         for chunk in self.chunks:
             positions = len(chunk.windows) * chunk.tail
-            numbers = max(numbers, numbers + positions * (chunk.start + positions + 8 * sizes.width))
+            numbers = max(numbers, numbers + positions * (chunk.n_heads * (chunk.start + positions) + 8 * sizes.width))
         return numbers * sizes.bytes_per_number
 
     def parts(self, most: int) -> list[Plan]:
         """The same sweep as plans of at most so many chunks each, for a server's requests."""
-        found = []
+        parts = []
         for first in range(0, max(len(self.chunks), 1), most):
             numbers = range(first, min(first + most, len(self.chunks)))
             kept = [(cell, place) for cell, place in zip(self.cells, self.row_of, strict=True) if place[0] in numbers]
             cells = tuple(cell for cell, _ in kept)
             rows = tuple((chunk - first, row) for _, (chunk, row) in kept)
-            found.append(replace(self, cells=cells, row_of=rows, chunks=self.chunks[first : first + most]))
-        return found
+            parts.append(replace(self, cells=cells, row_of=rows, chunks=self.chunks[first : first + most]))
+        return parts
 
     def __repr__(self) -> str:
         return (

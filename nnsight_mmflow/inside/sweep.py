@@ -13,15 +13,8 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.row_checks import check_effect
-from nnsight_mmflow.inside.rows import (
-    LayerInput,
-    answer_numbers,
-    clean_inputs,
-    crop_cache,
-    mask_of_layer,
-    prepared,
-    run_rows,
-)
+from nnsight_mmflow.inside.row_masks import mask_of_layer
+from nnsight_mmflow.inside.rows import answer_numbers, clean_inputs, crop_cache, prepared, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -83,10 +76,10 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         tokens, cache = greedy(model, token, cache, ask.ends, ask.max_new_tokens)
         if tokens[-1] in ask.ends:
             tokens = tokens[:-1] or tokens
-        found: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
+        swept: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
         if plan is not None and (ask.accepted is None or tuple(tokens) in ask.accepted):
-            found["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
-        return found
+            swept["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
+        return swept
 
 
 def greedy(
@@ -141,22 +134,22 @@ def rows_of(
     for number in order:
         rows = plan.chunks[number]
         crop_cache(cache, rows.start)
-        inputs, closed, opened = prepared(clean, rows.start - start, rows)
-        check_effect(plan, number, clean, start, closed)
+        inputs, places, opened = prepared(clean, rows.start - start, rows)
+        check_effect(plan, number, clean, start, places)
         device = inputs[0].hidden.device
         first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
-        places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
+        spots = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
         ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
         try:
             with model.trace(
                 inputs_embeds=first,
-                position_ids=places,
-                attention_mask=mask_of_layer(rows, 0, opened[0], closed),
+                position_ids=spots,
+                attention_mask=mask_of_layer(rows, 0, opened[0], places),
                 **cached(model, cache),
                 use_cache=True,
                 logits_to_keep=ends,
             ):
-                run_rows(layers, rows, inputs, opened, closed)
+                run_rows(layers, rows, inputs, opened, places)
                 numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
         except Exception as error:
             if "out of memory" not in str(error).lower():
@@ -169,26 +162,3 @@ def rows_of(
         results.append(numbers)
     by_chunk = dict(zip(order, results, strict=True))
     return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
-
-
-@dataclass
-class Clean:
-    """The clean run of a prompt.
-
-    Attributes:
-        tokens: what the model answers, greedily, the end token left out.
-        text: the same, decoded and stripped.
-        numbers: (1, 2): log-probability of the first answer token, and its id.
-        distribution: (1, vocabulary): log-probabilities of the first answer token, in double precision.
-        inputs: what each layer was handed from `start` on.
-        start: the first position that any row needs.
-        cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
-    """
-
-    tokens: list[int]
-    text: str
-    numbers: torch.Tensor
-    distribution: torch.Tensor
-    inputs: list[LayerInput]
-    start: int
-    cache: Cache | None

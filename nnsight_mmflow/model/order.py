@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow.model.pattern import CLOSES
+from nnsight_mmflow.model.pattern import BIASES, CLOSES
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def side_by_side(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> tuple[Pattern, ...]:
     """The patterns in the order in which they act, whatever that in which they came.
 
-    What closes edges comes before what reads attention (a pruning method ranks by it, ZeroWeights takes a part of it
-    away), and what writes values comes last, in the order given. Layers that another pattern leaves out have no
-    attention, so a Knockout acts in the rest of its layers.
+    What closes edges comes before what adds to the scores of others, and both before what reads attention (a pruning
+    method ranks by it, ZeroWeights takes a part of it away), and what writes values comes last, in the order given.
+    Layers that another pattern leaves out have no attention, so a Knockout or Bias acts in the rest of its layers.
 
     Raises:
         NoEffectError: a Knockout in layers that are all left out.
@@ -31,7 +31,7 @@ def side_by_side(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans,
     there = patterns
     for leaving in patterns:
         if leaving.left_out(graph) is not None:
-            there = tuple(one if one is leaving else _beside(graph, one, leaving, rows) for one in there)
+            there = tuple(each if each is leaving else _beside(graph, each, leaving, rows) for each in there)
     return tuple(sorted(there, key=lambda pattern: pattern.order))
 
 
@@ -55,25 +55,26 @@ def _beside(graph: Graph, other: Pattern, leaving: Pattern, rows: tuple[Spans, .
 
 def _check_taken(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
     """Refuses weights that two patterns take away: each takes away what they were."""
-    taking = [one for one in patterns if one.taken(rows)]
-    for one, other in combinations(taking, 2):
-        layers = set(one.layer_list(graph)) & set(other.layer_list(graph))
-        both = zip(one.taken(rows), other.taken(rows), strict=True)
+    taking = [pattern for pattern in patterns if pattern.taken(rows)]
+    for first, second in combinations(taking, 2):
+        layers = set(first.layer_list(graph)) & set(second.layer_list(graph))
+        both = zip(first.taken(rows), second.taken(rows), strict=True)
         if layers and any(targets & also and sources & too for (targets, sources), (also, too) in both):
             raise MMFlowError(
-                f"{one} and {other} name the same weights in layer(s) {sorted(layers)[:5]}, which would be taken away"
-                ' twice. Write one pattern, its spans joined with "|", or spans that share nothing ("question - last").'
+                f"{first} and {second} name the same weights in layer(s) {sorted(layers)[:5]}, which would be taken"
+                ' away twice. Write one pattern, its spans joined with "|", or spans that share nothing'
+                ' ("question - last").'
             )
 
 
 def _check_ranked(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
-    """Refuses edges closed in some heads of a layer by whose attention image tokens are ranked: all are read as one."""
-    read = {layer: one for one in patterns for layer in one.reads(graph, rows)}
+    """Refuses edges changed in some heads of a layer by whose attention tokens are ranked: all are read as one."""
+    read = {layer: pattern for pattern in patterns for layer in pattern.reads(graph, rows)}
     for pattern in patterns:
-        if pattern.order == CLOSES and pattern.heads is not None:
+        if pattern.order in (CLOSES, BIASES) and pattern.heads is not None:
             both = [layer for layer in pattern.layer_list(graph) if layer in read]
             if both:
                 raise MMFlowError(
-                    f"{read[both[0]]} ranks image tokens by the attention of layer {both[0]}, in which {pattern} closes"
-                    " edges in some heads: a ranking reads one mask for all heads. Leave heads out, or that layer."
+                    f"{read[both[0]]} ranks image tokens by the attention of layer {both[0]}, in which {pattern}"
+                    " changes edges in some heads: a ranking reads one mask for all heads. Leave one of them out."
                 )

@@ -56,10 +56,10 @@ def listed(prompts: Prompt | Sequence[Prompt], what: str = "") -> list[Prompt]:
     Raises:
         MMFlowError: none, where `what` names the experiment that needs one.
     """
-    found = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    if what and not found:
+    several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+    if what and not several:
         raise MMFlowError(f"{what} needs at least one prompt, but got none.")
-    return found
+    return several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,8 @@ class Study(Generic[Found]):
         cells: from a task and its entry to (the cells that it has, the cells that it must have).
         measure_there: the same as `measure` for a graph on a server, if tasks are kept there in parts.
         submit: how tasks become jobs of the server's own, if they do.
+        keep: from the journal and the tasks that are left to what puts the large part of an entry elsewhere, before the
+            journal has the rest; None: the journal has all.
         unit: what a task is called where they are counted.
     """
 
@@ -94,6 +96,7 @@ class Study(Generic[Found]):
     cells: Callable[[Task, dict], CellPair] | None = None
     measure_there: Callable[[Graph, Journal, Task], dict] | None = None
     submit: Callable[[Graph, Journal], Job[Found]] | None = None
+    keep: Callable[[Journal, list[Task]], Callable[[dict], dict]] | None = None
     unit: str = "prompt"
 
 
@@ -158,15 +161,17 @@ def _run(
         for _ in range(len(study.tasks) - len(left)):
             finished()
         bundles = _bundles(study, left)
+        keep = study.keep(journal, left) if study.keep is not None else None
         if crew is not None:
             jobs, names = [_job(study, bundle) for bundle in bundles], [bundle[0].name for bundle in bundles]
             measured = crew.results(entries_of, jobs, names)
         else:
             measured = _measured_here(graph, study, journal, bundles)
         for _ in progress_bar(bundles, study.name, shown=progress and len(bundles) > 1):
-            made = next(measured)["entries"]
-            journal.add(*made)
-            for _ in made:
+            entries = next(measured)["entries"]
+            entries = entries if keep is None else [keep(entry) for entry in entries]
+            journal.add(*entries)
+            for _ in entries:
                 finished()
         if graph.remote and left:
             report(f"{study.name}: {graph.traffic - before}.")
@@ -189,22 +194,22 @@ def _begin(graph: Graph, study: Study, journal: Journal, report: Callable[[str],
     done = sum(identity in journal.done for identity in identities)
     left = [study.tasks[number] for number in journal.left(identities)]
     already = f", {done} done already" if done else ""
-    told = f"{study.name}: {len(left)} {study.unit}(s) to run{already}"
+    planned = f"{study.name}: {len(left)} {study.unit}(s) to run{already}"
     cost = study.cost(left)
-    report(f"{told}; {cost}" if cost else f"{told}.")
+    report(f"{planned}; {cost}" if cost else f"{planned}.")
     return left
 
 
 def _bundles(study: Study, left: list[Task]) -> list[list[Task]]:
     """The tasks, those together that are measured together."""
-    found: list[list[Task]] = []
+    bundles: list[list[Task]] = []
     for task in left:
-        last = found[-1] if found else []
+        last = bundles[-1] if bundles else []
         if last and task.batch and task.batch == last[0].batch and len(last) < study.batch_size:
             last.append(task)
         else:
-            found.append([task])
-    return found
+            bundles.append([task])
+    return bundles
 
 
 def _job(study: Study, bundle: list[Task]) -> tuple[Callable, bool, list[tuple[str, tuple]]]:
@@ -226,8 +231,12 @@ def _measured_here(graph: Graph, study: Study, journal: Journal, bundles: list[l
 
 def entries_of(graph: Graph, measure: Callable, together: bool, tasks: list[tuple[str, tuple]]) -> dict:
     """What the journal keeps of tasks; the same on a worker as here."""
-    found = measure(graph, [given for _, given in tasks]) if together else [measure(graph, *one) for _, one in tasks]
-    return {"entries": [{"id": identity, **kept} for (identity, _), kept in zip(tasks, found, strict=True)]}
+    measured = (
+        measure(graph, [given for _, given in tasks])
+        if together
+        else [measure(graph, *arguments) for _, arguments in tasks]
+    )
+    return {"entries": [{"id": identity, **kept} for (identity, _), kept in zip(tasks, measured, strict=True)]}
 
 
 def rows_of(prompts: Sequence[Prompt], entries: Sequence[dict]) -> list[dict]:

@@ -83,13 +83,13 @@ def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
         axes.plot(ends, ends, color="0.6", linewidth=0.8)
         axes.set(xlabel="exact (nats)", ylabel="estimate (nats)")
         axes.set_title(f"correlation {result.correlation:.2f}, {len(checked)} cells", fontsize=9)
-    one, hows = result.table.drop_duplicates("prompt"), result.header["corruptions"]
+    rows, hows = result.table.drop_duplicates("prompt"), result.header["corruptions"]
     more = f" and {len(hows) - 1} more" if len(hows) > 1 else ""
-    told = (
+    title = (
         f"Attribution patching, {result.header['model']}: estimated change of the answer's log-probability, head by"
         f" head; single layers, counted from 0; corruption: {hows[0]}{more};"
-        f" mean P_clean {one['clean_probability'].mean():.2f}, P_corrupt {one['corrupt_probability'].mean():.2f};"
+        f" mean P_clean {rows['clean_probability'].mean():.2f}, P_corrupt {rows['corrupt_probability'].mean():.2f};"
         f" {result.header['n_prompts']} prompts, 0 left out"
     )
-    figure.suptitle(fill(told, 40 * across), fontsize=9)
+    figure.suptitle(fill(title, 40 * across), fontsize=9)
     return figure

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kit.families import EAGER_ONLY, FAMILIES, QUESTION, conformance, family
+from kit.sweeps import layer_inputs
 from kit.tiny import picture
 from packaging.version import Version
 
@@ -19,8 +20,7 @@ from nnsight_mmflow import adapters
 from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
 from nnsight_mmflow.inside.rows import check_prefix
-from nnsight_mmflow.patterns import knockout, patch
-from nnsight_mmflow.runs.sweep import run_clean
+from nnsight_mmflow.patterns import edge_scores, knockout, patch
 from nnsight_mmflow.spans.geometry import ImageGeometry
 
 # What a check says nothing about, and of whom; everything else must pass.
@@ -88,12 +88,12 @@ def test_padding_on_the_wrong_side_is_seen(monkeypatch):
 
 def test_a_knockout_of_one_layer_too_few_is_seen(monkeypatch):
     graph = graph_of("gemma3")
-    real = knockout.close_edges
+    real = edge_scores.change_edges
 
-    def fewer(layers, chosen, *rest):
-        return real(layers, chosen[1:], *rest)
+    def fewer(passage, held, chosen, *rest):
+        return real(passage, held, chosen[1:], *rest)
 
-    monkeypatch.setattr(knockout, "close_edges", fewer)
+    monkeypatch.setattr(edge_scores, "change_edges", fewer)
     with pytest.raises(Failed, match="logits differ by"):
         knockouts.by_hand(Subject(graph))
     with pytest.raises(Failed, match="log-probabilities differ by"):
@@ -131,9 +131,9 @@ def test_blocks_that_nobody_declared_are_seen():
     graph = graph_of("gemma3")
     prompt = graph.prompt(picture(0), QUESTION)
     inside = prompt.spans["image"].positions[3]  # rows from here on would share a prefix that reads them
-    clean = run_clean(graph, prompt, inside, 1)
+    inputs = layer_inputs(graph, prompt, inside)
     with pytest.raises(mmf.MMFlowError, match="positions before the tail read it in layer 0"):
-        check_prefix(clean.inputs, 0)
+        check_prefix(inputs, 0)
 
 
 def test_a_model_that_does_not_look_is_seen(monkeypatch):

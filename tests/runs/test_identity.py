@@ -369,6 +369,7 @@ NEUTRAL = {
     "knockout_by_token": HOW,
     "lens_by_patch": HOW,
     "attention_and_effect": HOW,
+    "features": HOW | {"batch_size"},
 }
 FIRST = {"graph", "prompts", "prompt", "clean", "corrupt", "facts", "others"}
 SAID_AS = {
@@ -411,6 +412,7 @@ def tried(base, tmp_path_factory):
         "attention_and_effect": lambda where: mmf.attention_and_effect(
             base, one[0], "question", layers=[4], controls=1, folder=where, **quiet
         ),
+        "features": lambda where: mmf.features(base, one, "image", [4], folder=where, **quiet),
     }
     for name, run in runs.items():
         result = run(folder / name)
