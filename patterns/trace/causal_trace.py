@@ -252,7 +252,7 @@ def trace_spans(
             rest = [position for position in range(start, len(prompt)) if position not in traced]
             if each or len(rest) < len(at):
                 continue
-            for number in range(1, controls + 1):
+            for draw in range(1, controls + 1):
                 chosen = torch.randperm(len(rest), generator=generator)[: len(at)].sort().values.tolist()
-                where[f"random{f' {number}' if number > 1 else ''}, as many as {name}"] = [rest[i] for i in chosen]
+                where[f"random{f' {draw}' if draw > 1 else ''}, as many as {name}"] = [rest[i] for i in chosen]
     return where
