@@ -16,6 +16,7 @@ ROOMS = {
     "bridge.bound": ("bound_to",),
     "bridge.bridge": ("graph_for", "to_bridge"),
     "bridge.hooks": ("hooked", "hooks_of"),
+    "show.answer_tokens": ("tokens_figure",),
     "show.attention_heat": ("attention_figure",),
     "show.contributions": ("contribution_panels", "contributions_figure", "correctness_figure"),
     "show.curves": ("flow_figure", "lens_figure", "overlap_figure", "skip_figure"),

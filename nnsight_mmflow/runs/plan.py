@@ -70,13 +70,14 @@ def make_plan(
     wanted: dict[tuple[str, int, int], tuple[int, int]] = {}
     positions = {edge: edge_positions(spans, edge, blocks) for edge in edges}
     for edge in edges:
-        start = tail_start(positions[edge][1][0], blocks)
+        # with an answer behind the prompt, rows are read from the prompt's last position on
+        start = tail_start(min(positions[edge][1][0], spans["all"].row[1] - 1), blocks)
         for size in windows:
             for centre in range(sizes.n_layers) if centres is None else centres:
                 layers = window_layers(centre, size, sizes.n_layers)
                 wanted[edge, size, centre] = (layers.start, layers.stop)
                 groups.setdefault(start, {})[layers.start, layers.stop, edge] = None
-    length = len(spans["all"])
+    length = len(spans.tokens)
     chunks: list[Rows] = []
     where: dict[tuple[int, int, str], tuple[int, int]] = {}
     for start, held in sorted(groups.items()):

@@ -67,7 +67,7 @@ def flow_figure(result: FlowResult) -> ShownFigure:
             draw_band(axes, range(n_layers), band, label, style)
         label_layers(axes, "centre layer of the blocked window", n_layers)
         axes.set_title(f"window of {window} layer{'s' if window > 1 else ''}", fontsize=10)
-    panels[0].set_ylabel("change of the answer's probability (%)")
+    panels[0].set_ylabel(result.quantity.label)
     figure.legend(
         *panels[-1].get_legend_handles_labels(),
         loc="outside lower center",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nnsight_mmflow.runs.scores import PERCENT
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,7 +29,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _flow(result: Any) -> pd.DataFrame:
     return _frame(
         [
-            {"window": int(window), "edge": edge, **_lowest(band)}
+            {"window": int(window), "edge": edge, **_lowest(band, result.quantity.label)}
             for window in result.table["window"].unique()
             for edge, band in result.curves(int(window)).items()
         ]
@@ -35,14 +37,16 @@ def _flow(result: Any) -> pd.DataFrame:
 
 
 def _skip(result: Any) -> pd.DataFrame:
-    return _frame([{"span": span, **_lowest(band)} for span, band in result.curves().items()])
+    return _frame([{"span": span, **_lowest(band, result.quantity.label)} for span, band in result.curves().items()])
 
 
-def _lowest(band: Any) -> dict[str, Any]:
+def _lowest(band: Any, label: str) -> dict[str, Any]:
     mean, low, high = band
     at = int(mean.argmin())
-    interval = f"{low[at]:+.1f} to {high[at]:+.1f}"
-    return {"lowest at layer": at, "change of probability (%)": f"{mean[at]:+.1f}", "95% interval": interval}
+    if label == PERCENT.label:
+        interval, name = f"{low[at]:+.1f} to {high[at]:+.1f}", "change of probability (%)"
+        return {"lowest at layer": at, name: f"{mean[at]:+.1f}", "95% interval": interval}
+    return {"lowest at layer": at, label: f"{mean[at]:+.2f}", "95% interval": f"{low[at]:+.2f} to {high[at]:+.2f}"}
 
 
 def _lens(result: Any) -> pd.DataFrame:
