@@ -40,7 +40,7 @@ def tokens_figure(result: FlowResult, edge: str | None, prompt: str | None, wind
     axes.set_ylabel("token of the answer", fontsize=9)
     step = max(1, -(-wide.shape[1] // 16))
     axes.set_xticks(range(0, wide.shape[1], step), [str(layer) for layer in wide.columns[::step]], fontsize=8)
-    figure.colorbar(image, ax=axes, label="change of log-probability (nats)")
+    figure.colorbar(image, ax=axes, label="change (nats)")
     source, _, target = edge.replace("_", " ").partition("->")
     axes.set_title(f"{source} \u219b {target}, {prompt}".replace("$", r"\$"), fontsize=9)
     return figure
