@@ -1,13 +1,14 @@
-"""The row engine's inner parts: many knocked-out copies of a prompt's tail in one forward. Ships to servers by value.
+"""The row engine's inner parts: many changed copies of a prompt's tail in one forward. Ships to servers by value.
 
-Positions before the first blocked target do not change, so their keys and values are computed once and shared. The
-rest of the prompt, the tail, is laid out once per row in one sequence: a row sees the prefix and itself, less the
-edges that its window closes in this layer. A row whose window starts at layer s equals the clean run below s, so it
-joins there, from the clean hidden state.
+Positions before the first target do not change, so their keys and values are computed once and shared. The rest of the
+prompt, the tail, is laid out once per row in one sequence: a row sees the prefix and itself, less the edges that it
+closes in this layer, and with what it adds to the scores of others. A row that changes nothing below layer s equals the
+clean run there, so it joins at s, from the clean hidden state.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,28 +24,52 @@ if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtypin
 
 
 @dataclass(frozen=True)
+class RowEdges:
+    """Edges of attention to whose scores a row adds a number.
+
+    Attributes:
+        targets: the positions that read, counted within the tail.
+        sources: the positions that they read, counted within the prompt.
+        amount: what is added, in nats; -inf closes the edges, whatever else is added to them.
+        heads: in which; None for all.
+    """
+
+    targets: tuple[int, ...]
+    sources: tuple[int, ...]
+    amount: float = -math.inf
+    heads: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Rows:
     """One chunk of rows that share a tail, in the order in which they join.
 
     Attributes:
         start: where the tail starts: positions before it are the shared prefix.
         tail: how many positions each row has.
-        windows: (first, end) layers in which each row's edges are closed; sorted by first.
-        edges: for each row, which of `targets` and `sources` it closes.
-        targets: for each edge the target positions, counted within the tail.
-        sources: for each edge the source positions, counted within the prompt.
+        windows: (first, end) layers in which each row is changed; sorted by first.
+        edges: the different edges that rows change.
+        changes: for each row (which of the edges, in which layers), several times; none: its masks stay as they are.
+        n_heads: of the masks: the model's where an edge is changed in some heads, else 1.
     """
 
     start: int
     tail: int
     windows: tuple[tuple[int, int], ...]
-    edges: tuple[int, ...]
-    targets: tuple[tuple[int, ...], ...]
-    sources: tuple[tuple[int, ...], ...]
+    edges: tuple[RowEdges, ...] = ()
+    changes: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...] = ()
+    n_heads: int = 1
 
     def joined(self, layer: int) -> int:
         """How many rows there are in a layer; the first is there from the start, since a forward needs one."""
         return max(1, sum(first <= layer for first, _ in self.windows))
+
+    def changed(self, layer: int) -> dict[int, tuple[int, ...]]:
+        """For each row that changes masks in a layer, which of the edges."""
+        found = {
+            row: tuple(edge for edge, layers in parts if layer in layers) for row, parts in enumerate(self.changes)
+        }
+        return {row: edges for row, edges in found.items() if edges}
 
 
 @dataclass(frozen=True)
@@ -96,35 +121,53 @@ def open_mask(rows: Rows, base: Float[torch.Tensor, "tail keys"]) -> Float[torch
     return mask
 
 
-def closed_edges(rows: Rows, device: torch.device) -> Bool[torch.Tensor, "edges tail prefix_and_tail"]:
-    """(edges, tail, prefix + tail): which keys each edge closes to each position of a row."""
-    closed = torch.zeros(len(rows.targets), rows.tail, rows.start + rows.tail, dtype=torch.bool, device=device)
-    for edge, (targets, sources) in enumerate(zip(rows.targets, rows.sources, strict=True)):
-        query = torch.tensor(targets, dtype=torch.long, device=device)
-        key = torch.tensor(sources, dtype=torch.long, device=device)
-        closed[edge, query[:, None], key[None, :]] = True
-    return closed
+def edge_places(rows: Rows, device: torch.device) -> Bool[torch.Tensor, "edges tail prefix_and_tail"]:
+    """(edges, tail, prefix + tail): which keys of which positions of a row each edge is about."""
+    places = torch.zeros(len(rows.edges), rows.tail, rows.start + rows.tail, dtype=torch.bool, device=device)
+    for number, edge in enumerate(rows.edges):
+        query = torch.tensor(edge.targets, dtype=torch.long, device=device)
+        key = torch.tensor(edge.sources, dtype=torch.long, device=device)
+        places[number, query[:, None], key[None, :]] = True
+    return places
+
+
+def added(
+    rows: Rows, edges: tuple[int, ...], places: Bool[torch.Tensor, "edges tail prefix_and_tail"], like: torch.Tensor
+) -> Float[torch.Tensor, "heads tail prefix_and_tail"]:
+    """(1 or heads, tail, prefix + tail): what some of the edges together add to the scores; `like` gives the type."""
+    total = torch.zeros(rows.n_heads, *places.shape[1:], dtype=like.dtype, device=like.device)
+    for number in edges:
+        edge = rows.edges[number]
+        heads = list(range(rows.n_heads)) if edge.heads is None else list(edge.heads)
+        total[heads] += torch.zeros_like(total[0]).masked_fill(places[number], edge.amount)
+    return total
 
 
 def mask_of_layer(
     rows: Rows,
     layer: int,
     opened: Float[torch.Tensor, "positions keys"],
-    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
-) -> Float[torch.Tensor, "1 1 joined joined_keys"]:
-    """The mask (1, 1, positions, prefix + positions) of the rows that have joined by this layer."""
+    places: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+) -> Float[torch.Tensor, "1 heads joined joined_keys"]:
+    """The mask (1, 1 or heads, positions, prefix + positions) of the rows that have joined by this layer."""
     count, tail, start = rows.joined(layer), rows.tail, rows.start
-    shut = torch.finfo(opened.dtype).min
-    mask = opened[: count * tail, : start + count * tail].clone()
-    active = [row for row in range(count) if rows.windows[row][0] <= layer < rows.windows[row][1]]
-    if active:
-        chosen = torch.tensor(active, device=mask.device)
-        cut = closed[torch.tensor([rows.edges[row] for row in active], device=mask.device)]
-        before = mask[:, :start].view(count, tail, start)
-        before[chosen] = before[chosen].masked_fill(cut[..., :start], shut)
-        within = mask[:, start:].unflatten(0, (count, tail)).unflatten(2, (count, tail))
-        within[chosen, :, chosen, :] = within[chosen, :, chosen, :].masked_fill(cut[..., start:], shut)
-    return mask[None, None]
+    mask = opened[: count * tail, : start + count * tail].repeat(rows.n_heads, 1, 1)
+    changed = {row: edges for row, edges in rows.changed(layer).items() if row < count}
+    if changed:
+        chosen = torch.tensor(list(changed), device=mask.device)
+        made = {edges: added(rows, edges, places, mask) for edges in set(changed.values())}
+        more = torch.stack([made[edges] for edges in changed.values()])  # (rows, heads, tail, prefix + tail)
+        before = mask[..., :start].unflatten(1, (count, tail))
+        before[:, chosen] = summed(before[:, chosen], more[..., :start].transpose(0, 1))
+        within = mask[..., start:].unflatten(1, (count, tail)).unflatten(3, (count, tail))
+        within[:, chosen, :, chosen, :] = summed(within[:, chosen, :, chosen, :], more[..., start:])
+    return mask[None]
+
+
+def summed(mask: Float[torch.Tensor, "*any"], more: Float[torch.Tensor, "*any"]) -> Float[torch.Tensor, "*any"]:
+    """An additive mask with more added to it: what was closed stays so, and -inf closes."""
+    shut = torch.finfo(mask.dtype).min
+    return torch.where(more == -math.inf, shut, torch.where(mask > shut / 2, mask + more, mask))
 
 
 def run_rows(
@@ -132,7 +175,7 @@ def run_rows(
     rows: Rows,
     clean: list[LayerInput],
     opened: list[Float[torch.Tensor, "positions keys"]],
-    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+    places: Bool[torch.Tensor, "edges tail prefix_and_tail"],
 ) -> None:
     """Inside a trace of the first joined rows' positions: gives each layer its rows and their mask.
 
@@ -141,11 +184,11 @@ def run_rows(
         rows: the chunk.
         clean: for each layer what it was handed in the clean run at the tail's positions.
         opened: for each layer, from `open_mask`.
-        closed: from `closed_edges`.
+        places: from `edge_places`.
     """
     present = 0
     for layer in range(len(clean)):
-        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
+        present = enter_layer(layers, layer, rows, clean, opened, places, present)
 
 
 def enter_layer(
@@ -154,7 +197,7 @@ def enter_layer(
     rows: Rows,
     clean: list[LayerInput],
     opened: list[Float[torch.Tensor, "positions keys"]],
-    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+    places: Bool[torch.Tensor, "edges tail prefix_and_tail"],
     present: int,
 ) -> int:
     """One layer of `run_rows`: `present` rows come in, and as many are in it as the result says."""
@@ -169,7 +212,7 @@ def enter_layer(
         joining = torch.cat([staying, joining], 1)
     cosine, sine = was.position_embeddings
     changed = {
-        "attention_mask": mask_of_layer(rows, layer, opened[layer], closed).to(hidden),
+        "attention_mask": mask_of_layer(rows, layer, opened[layer], places).to(hidden),
         "position_embeddings": (torch.cat([cosine] * count, -2), torch.cat([sine] * count, -2)),
     }
     if was.position_ids is not None:
@@ -205,7 +248,7 @@ def check_prefix(inputs: list[LayerInput], tail: int) -> None:
 def prepared(
     inputs: list[LayerInput], first: int, rows: Rows
 ) -> tuple[list[LayerInput], torch.Tensor, list[torch.Tensor]]:
-    """What `run_rows` takes beside the rows: each layer's input, the closed edges, and each layer's open mask.
+    """What `run_rows` takes beside the rows: each layer's input, where the edges are, and each layer's open mask.
 
     Args:
         inputs: what each layer was handed in the clean run.
@@ -215,7 +258,7 @@ def prepared(
     check_prefix(inputs, first)
     cut = [was.cut(first) for was in inputs]
     masks = {id(was.mask): open_mask(rows, now.mask) for was, now in zip(inputs, cut, strict=True)}
-    return cut, closed_edges(rows, cut[0].mask.device), [masks[id(was.mask)] for was in inputs]
+    return cut, edge_places(rows, cut[0].mask.device), [masks[id(was.mask)] for was in inputs]
 
 
 def crop_cache(cache: Cache, length: int) -> None:
@@ -264,13 +307,24 @@ def clean_inputs(layers: Envoy, n_layers: int, start: int, enters_after: int, ca
 
 
 def edge_effects(
-    rows: Rows, base: Float[torch.Tensor, "tail keys"], closed: Bool[torch.Tensor, "edges tail prefix_and_tail"]
-) -> tuple[list[int], list[int]]:
-    """For each edge, how many keys it closes that this mask leaves open, and how many positions it leaves with none."""
-    reads = base > torch.finfo(base.dtype).min / 2
-    counts = (reads & closed).flatten(1).sum(1).tolist()
-    starved = (reads.any(-1) & ~(reads & ~closed).any(-1)).sum(1).tolist()
-    return counts, starved
+    rows: Rows,
+    edges: tuple[int, ...],
+    base: Float[torch.Tensor, "tail keys"],
+    places: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+) -> tuple[dict[int, int], int]:
+    """For each of the edges how many open ones it changes, and how many positions are left with no key.
+
+    Edges that close come first, as `mask_of_layer` has it: what they close is not there for the others.
+    """
+    reads = (base > torch.finfo(base.dtype).min / 2).expand(rows.n_heads, -1, -1)
+    left, counts = reads.clone(), {}
+    for number in sorted(edges, key=lambda number: rows.edges[number].amount != -math.inf):
+        edge = rows.edges[number]
+        heads = list(range(rows.n_heads)) if edge.heads is None else list(edge.heads)
+        counts[number] = int((left[heads] & places[number]).sum())
+        if edge.amount == -math.inf:
+            left[heads] &= ~places[number]
+    return counts, int((reads.any(-1) & ~left.any(-1)).sum())
 
 
 def answer_numbers(

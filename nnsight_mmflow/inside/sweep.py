@@ -146,22 +146,22 @@ def rows_of(
     for number in order:
         rows = plan.chunks[number]
         crop_cache(cache, rows.start)
-        inputs, closed, opened = prepared(clean, rows.start - start, rows)
-        check_effect(plan, number, clean, start, closed)
+        inputs, places, opened = prepared(clean, rows.start - start, rows)
+        check_effect(plan, number, clean, start, places)
         device = inputs[0].hidden.device
         first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
-        places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
+        spots = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
         ends = read_positions(len(rows.windows), rows.tail, reading, device)
         try:
             with model.trace(
                 inputs_embeds=first,
-                position_ids=places,
-                attention_mask=mask_of_layer(rows, 0, opened[0], closed),
+                position_ids=spots,
+                attention_mask=mask_of_layer(rows, 0, opened[0], places),
                 **cached(model, cache),
                 use_cache=True,
                 logits_to_keep=ends,
             ):
-                run_rows(layers, rows, inputs, opened, closed)
+                run_rows(layers, rows, inputs, opened, places)
                 numbers = nnsight.save(numbers_of(model.output.logits[0], token, reading))
         except Exception as error:
             if "out of memory" not in str(error).lower():

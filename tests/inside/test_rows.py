@@ -4,6 +4,7 @@ Tolerance: 1e-5 on log-probabilities, as in test_knockout.py on logits: another 
 The largest difference seen in what passes is 1e-6; a wrong row is off by the effect, which is above 1e-3.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -381,10 +382,12 @@ def test_every_cell_has_its_row(graph, row_budget, windows):
         chunk = plan.chunks[chunk_number]
         layers = window_layers(centre, size, 5)
         assert chunk.windows[row] == (layers.start, layers.stop)
-        which = chunk.edges[row]
+        ((which, closed),) = chunk.changes[row]
         source, target = edge.split("->")
-        assert chunk.sources[which] == spans[source].positions
-        assert tuple(chunk.start + place for place in chunk.targets[which]) == spans[target].positions
+        assert closed == tuple(layers)
+        assert (chunk.edges[which].amount, chunk.edges[which].heads) == (-math.inf, None)
+        assert chunk.edges[which].sources == spans[source].positions
+        assert tuple(chunk.start + place for place in chunk.edges[which].targets) == spans[target].positions
         assert chunk.start == spans[target].positions[0], "the tail starts at the first target"
         assert chunk.start + chunk.tail == plan.length == len(spans["all"])
     assert {*plan.row_of} == {(c, r) for c, chunk in enumerate(plan.chunks) for r in range(len(chunk.windows))}
