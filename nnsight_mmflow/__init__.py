@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.saliency import saliency as saliency
     from nnsight_mmflow.patterns.skip import Skip as Skip
     from nnsight_mmflow.patterns.skip_flow import skip_flow as skip_flow
+    from nnsight_mmflow.patterns.sweep.sweep import sweep as sweep
     from nnsight_mmflow.patterns.trace import corruption as corruption
     from nnsight_mmflow.patterns.trace.attribution import attribution_patching as attribution_patching
     from nnsight_mmflow.patterns.trace.causal_trace import causal_trace as causal_trace
@@ -100,6 +101,7 @@ _WHERE = {
     "saliency": "patterns.saliency",
     "disruption": "patterns.disruption",
     "skip_flow": "patterns.skip_flow",
+    "sweep": "patterns.sweep.sweep",
     "word_overlap": "patterns.word_overlap",
     "attention": "patterns.attention.attention",
     "attention_and_effect": "patterns.attention_and_effect",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune.report import PruneReport as PruneReport
     from nnsight_mmflow.patterns.saliency import SaliencyResult as SaliencyResult
     from nnsight_mmflow.patterns.skip_flow import SkipFlowResult as SkipFlowResult
+    from nnsight_mmflow.patterns.sweep.result import SweepResult as SweepResult
     from nnsight_mmflow.patterns.trace.attribution import AttributionPatchingResult as AttributionPatchingResult
     from nnsight_mmflow.patterns.trace.result import CausalTraceResult as CausalTraceResult
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult as WordOverlapResult
@@ -39,6 +40,7 @@ _WHERE = {
     "SaliencyResult": "patterns.saliency",
     "DisruptionResult": "patterns.disruption",
     "SkipFlowResult": "patterns.skip_flow",
+    "SweepResult": "patterns.sweep.result",
     "WordOverlapResult": "patterns.word_overlap",
     "AttentionResult": "patterns.attention.result",
     "PooledAttention": "patterns.attention.result",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import nnsight
 import torch
 
-from nnsight_mmflow.inside.each import next_of_each, words_of_each
+from nnsight_mmflow.inside.each import next_of_each, numbers_of_each, words_of_each
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.reading import Reading
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -60,6 +61,32 @@ def _next(
     with torch.no_grad(), model.session(**remotely):
         found = nnsight.save(next_of_each(model, edited, inputs, token, top, lenient))
     return [None if one is None else Next(*one) for one in found]
+
+
+def numbers_under(
+    graph: Graph,
+    prompt: Prompt,
+    patterns: list[tuple[str, tuple[Pattern, ...]]],
+    token: int,
+    reading: Reading | None,
+) -> list[list[float]]:
+    """For each choice of patterns, by its name, what is read of the prompt, as `numbers_of` tells; in one session.
+
+    Args:
+        graph: the model.
+        prompt: what is asked, with the answer behind it if that is read.
+        patterns: the choices, and what they are called; () is the plain model.
+        token: whose log-probability is read, without a reading.
+        reading: what is read.
+
+    Raises:
+        NoEffectError: patterns that would change nothing; which, by name.
+    """
+    inputs, model, remotely, followed = graph.checked(prompt), graph.model, graph.remotely, torch.tensor(token)
+    edited = [(name, graph.edited(prompt, chosen)) for name, chosen in patterns]
+    with torch.no_grad(), model.session(**remotely):
+        found = nnsight.save(numbers_of_each(model, edited, inputs, followed, reading))
+    return found
 
 
 def words_under(

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came
+from nnsight_mmflow.arguments.things import is_a
 from nnsight_mmflow.inside.reading import Reading
 from nnsight_mmflow.runs.answers import extended, with_target
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.right_answers import check_answers
+from nnsight_mmflow.spans.edges import through_answer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.spans.row_spans import Spans
 
+P = TypeVar("P")
 FIRST, WHOLE, OPTIONS, CAPTION = "first", "answer", "options", "caption"
 NO_OPTIONS = "no options"
 Function = Callable[["torch.Tensor", "Prompt"], float]
@@ -85,6 +89,23 @@ def quantity_of(name: object) -> Quantity:
     """What the curves of a result show, by the score that its header names; none is named for the first token."""
     name = FIRST if name is None else str(name)
     return QUANTITIES.get(name) or Quantity("change", f"change of {name}", "", name)
+
+
+def while_scored(pattern: P, spans: Spans) -> P:
+    """The pattern, going on over the tokens of an answer behind the prompt if it acts at the prompt's last position.
+
+    So does a `target` or `at` that holds that position; a Patch, whose values are those of given positions, stays.
+    """
+    if len(spans.tokens) == spans["all"].row[1] or is_a(pattern, "Patch"):
+        return pattern
+    longer = {}
+    for name in ("target", "at"):
+        named = getattr(pattern, name, None)
+        if named is not None:
+            span = spans[named] if isinstance(named, str) else named
+            through = through_answer(spans, span)
+            longer |= {} if through is span else {name: through}
+    return replace(pattern, **longer) if longer else pattern  # type: ignore[type-var]
 
 
 def check_score(score: object, experiment: str, *also: str) -> None:
@@ -195,17 +216,17 @@ def columns(name: str, base: Sequence[float], numbers: Sequence[float], words: S
         numbers: the cell's.
         words: the tokens that are read.
     """
-    row: dict[str, object] = {"base_score": base[0], "score": numbers[0], "change": numbers[0] - base[0]}
+    row: dict[str, object] = {"clean": base[0], "score": numbers[0], "change": numbers[0] - base[0]}
     if name in QUANTITIES:
         row["answer_changed"] = bool(numbers[1]) != bool(base[1])
     if name in (WHOLE, CAPTION):  # of a caption the mean probability of a token, by the geometric mean
         row["change_percent"] = math.expm1(numbers[0] - base[0]) * 100
-        row |= {"tokens": list(words), "base_token_scores": list(base[2:]), "token_scores": list(numbers[2:])}
+        row |= {"tokens": list(words), "clean_token_scores": list(base[2:]), "token_scores": list(numbers[2:])}
     return row
 
 
 def token_table(table: pd.DataFrame, names: Sequence[str], score: object) -> pd.DataFrame:
-    """A row per token of the answer: what tells rows apart, token (its number), word, base_score, score, change.
+    """A row per token of the answer: what tells rows apart, token (its number), word, clean, score, change.
 
     Raises:
         MMFlowError: the score is not made of tokens.
@@ -218,11 +239,11 @@ def token_table(table: pd.DataFrame, names: Sequence[str], score: object) -> pd.
             " 'caption' in mmf.flow)."
         )
     rows = [
-        {**{name: row[name] for name in names}, "token": number, "word": word, "base_score": base, "score": now}
+        {**{name: row[name] for name in names}, "token": number, "word": word, "clean": base, "score": now}
         for row in table.to_dict("records")
         for number, (word, base, now) in enumerate(
-            zip(row["tokens"], row["base_token_scores"], row["token_scores"], strict=True)
+            zip(row["tokens"], row["clean_token_scores"], row["token_scores"], strict=True)
         )
     ]
     found = pd.DataFrame(rows)
-    return found.assign(change=found["score"] - found["base_score"])
+    return found.assign(change=found["score"] - found["clean"])

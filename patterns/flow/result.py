@@ -29,7 +29,7 @@ class FlowResult(Result):
 
     Columns: prompt, kind, edge, window, layer, answer, prediction, correct, base_probability, probability,
     change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed. With another `score`
-    than the first token: base_score, score and change (score - base_score) in their place, change_percent of answers and
+    than the first token: clean, score and change (score - clean) in their place, change_percent of answers and
     captions, and answer_changed (it would no longer be written, greedily; of options: the other one is ahead).
     """
 
@@ -48,7 +48,7 @@ class FlowResult(Result):
     def by_token(self) -> pd.DataFrame:
         """What each token of the answer loses: a row per prompt, edge, window, layer and token.
 
-        Columns: prompt, edge, window, layer, token (its number), word, base_score, score, change (nats).
+        Columns: prompt, edge, window, layer, token (its number), word, clean, score, change (nats).
 
         Raises:
             MMFlowError: the run's score is not made of tokens.
