@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns import prune as prune
     from nnsight_mmflow.patterns import results as results
     from nnsight_mmflow.patterns import values as values
+    from nnsight_mmflow.patterns.accuracy import accuracy as accuracy
     from nnsight_mmflow.patterns.attention.attention import attention as attention
     from nnsight_mmflow.patterns.attention_and_effect import attention_and_effect as attention_and_effect
     from nnsight_mmflow.patterns.contributions.contributions import contributions as contributions
@@ -102,6 +103,7 @@ _WHERE = {
     "disruption": "patterns.disruption",
     "skip_flow": "patterns.skip_flow",
     "sweep": "patterns.sweep.sweep",
+    "accuracy": "patterns.accuracy",
     "word_overlap": "patterns.word_overlap",
     "attention": "patterns.attention.attention",
     "attention_and_effect": "patterns.attention_and_effect",

@@ -33,7 +33,8 @@ ROOMS = {
     "show.results": ("job_html", "result_html", "told"),
     "show.saliency": ("disruption_figure", "saliency_figure", "saliency_panels"),
     "workers.run": ("crew_of",),
-    "show.sweeps": ("sweep_figure",),
+    "show.sweeps": ("accuracy_figure", "sweep_figure"),
+    "data.scoring": ("answer_rules",),
     "show.traces": ("attribution_figure", "trace_figure"),
 }
 WHERE = {name: room for room, names in ROOMS.items() for name in names}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._later import group
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.patterns.accuracy_result import AccuracyResult as AccuracyResult
     from nnsight_mmflow.patterns.attention.result import AttentionResult as AttentionResult
     from nnsight_mmflow.patterns.attention.result import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult as AttentionAndEffectResult
@@ -41,6 +42,7 @@ _WHERE = {
     "DisruptionResult": "patterns.disruption",
     "SkipFlowResult": "patterns.skip_flow",
     "SweepResult": "patterns.sweep.result",
+    "AccuracyResult": "patterns.accuracy_result",
     "WordOverlapResult": "patterns.word_overlap",
     "AttentionResult": "patterns.attention.result",
     "PooledAttention": "patterns.attention.result",

@@ -203,6 +203,29 @@ def _kept(result: KeptTokensResult) -> pd.DataFrame:
     )
 
 
+def _sweep(result: Any) -> pd.DataFrame:
+    means = result.means()
+    largest = means.reindex(means["mean"].abs().sort_values(ascending=False).index).head(6)
+    told = [
+        {result.quantity.label: f"{row['mean']:+.3g}", "95% interval": f"{row['low']:+.3g} to {row['high']:+.3g}"}
+        for row in largest.to_dict("records")
+    ]
+    return largest[result.axes].reset_index(drop=True).join(_frame(told)).assign(prompts=list(largest["prompts"]))
+
+
+def _accuracy(result: Any) -> pd.DataFrame:
+    scores = result.scores()
+    told = scores[["kind", "n"]].copy()
+    for prefix, name in (("", "right (%)"), ("clean_", "clean run right (%)")):
+        told[name] = [f"{100 * share:.1f}" for share in scores[f"{prefix}accuracy"]]
+        limits = zip(scores[f"{prefix}low"], scores[f"{prefix}high"], strict=True)
+        told[f"{name.removesuffix(' right (%)').removesuffix('right (%)')} 95% Wilson interval".strip()] = [
+            f"{100 * low:.1f} to {100 * high:.1f}" for low, high in limits
+        ]
+    told["as in the clean run (%)"] = [f"{100 * share:.1f}" for share in scores["agreement"]]
+    return told
+
+
 OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "flow": _flow,
     "skip_flow": _skip,
@@ -221,4 +244,6 @@ OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "kept_tokens": _kept,
     "knockout_by_patch": _patches,
     "lens_by_patch": _words,
+    "sweep": _sweep,
+    "accuracy": _accuracy,
 }

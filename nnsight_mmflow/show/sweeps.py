@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from nnsight_mmflow.patterns.accuracy_result import AccuracyResult
     from nnsight_mmflow.patterns.sweep.result import SweepResult
 
 COLOR, GREY, MANY = "#0072B2", "0.6", 24
@@ -107,3 +108,30 @@ def _heat(figure: ShownFigure, axes: Axes, result: SweepResult, means: pd.DataFr
 
 def _shown(label: object) -> str:
     return str(label).replace("$", r"\$")
+
+
+def accuracy_figure(result: AccuracyResult) -> ShownFigure:
+    """Accuracy in percent with its 95% Wilson interval, clean and with the patterns; n stands behind each name."""
+    scores, changed = result.scores(), bool(result.header["patterns"])
+    figure = ShownFigure(figsize=(6.4, min(12, 1.6 + 0.5 * len(scores))), layout="constrained")
+    axes, places = figure.subplots(), list(range(len(scores)))
+    ways = [("clean", "clean_", GREY, -0.2), ("with the patterns", "", COLOR, 0.2)] if changed else [("", "", COLOR, 0)]
+    for label, prefix, color, shift in ways:
+        low, high = 100 * scores[f"{prefix}low"], 100 * scores[f"{prefix}high"]
+        means = 100 * scores[f"{prefix}accuracy"]
+        at, height = [place + shift for place in places], 0.4 if changed else 0.6
+        axes.barh(at, means, height=height, color=color, label=label)
+        spread = [(means - low).clip(lower=0), (high - means).clip(lower=0)]
+        axes.errorbar(means, at, xerr=spread, fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
+    axes.set_yticks(places, [f"{_shown(row.kind)} (n = {row.n})" for row in scores.itertuples()], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(f"right by {_shown(result.header['match'])} (%), 95% Wilson interval")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if changed:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    name = str(result.header["model"]).rstrip("/").split("/")[-1]
+    kept = f"; {result.agreement:.0%} of answers as in the clean run" if changed else ""
+    axes.set_title(f"Accuracy, {_shown(name)}{kept}", fontsize=10)
+    return figure
