@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import nnsight
 import torch
 
+from nnsight_mmflow.runs.scores import Numbers, Scored, difference, while_scored
 from nnsight_mmflow.inside.each import next_of_each, numbers_of_each, words_of_each
 
 if TYPE_CHECKING:
@@ -87,6 +89,25 @@ def numbers_under(
     with torch.no_grad(), model.session(**remotely):
         found = nnsight.save(numbers_of_each(model, edited, inputs, followed, reading))
     return found
+
+
+def scored_under(
+    graph: Graph, parts: Sequence[Scored], patterns: list[tuple[str, tuple[Pattern, ...]]], token: int
+) -> Numbers:
+    """The clean run's numbers, and those under each choice of patterns, which go on over an answer behind the prompt.
+
+    Args:
+        graph: the model.
+        parts: what is read of a prompt, from `readings`.
+        patterns: the choices, and what they are called.
+        token: whose log-probability is read, without a reading.
+    """
+    found = []
+    for part in parts:
+        spans = part.prompt.spans
+        through = [(name, tuple(while_scored(one, spans) for one in chosen)) for name, chosen in patterns]
+        found.append(numbers_under(graph, part.prompt, [("clean", ()), *through], token, part.reading))
+    return difference(found)
 
 
 def words_under(

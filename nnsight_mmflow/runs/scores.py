@@ -208,7 +208,7 @@ def difference(parts: Sequence[Numbers]) -> Numbers:
 
 
 def columns(name: str, base: Sequence[float], numbers: Sequence[float], words: Sequence[str]) -> dict[str, object]:
-    """What a table's row says of a score.
+    """What a table's row says of a score; the numbers of the first token are its log-probability and the top token.
 
     Args:
         name: of the score.
@@ -216,6 +216,15 @@ def columns(name: str, base: Sequence[float], numbers: Sequence[float], words: S
         numbers: the cell's.
         words: the tokens that are read.
     """
+    if name == FIRST:
+        change = numbers[0] - base[0]
+        return {
+            "base_probability": math.exp(base[0]),
+            "probability": math.exp(numbers[0]),
+            "change_percent": math.expm1(change) * 100,
+            "log_probability_change": change,
+            "answer_changed": int(numbers[1]) != int(base[1]),
+        }
     row: dict[str, object] = {"clean": base[0], "score": numbers[0], "change": numbers[0] - base[0]}
     if name in QUANTITIES:
         row["answer_changed"] = bool(numbers[1]) != bool(base[1])

@@ -163,7 +163,7 @@ def skip_figure(result: SkipFlowResult) -> ShownFigure:
     for (span, band), style in zip(result.curves().items(), cycle(STYLES), strict=False):
         draw_band(axes, range(n_layers), band, span, style)
     label_layers(axes, "first layer left out" if header["scope"] == "from_layer" else "centre of the window", n_layers)
-    axes.set_ylabel("change of the answer's probability (%)")
+    axes.set_ylabel(result.quantity.label)
     axes.legend(frameon=False, fontsize=9, title="passes unchanged", title_fontsize=9)
     what = {"layer": "Layers", "attn": "Attention", "mlp": "MLPs"}[header["part"]]
     size = "" if header["scope"] == "from_layer" else f", window of {header['window']}"

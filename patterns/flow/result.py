@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,7 +10,7 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.flow.controls import controlled
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
-from nnsight_mmflow.runs.scores import Quantity, columns, quantity_of, token_table
+from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, token_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,6 +163,7 @@ def collect(
         if not entry["cells"]:
             why = entry.get("why", "answered otherwise")
             left_out[why] = left_out.get(why, 0) + 1
+        base = [entry["base"], entry["token"]] if score is None else entry["base"]
         for (edge, size, layer), numbers in zip(entry["cells"], entry["numbers"], strict=True):
             rows.append(
                 {
@@ -176,11 +176,7 @@ def collect(
                     "answer": prompt.answer,
                     "prediction": entry["prediction"],
                     "correct": entry["correct"],
-                    **(
-                        _first(entry, *numbers)
-                        if score is None
-                        else columns(score, entry["base"], numbers, entry["words"])
-                    ),
+                    **columns(score or FIRST, base, numbers, entry.get("words", ())),
                 }
             )
     if not rows:
@@ -209,18 +205,6 @@ def collect(
         "seed": 0,
     }
     return FlowResult(pd.DataFrame(rows), header)
-
-
-def _first(entry: dict, log_probability: float, top: float) -> dict[str, object]:
-    """A cell's numbers for the first token of the answer."""
-    probability, base = math.exp(log_probability), math.exp(entry["base"])
-    return {
-        "base_probability": base,
-        "probability": probability,
-        "change_percent": math.expm1(log_probability - entry["base"]) * 100,
-        "log_probability_change": log_probability - entry["base"],
-        "answer_changed": int(top) != entry["token"],
-    }
 
 
 def _names(prompts: Sequence[Prompt]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -124,11 +123,8 @@ def collect(
                     "answer": prompt.answer,
                     "prediction": entry["prediction"],
                     "correct": entry["correct"],
-                    **(
-                        first_columns(entry["base"], numbers)
-                        if score == FIRST
-                        else columns(score, entry["base"], numbers, entry["words"])
-                    ),
+                    **(_plain(entry["base"], numbers) if score == FIRST else {}),
+                    **columns(score, entry["base"], numbers, entry["words"]),
                 }
             )
     if not rows:
@@ -142,16 +138,6 @@ def collect(
     return SweepResult(pd.DataFrame(rows), header)
 
 
-def first_columns(base: Sequence[float], numbers: Sequence[float]) -> dict[str, object]:
-    """What a row says of the first token of the model's own answer."""
-    change = numbers[0] - base[0]
-    return {
-        "clean": base[0],
-        "score": numbers[0],
-        "change": change,
-        "base_probability": math.exp(base[0]),
-        "probability": math.exp(numbers[0]),
-        "change_percent": math.expm1(change) * 100,
-        "log_probability_change": change,
-        "answer_changed": int(numbers[1]) != int(base[1]),
-    }
+def _plain(base: Sequence[float], numbers: Sequence[float]) -> dict[str, float]:
+    """The columns that every sweep has, of the first token's log-probability."""
+    return {"clean": base[0], "score": numbers[0], "change": numbers[0] - base[0]}
