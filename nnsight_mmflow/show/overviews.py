@@ -156,7 +156,9 @@ def _attention(result: Any) -> pd.DataFrame:
 
 
 def _patches(result: Any) -> pd.DataFrame:
-    lowest = result.table.nsmallest(5, "change_percent")
+    column = result.quantity.column
+    label = "change of probability (%)" if column == "change_percent" else result.quantity.label
+    lowest = result.table.nsmallest(5, column)
     return _frame(
         [
             {
@@ -164,7 +166,7 @@ def _patches(result: Any) -> pd.DataFrame:
                 "column": row["column"],
                 "layers": f"{row['first_layer']} to {row['last_layer']}",
                 "tokens": row["n_tokens"],
-                "change of probability (%)": f"{row['change_percent']:+.2f}",
+                label: f"{row[column]:+.2f}",
             }
             for _, row in lowest.iterrows()
         ]
