@@ -55,6 +55,7 @@ def numbers_of_each(
     inputs: dict[str, torch.Tensor],
     token: torch.Tensor,
     reading: Reading | None,
+    lenient: bool = False,
 ) -> list[list[float]]:
     """Inside a session: the numbers of `numbers_under`.
 
@@ -64,6 +65,7 @@ def numbers_of_each(
         inputs: the prompt's tensors.
         token: whose log-probability is read, without a reading.
         reading: what is read.
+        lenient: patterns that change nothing give no numbers, and are no error.
     """
     keep = 1 if reading is None else reading.count
     found = []
@@ -75,6 +77,9 @@ def numbers_of_each(
             except Exception as error:
                 if type(error).__name__ != "NoEffectError":
                     raise
+                if lenient:
+                    found.append([])
+                    continue
                 raise NoEffectError(f"{name}: {error}") from None
             found.append(numbers_of(logits, token, reading)[0].tolist())
     return found

@@ -93,6 +93,31 @@ def score_of(row: torch.Tensor, reading: Reading) -> torch.Tensor:
     return each.mean() if reading.mean else each.sum()
 
 
+def followed(logits: torch.Tensor, token: int, reading: Reading | None) -> torch.Tensor:
+    """The number that a gradient is taken of: the token's log-probability, or the score of what is read.
+
+    Args:
+        logits: (positions, vocabulary), where it is read.
+        token: whose log-probability it is, without a reading.
+        reading: what is read.
+
+    Raises:
+        MMFlowError: a function of the user's that gives no tensor of the logits.
+    """
+    if reading is None:
+        return logits[-1].float().log_softmax(-1)[token]
+    if reading.function is None:
+        return score_of(logits.float(), reading)
+    value_of(logits.detach().float().cpu(), reading)  # what it gives is looked at
+    found = reading.function(logits.float(), reading.prompt)  # type: ignore[arg-type]
+    if not (isinstance(found, torch.Tensor) and found.requires_grad):
+        raise MMFlowError(
+            f"attribution patching takes a gradient of the score, but the function gave {type(found).__name__}: return"
+            " a tensor made of the logits, without float() or item()."
+        )
+    return found.reshape(())
+
+
 def value_of(row: torch.Tensor, reading: Reading) -> float:
     """What the user's function makes of the logits where the answer is read.
 

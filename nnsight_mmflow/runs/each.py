@@ -71,6 +71,7 @@ def numbers_under(
     patterns: list[tuple[str, tuple[Pattern, ...]]],
     token: int,
     reading: Reading | None,
+    lenient: bool = False,
 ) -> list[list[float]]:
     """For each choice of patterns, by its name, what is read of the prompt, as `numbers_of` tells; in one session.
 
@@ -80,6 +81,7 @@ def numbers_under(
         patterns: the choices, and what they are called; () is the plain model.
         token: whose log-probability is read, without a reading.
         reading: what is read.
+        lenient: patterns that change nothing give no numbers, and are no error.
 
     Raises:
         NoEffectError: patterns that would change nothing; which, by name.
@@ -87,7 +89,7 @@ def numbers_under(
     inputs, model, remotely, followed = graph.checked(prompt), graph.model, graph.remotely, torch.tensor(token)
     edited = [(name, graph.edited(prompt, chosen)) for name, chosen in patterns]
     with torch.no_grad(), model.session(**remotely):
-        found = nnsight.save(numbers_of_each(model, edited, inputs, followed, reading))
+        found = nnsight.save(numbers_of_each(model, edited, inputs, followed, reading, lenient))
     return found
 
 

@@ -179,6 +179,13 @@ def readings(graph: Graph, prompt: Prompt, score: Score) -> list[Scored]:
     return [Scored(_with_span(graph, longer), reading, _words(graph, ids))]
 
 
+def answered_alike(graph: Graph, scored: Scored, other: Prompt) -> Prompt:
+    """Another prompt of the same length, with the same answer behind it."""
+    end = scored.prompt.spans["all"].row[1]
+    behind = scored.prompt.inputs["input_ids"][0, end:].tolist()
+    return extended(other, behind, graph.processor.tokenizer) if scored.reading is not None else other
+
+
 def caption_reading(graph: Graph, prompt: Prompt, tokens: Sequence[int]) -> Scored:
     """The model's own caption behind the prompt, read as the mean over its tokens."""
     longer = extended(prompt, list(tokens[:-1]), graph.processor.tokenizer)
@@ -234,8 +241,14 @@ def columns(name: str, base: Sequence[float], numbers: Sequence[float], words: S
     return row
 
 
-def token_table(table: pd.DataFrame, names: Sequence[str], score: object) -> pd.DataFrame:
+def token_table(table: pd.DataFrame, names: Sequence[str], score: object, base: str = "clean") -> pd.DataFrame:
     """A row per token of the answer: what tells rows apart, token (its number), word, clean, score, change.
+
+    Args:
+        table: with lists of the tokens' numbers.
+        names: of the columns that tell its rows apart.
+        score: of the run.
+        base: what is compared with, where that is not the clean run.
 
     Raises:
         MMFlowError: the score is not made of tokens.
@@ -248,11 +261,11 @@ def token_table(table: pd.DataFrame, names: Sequence[str], score: object) -> pd.
             " 'caption' in mmf.flow)."
         )
     rows = [
-        {**{name: row[name] for name in names}, "token": number, "word": word, "clean": base, "score": now}
+        {**{name: row[name] for name in names}, "token": number, "word": word, base: was, "score": now}
         for row in table.to_dict("records")
-        for number, (word, base, now) in enumerate(
-            zip(row["tokens"], row["clean_token_scores"], row["token_scores"], strict=True)
+        for number, (word, was, now) in enumerate(
+            zip(row["tokens"], row[f"{base}_token_scores"], row["token_scores"], strict=True)
         )
     ]
     found = pd.DataFrame(rows)
-    return found.assign(change=found["score"] - found["clean"])
+    return found.assign(change=found["score"] - found[base])

@@ -78,7 +78,8 @@ def _trace(result: Any) -> pd.DataFrame:
 
 
 def _attribution(result: Any) -> pd.DataFrame:
-    return result.top(8).rename(columns={"estimate": "estimate (nats)", "exact": "measured (nats)"})
+    unit = f" ({result.unit.strip()})" if result.unit else ""
+    return result.top(8).rename(columns={"estimate": f"estimate{unit}", "exact": f"measured{unit}"})
 
 
 def _contributions(result: Any) -> pd.DataFrame:
