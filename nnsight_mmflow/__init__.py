@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.accuracy import accuracy as accuracy
     from nnsight_mmflow.patterns.attention.attention import attention as attention
     from nnsight_mmflow.patterns.attention_and_effect import attention_and_effect as attention_and_effect
+    from nnsight_mmflow.patterns.bias import Bias as Bias
     from nnsight_mmflow.patterns.contributions.contributions import contributions as contributions
     from nnsight_mmflow.patterns.disruption import disruption as disruption
     from nnsight_mmflow.patterns.edit.edit import edit as edit
@@ -82,6 +83,7 @@ _WHERE = {
     "Span": "spans.span",
     "Spans": "spans.row_spans",
     "Pattern": "model.pattern",
+    "Bias": "patterns.bias",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
     "Skip": "patterns.skip",

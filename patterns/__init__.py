@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.inside.pruning import Seen as Seen
     from nnsight_mmflow.inside.pruning import Stage as Stage
     from nnsight_mmflow.model.pattern import Pattern as Pattern
+    from nnsight_mmflow.patterns.bias import Bias as Bias
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.patch import Patch as Patch
     from nnsight_mmflow.patterns.prune.controls import DropAll as DropAll
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Pattern": "model.pattern",
+    "Bias": "patterns.bias",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
     "Skip": "patterns.skip",

@@ -10,7 +10,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow.bridge.site_names import site_named
-from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.forwards import Held, held_whole
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list
@@ -18,6 +18,7 @@ from nnsight_mmflow.patterns.values import FromRun, MeanOf, Noise, Zeros, resolv
 from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.values import Value
@@ -119,14 +120,14 @@ class Patch(Pattern):
         return self.layer_list(graph) if part in parts else []
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
-        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too.
+        """Does it inside the edit that `graph.trace` makes.
 
         In a trace of the user's, values that come from other runs must be at hand: `patch.prepared(graph,
         prompt.rows())` before it.
         """
         return self._write_here(graph, rows)
 
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds positions of the span."""
         sites, positions, values = self._all(graph, rows)
         length, columns, done = row_length(rows), self._columns(graph), {"changed": 0}
@@ -138,7 +139,7 @@ class Patch(Pattern):
                 raise NoEffectError(self._nothing)
             return held.past_prompt
 
-        each_forward(graph.decoder, len(rows), length, act)
+        passage.each(act)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What it writes at each hook point of a TransformerLens bridge."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transformer_lens.model_bridge import TransformerBridge
 
-    from nnsight_mmflow.inside.apart import Layout
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.edits import Edit, MaskEdges
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.spans.span import Span
 
 
-CLOSES, RANKS, TAKES, WRITES = range(4)  # patterns that meet in a layer act in this order
+CLOSES, BIASES, RANKS, TAKES, WRITES = range(5)  # patterns that meet in a layer act in this order
 FORWARD = "one forward of a prompt"
 
 
@@ -36,7 +36,8 @@ class Pattern(Intervention):
     which it changes where it differs.
 
     Attributes:
-        order: when it acts, of those that meet in a layer: CLOSES, RANKS (by attention), TAKES (weights away), WRITES.
+        order: when it acts, of those that meet in a layer: CLOSES, BIASES, RANKS (by attention), TAKES (weights away),
+            WRITES.
         shared: whether it is right on a model that is split over processes (tensor parallel).
         attends: whether it attends by itself in a generation whose blocks run apart from the model's process.
         can_leave: whether it is the same pattern in fewer layers, where another leaves some out of the model.
@@ -74,13 +75,15 @@ class Pattern(Intervention):
         """
         raise self._lacks("run(graph, rows)", FORWARD)
 
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
-        """Does it inside a generation that was checked, in each forward that holds what it acts on."""
-        raise self._lacks("run_each(graph, rows)", "a generation")
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
+        """Does it inside a generation that was checked, in each forward that holds what it acts on.
 
-    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
-        """Does it in a generation whose blocks run apart from the model's process, where no layer's input is read."""
-        self.run(graph, rows)
+        Args:
+            graph: the model.
+            rows: the spans of each row.
+            passage: gives the forwards (`passage.each`) and their layers, wherever the blocks run.
+        """
+        raise self._lacks("run_each(graph, rows, passage)", "a generation")
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> Sequence[Edit]:
         """What it does on a TransformerLens bridge."""
@@ -103,7 +106,7 @@ class Pattern(Intervention):
         if form is None and kind.run is Pattern.run:
             raise self._lacks("run(graph, rows)", FORWARD)
         if form is not None and kind.run_each is Pattern.run_each:
-            raise self._lacks("run_each(graph, rows)", "a generation")
+            raise self._lacks("run_each(graph, rows, passage)", "a generation")
 
     def _lacks(self, method: str, where: str) -> ModelError:
         return ModelError(f"{type(self).__name__} cannot act in {where}: its class writes no {method}.")

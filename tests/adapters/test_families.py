@@ -19,7 +19,7 @@ from nnsight_mmflow import adapters
 from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
 from nnsight_mmflow.inside.rows import check_prefix
-from nnsight_mmflow.patterns import knockout, patch
+from nnsight_mmflow.patterns import edge_scores, knockout, patch
 from nnsight_mmflow.runs.sweep import run_clean
 from nnsight_mmflow.spans.geometry import ImageGeometry
 
@@ -88,12 +88,12 @@ def test_padding_on_the_wrong_side_is_seen(monkeypatch):
 
 def test_a_knockout_of_one_layer_too_few_is_seen(monkeypatch):
     graph = graph_of("gemma3")
-    real = knockout.close_edges
+    real = edge_scores.change_edges
 
-    def fewer(layers, chosen, *rest):
-        return real(layers, chosen[1:], *rest)
+    def fewer(passage, held, chosen, *rest):
+        return real(passage, held, chosen[1:], *rest)
 
-    monkeypatch.setattr(knockout, "close_edges", fewer)
+    monkeypatch.setattr(edge_scores, "change_edges", fewer)
     with pytest.raises(Failed, match="logits differ by"):
         knockouts.by_hand(Subject(graph))
     with pytest.raises(Failed, match="log-probabilities differ by"):

@@ -20,9 +20,7 @@ import nnsight_mmflow as mmf
 from nnsight_mmflow import adapters
 from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.adapters.llava import Llava
-from nnsight_mmflow.inside.forwards import each_forward
 from nnsight_mmflow.inside.sites import SITES, read_site, write_site
-from nnsight_mmflow.model.edits import row_length
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result
@@ -59,8 +57,8 @@ class Scale(mmf.Pattern):
     def run(self, graph, rows):
         return self._scale(graph, [list(span) for span in resolve(self.at, rows, "at")])
 
-    def run_each(self, graph, rows):
-        positions, length = [list(span) for span in resolve(self.at, rows, "at")], row_length(rows)
+    def run_each(self, graph, rows, passage):
+        positions = [list(span) for span in resolve(self.at, rows, "at")]
 
         def act(held):
             here = [held.local(each) for each in positions]
@@ -68,7 +66,7 @@ class Scale(mmf.Pattern):
                 self._scale(graph, held.by_row(here))
             return held.past_prompt
 
-        each_forward(graph.decoder, len(rows), length, act)
+        passage.each(act)
 
     def _scale(self, graph, positions):
         for layer in self.layer_list(graph):

@@ -25,9 +25,11 @@ def test_the_walk_goes_everywhere(modules):
     """Every pattern's run, the row engine, rankings that are objects, and what they call in turn."""
     found = {f"{where.removeprefix('nnsight_mmflow.')}.{name}" for where, name in reached(modules)}
     for name in (
-        "patterns.knockout.Knockout.run",
-        "inside.closed_edges.close_edges_apart",
-        "patterns.prune.prune.Prune.run_apart",
+        "patterns.edge_scores.EdgeScores.run",
+        "inside.edges.change_edges",
+        "inside.layer_inputs.InputsLayer.cover",
+        "inside.layer_operations.OperationsLayer.cover",
+        "patterns.prune.prune.Prune.run_each",
         "patterns.prune.sparse_vlm._Recycling.__call__",
         "patterns.skip.Skip.run",
         "inside.updates.add_updates",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 OPENS = ("trace", "session", "edit", "generate")
 PROCESSORS = {"PIL"}  # a server of vision models has what their processors need
-ROOTS = ("run", "run_each", "run_apart")  # of every pattern: edits call them, one of them through a variable
+ROOTS = ("run", "run_each")  # of every pattern: edits call them, one of them through a variable
 # Names that torch's, nnsight's or Python's own objects have too, and that no block calls on ours.
 NOT_OURS = {"trace", "session", "edit", "generate", "save", "to", "items", "values", "keys", "split", "load", "find"}
 # What is called before a block opens: refusals, preparations, where it runs.

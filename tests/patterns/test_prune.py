@@ -267,7 +267,7 @@ def test_layers_before_the_first_stage_are_untouched_and_the_next_sees_fewer():
 
 
 def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
-    from nnsight_mmflow.inside.heads import QueryKeyReader
+    from nnsight_mmflow.inside.layer_inputs import LayerInputs
     from nnsight_mmflow.inside.prune_layers import prune_prefill
     from nnsight_mmflow.inside.pruning import Stage, Way
     from nnsight_mmflow.patterns.prune.prune import row_of
@@ -278,10 +278,10 @@ def test_keeping_all_is_bit_equal_and_nothing_stays_behind():
     with torch.no_grad():
         plain = graph.adapter.model(**prompt.inputs).logits
     hooks = sum(len(module._forward_pre_hooks) for module in graph.adapter.model.modules())
-    layers, reader, row = graph.layers, QueryKeyReader(graph), row_of(prompt.spans)
+    passage, row = LayerInputs(graph, 1, len(prompt)), row_of(prompt.spans)
     way = Way(True, False, True, 0.25, None)
     with torch.no_grad(), graph.trace(prompt, use_cache=False):
-        prune_prefill(layers, 5, reader, [[Stage(2, 1.0, from_last)]], [row], way, [None])
+        prune_prefill(passage, passage.held_at(0), graph, [[Stage(2, 1.0, from_last)]], [row], way, [None])
         kept = graph.model.output.logits.save()
     assert torch.equal(kept, plain)
     pruned(graph, prompt, mmf.FastV(k=2))
