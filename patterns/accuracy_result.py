@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Z = 1.959963984540054  # of a 95% interval
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
+def wilson(right: int | float, n: int) -> tuple[float, float]:
     """The 95% Wilson interval of a share.
 
     Args:

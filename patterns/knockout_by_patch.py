@@ -133,7 +133,7 @@ def knockout_by_patch(
     def collect(entries: list[dict]) -> KnockoutByPatchResult:
         (kept,) = entries
         first, words = score == FIRST, list(parts[0][0].words)
-        base = [kept["base"], kept["token"]] if first else kept["base"]
+        base = [kept["base"], float(kept["token"])] if first else kept["base"]
         found = zip(plan.cells, kept["cells"], strict=True)
         changes = {
             (edge, centre): columns(score_name(score), base, numbers, words) for (edge, _, centre), numbers in found

@@ -54,7 +54,7 @@ def read_positions(rows: int, tail: int, reading: Reading | None, device: torch.
 
 
 def numbers_of(
-    logits: Float[torch.Tensor, "read vocabulary"], token: Int[torch.Tensor, ""], reading: Reading | None
+    logits: Float[torch.Tensor, "read vocabulary"], token: Int[torch.Tensor, ""] | None, reading: Reading | None
 ) -> Float[torch.Tensor, "rows numbers"]:
     """(rows, numbers), in double precision. Without a reading those of `answer_numbers`, for the token.
 
@@ -62,6 +62,7 @@ def numbers_of(
     true one), and for a whole answer the log-probability of each token.
     """
     if reading is None:
+        assert token is not None
         return answer_numbers(logits, token)
     rows = logits.detach().float().cpu().unflatten(0, (-1, reading.count))
     return torch.stack([_numbers(row, reading) for row in rows])  # one by one: in double precision all are large

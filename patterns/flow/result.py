@@ -163,7 +163,7 @@ def collect(
         if not entry["cells"]:
             why = entry.get("why", "answered otherwise")
             left_out[why] = left_out.get(why, 0) + 1
-        base = [entry["base"], entry["token"]] if score is None else entry["base"]
+        base = [entry["base"], float(entry["token"])] if score is None else entry.get("base", [])
         for (edge, size, layer), numbers in zip(entry["cells"], entry["numbers"], strict=True):
             rows.append(
                 {

@@ -47,7 +47,7 @@ class Sweep:
     controls: int
     row_budget: int
 
-    def plan(self, graph: Graph, prompts: list[Prompt], drawn_for: Sequence[Prompt]) -> FlowPlan:
+    def planned(self, graph: Graph, prompts: list[Prompt], drawn_for: Sequence[Prompt]) -> FlowPlan:
         """The plan of prompts with answers behind them; controls are drawn as for the prompts without."""
         seeds = [prompt.digest() for prompt in drawn_for]
         return plan_of(graph, prompts, self.edges, self.windows, self.controls, self.row_budget, seeds)
@@ -70,11 +70,11 @@ def scored_parts(
             [Scored(prompt, None)] if reason else readings(graph, prompt, score)
             for prompt, reason in zip(prompts, why, strict=True)
         ]
-    planned = sweep.plan(graph, [part[0].prompt for part in found], prompts)
+    planned = sweep.planned(graph, [part[0].prompt for part in found], prompts)
     edges = replace(sweep, edges=planned.edges if sweep.edges is not None else None)
     parts: list[Parts] = []
     for prompt, held, spans, plan in zip(prompts, found, planned.spans, planned.plans, strict=True):
-        more = [edges.plan(graph, [one.prompt], [prompt]) for one in held[1:]]
+        more = [edges.planned(graph, [one.prompt], [prompt]) for one in held[1:]]
         rows = [(spans, plan), *((one.spans[0], one.plans[0]) for one in more)]
         parts.append(tuple((one, *row) for one, row in zip(held, rows, strict=True)))
     return planned, why, parts
@@ -114,7 +114,7 @@ def measure_scored(
         return {**kept, "why": why or "answered otherwise"}
     if sweep is not None:
         one = caption_reading(graph, prompt, plain.tokens)
-        made = sweep.plan(graph, [one.prompt], [prompt])
+        made = sweep.planned(graph, [one.prompt], [prompt])
         parts = ((one, made.spans[0], made.plans[0]),)
     numbers = difference([_run(graph, one, there, rows, engine, most) for one, there, rows in parts])
     cells = [list(cell) for cell in parts[0][2].cells]

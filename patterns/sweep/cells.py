@@ -40,7 +40,7 @@ class Cell:
     patterns: tuple[Pattern, ...]
     control: int = 0
 
-    def name(self, columns: tuple[str, ...]) -> str:
+    def called(self, columns: tuple[str, ...]) -> str:
         """What errors call it."""
         told = ", ".join(f"{column}={label!r}" for column, label in zip(columns, self.labels, strict=True))
         return f"control {self.control} of {told}" if self.control else told
@@ -57,7 +57,7 @@ def cells_of(make: Callable, over: object) -> tuple[tuple[str, ...], tuple[Cell,
     cells = []
     for value in values:
         labels = tuple(label_of(one) for one in value)
-        name = Cell(labels, ()).name(columns)
+        name = Cell(labels, ()).called(columns)
         try:
             made = call(value)
         except MMFlowError as error:
@@ -65,7 +65,7 @@ def cells_of(make: Callable, over: object) -> tuple[tuple[str, ...], tuple[Cell,
         except Exception as error:
             raise MMFlowError(f"sweep: make failed at {name}: {type(error).__name__}: {error}") from error
         cells.append(Cell(labels, _patterns(made, name)))
-    twice = [cell.name(columns) for number, cell in enumerate(cells) if cell.labels in [c.labels for c in cells[:number]]]
+    twice = [cell.called(columns) for number, cell in enumerate(cells) if cell.labels in [c.labels for c in cells[:number]]]
     if twice:
         raise MMFlowError(f"sweep: {twice[0]} comes twice in over, so that their rows could not be told apart.")
     return columns, tuple(cells)
@@ -160,7 +160,7 @@ def check_controls(cells: tuple[Cell, ...], columns: tuple[str, ...]) -> None:
             if place_of(pattern) is None:
                 raise MMFlowError(
                     f"sweep: controls put random positions in the place of a pattern's source or at, and {pattern} (at"
-                    f" {cell.name(columns)}) has neither. Leave controls out."
+                    f" {cell.called(columns)}) has neither. Leave controls out."
                 )
 
 

@@ -45,7 +45,7 @@ def part_of(
         NoEffectError, MMFlowError: a cell would change nothing, or cannot be done.
     """
     prompt, rows = scored.prompt, scored.prompt.rows()
-    names = tuple(cell.name(columns) for cell in cells)
+    names = tuple(cell.called(columns) for cell in cells)
     masks: dict[tuple[str, int, int], Sequence[MaskEdges]] = {}
     others = []
     for number, (cell, name) in enumerate(zip(cells, names, strict=True)):
