@@ -53,8 +53,8 @@ def accuracy(
         graph: the model.
         prompts: one or several; those without an answer are left out and counted.
         patterns: what is done, as in `graph.generate`; none measures the model as it is.
-        match: what is right. "exact": the whole answer, whatever its case and the space around it. "gqa": that without a
-            full stop at the end. "vqa" (also "textvqa"): in VQA's normal form. "pope": yes or no, by its first
+        match: what is right. "exact": the whole answer, whatever its case and the space around it. "gqa": that without
+            a full stop at the end. "vqa" (also "textvqa"): in VQA's normal form. "pope": yes or no, by its first
             sentence. "scienceqa", "aokvqa": the option's letter. Or a function (prompt, written) -> 0 to 1, such as
             `mmf.data.read_benchmark(...).judge`, which knows several right answers.
         max_new_tokens: how long an answer may get; None: 16, or 8 more than the longest right answer if that is more.
@@ -102,12 +102,19 @@ def accuracy(
         for pattern in patterns:
             pattern.check_written(form)
             pattern.check(graph, prompt.rows(), form)
-    alone = any(hasattr(getattr(one, name, None), "positions") for one in patterns for name in ("source", "target", "at"))
+    alone = any(
+        hasattr(getattr(one, name, None), "positions") for one in patterns for name in ("source", "target", "at")
+    )
     ways: dict[str, tuple[Pattern, ...]] = {"clean": ()}
     if patterns:
         ways[fingerprint(patterns)] = patterns
     tasks = [
-        Task(f"{way}: {prompt_identity(prompt)}", (prompt, chosen, used), f"prompt {prompt.key or prompt.question!r}", way)
+        Task(
+            f"{way}: {prompt_identity(prompt)}",
+            (prompt, chosen, used),
+            f"prompt {prompt.key or prompt.question!r}",
+            way,
+        )
         for way, chosen in ways.items()
         for prompt in given
     ]
@@ -179,7 +186,8 @@ def judged_by(match: Match) -> Callable[[Prompt, str], float]:
     rules: Mapping[str, Callable[[str, tuple[str, ...]], float]] = later("answer_rules")()
     if match not in rules:
         raise MMFlowError(
-            f"accuracy: match={match!r} is no rule; there are exact, {', '.join(rules)}, or a function (prompt, written)."
+            f"accuracy: match={match!r} is no rule; there are exact, {', '.join(rules)}, or a function"
+            " (prompt, written)."
         )
     return lambda prompt, written: rules[match](written, (str(prompt.answer),))
 
@@ -201,9 +209,7 @@ def write(graph: Graph, prompt: Prompt, patterns: tuple[Pattern, ...], settings:
     return write_together(graph, [(prompt, patterns, settings)])[0]
 
 
-def write_together(
-    graph: Graph, given: list[tuple[Prompt, tuple[Pattern, ...], Mapping[str, object]]]
-) -> list[dict]:
+def write_together(graph: Graph, given: list[tuple[Prompt, tuple[Pattern, ...], Mapping[str, object]]]) -> list[dict]:
     """What the journal keeps of prompts under the same patterns: what the model writes, in one generation."""
     (_, patterns, settings), prompts = given[0], [prompt for prompt, *_ in given]
     batch = graph.batch(prompts) if len(prompts) > 1 else prompts[0]

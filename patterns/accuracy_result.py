@@ -31,14 +31,15 @@ def wilson(right: int | float, n: int) -> tuple[float, float]:
     """
     share, scale = right / n, 1 + Z**2 / n
     centre, half = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return (0.0 if right <= 0 else low), (1.0 if right >= n else high)  # exactly, whatever rounding makes of them
 
 
 class AccuracyResult(Result):
     """Generated answers. One table row per prompt.
 
-    Columns: prompt, kind, question, answer, generated, clean (what is generated without the patterns), right, clean_right
-    (0 to 1, by the rule), agrees (generated is the same text as clean).
+    Columns: prompt, kind, question, answer, generated, clean (what is generated without the patterns), right and
+    clean_right (0 to 1, by the rule), agrees (generated is the same text as clean).
     """
 
     kind: ClassVar[str] = "accuracy"
@@ -74,7 +75,10 @@ class AccuracyResult(Result):
         return float(self.table["agrees"].mean())
 
     def scores(self) -> pd.DataFrame:
-        """A row for all prompts, and one for each kind: n, accuracy, low, high, clean_accuracy, clean_low, clean_high, agreement."""
+        """A row for all prompts, and one for each kind.
+
+        Columns: kind, n, accuracy, low, high (95% Wilson interval), clean_accuracy, clean_low, clean_high, agreement.
+        """
         import pandas as pd
 
         parts = [("all", self.table)]

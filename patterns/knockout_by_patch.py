@@ -71,8 +71,9 @@ def knockout_by_patch(
 ) -> KnockoutByPatchResult:
     """A KnockoutByPatchResult: for each patch how the answer's probability changes when the target may not read it.
 
-    The answer is the first token that the model itself answers, unless `score` says more. Each number equals that of a forward of its own with
-    `Knockout(source=patch, target=target, layers=...)`; the rows of `mmf.flow` give them in a few forwards.
+    The answer is the first token that the model itself answers, unless `score` says more. Each number equals that of a
+    forward of its own with `Knockout(source=patch, target=target, layers=...)`; the rows of `mmf.flow` give them in a
+    few forwards.
 
     Args:
         graph: the model.

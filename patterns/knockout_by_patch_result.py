@@ -104,14 +104,15 @@ class KnockoutByPatchResult(Result):
             worst = part.iloc[0]
             where = f"row {worst['row']}, column {worst['column']}" if worst["view"] else "a token without patch"
             text = (
-                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row['mean']:+.2g}{unit}, 95% of them from"
-                f" {row['low']:+.2g}{unit} to {row['high']:+.2g}{unit}; lowest {worst[column]:+.3g}{unit} ({where}); all at"
-                f" once {row['whole']:+.3g}{unit}"
+                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row['mean']:+.2g}{unit}, 95% of them"
+                f" from {row['low']:+.2g}{unit} to {row['high']:+.2g}{unit}; lowest {worst[column]:+.3g}{unit}"
+                f" ({where}); all at once {row['whole']:+.3g}{unit}"
             )
             if not math.isnan(row["below_control"]):
                 text += (
-                    f"; random patches, as many: mean {row['control_mean']:+.2g}{unit}, 95% from {row['control_low']:+.2g}{unit}"
-                    f" to {row['control_high']:+.2g}{unit}; {row['below_control']:.0%} of the squares lie below"
+                    f"; random patches, as many: mean {row['control_mean']:+.2g}{unit}, 95% from"
+                    f" {row['control_low']:+.2g}{unit} to {row['control_high']:+.2g}{unit};"
+                    f" {row['below_control']:.0%} of the squares lie below"
                 )
             lines.append(text)
         return "\n".join(lines)

@@ -68,7 +68,7 @@ def numbers_of_each(
         lenient: patterns that change nothing give no numbers, and are no error.
     """
     keep = 1 if reading is None else reading.count
-    found = []
+    found: list[list[float]] = []
     with torch.no_grad():  # the caller's does not travel
         for name, one in edited:
             try:

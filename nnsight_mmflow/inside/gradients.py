@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def heads_and_gradients(
     first: Envoy, outs: list[Envoy], model: Envoy, token: int, reading: Reading | None = None
 ) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:
-    """Inside a trace: the token's log-probability (or what is read), the heads' results of every layer, and its gradients."""
+    """Inside a trace: the token's log-probability, or the score; the heads' results of every layer; its gradients."""
     arguments, named = first.inputs
     entering = arguments[0].detach().requires_grad_(True)  # so that there is a gradient where the weights take none
     first.inputs = ((entering, *arguments[1:]), named)

@@ -19,8 +19,6 @@ from nnsight_mmflow.inside.rows import answer_numbers
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-    from nnsight_mmflow.prompts.prompt import Prompt
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -37,8 +35,8 @@ class Reading:
     tokens: tuple[int, ...] = ()
     against: int | None = None
     mean: bool = False
-    function: Callable[[torch.Tensor, Prompt], float] | None = None
-    prompt: Prompt | None = None
+    function: Callable[[torch.Tensor, object], float] | None = None
+    prompt: object = None
 
     @property
     def count(self) -> int:
@@ -46,7 +44,7 @@ class Reading:
         return max(1, len(self.tokens))
 
 
-def read_positions(rows: int, tail: int, reading: Reading | None, device: torch.device) -> Int[torch.Tensor, "read"]:
+def read_positions(rows: int, tail: int, reading: Reading | None, device: torch.device) -> torch.Tensor:
     """Which positions of rows laid out one behind the other are read: of each row the last, or the last few."""
     count = 1 if reading is None else reading.count
     ends = torch.arange(1, rows + 1, device=device) * tail
@@ -110,7 +108,7 @@ def followed(logits: torch.Tensor, token: int, reading: Reading | None) -> torch
     if reading.function is None:
         return score_of(logits.float(), reading)
     value_of(logits.detach().float().cpu(), reading)  # what it gives is looked at
-    found = reading.function(logits.float(), reading.prompt)  # type: ignore[arg-type]
+    found = reading.function(logits.float(), reading.prompt)
     if not (isinstance(found, torch.Tensor) and found.requires_grad):
         raise MMFlowError(
             f"attribution patching takes a gradient of the score, but the function gave {type(found).__name__}: return"
@@ -126,10 +124,11 @@ def value_of(row: torch.Tensor, reading: Reading) -> float:
         MMFlowError: it fails, or gives no finite number.
     """
     function = reading.function
+    assert function is not None
     name = getattr(function, "__name__", type(function).__name__)
     told = f"score {name!r} was given logits of {tuple(row.shape)} (positions, vocabulary) and the prompt"
     try:
-        found = function(row, reading.prompt)  # type: ignore[misc, arg-type]
+        found = function(row, reading.prompt)
     except Exception as error:
         raise MMFlowError(f"{told}, and failed: {type(error).__name__}: {error}") from error
     try:

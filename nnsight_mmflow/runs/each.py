@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import nnsight
 import torch
 
-from nnsight_mmflow.runs.scores import Numbers, Scored, difference, while_scored
 from nnsight_mmflow.inside.each import next_of_each, numbers_of_each, words_of_each
+from nnsight_mmflow.runs.scores import Numbers, Scored, difference, while_scored
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.reading import Reading
@@ -68,7 +68,7 @@ def _next(
 def numbers_under(
     graph: Graph,
     prompt: Prompt,
-    patterns: list[tuple[str, tuple[Pattern, ...]]],
+    patterns: Sequence[tuple[str, tuple[Pattern, ...]]],
     token: int,
     reading: Reading | None,
     lenient: bool = False,
@@ -94,7 +94,7 @@ def numbers_under(
 
 
 def scored_under(
-    graph: Graph, parts: Sequence[Scored], patterns: list[tuple[str, tuple[Pattern, ...]]], token: int
+    graph: Graph, parts: Sequence[Scored], patterns: Sequence[tuple[str, tuple[Pattern, ...]]], token: int
 ) -> Numbers:
     """The clean run's numbers, and those under each choice of patterns, which go on over an answer behind the prompt.
 

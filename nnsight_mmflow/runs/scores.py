@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.spans.row_spans import Spans
+    from nnsight_mmflow.spans.span import Span
 
 P = TypeVar("P")
 FIRST, WHOLE, OPTIONS, CAPTION = "first", "answer", "options", "caption"
@@ -98,7 +99,7 @@ def while_scored(pattern: P, spans: Spans) -> P:
     """
     if len(spans.tokens) == spans["all"].row[1] or is_a(pattern, "Patch"):
         return pattern
-    longer = {}
+    longer: dict[str, Span] = {}
     for name in ("target", "at"):
         named = getattr(pattern, name, None)
         if named is not None:

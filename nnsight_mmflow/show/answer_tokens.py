@@ -19,8 +19,9 @@ def tokens_figure(result: FlowResult, edge: str | None, prompt: str | None, wind
 
     table = result.by_token()
     table = table[table["window"] == chosen_window(result, window)]
-    edge, prompt = _chosen("edge", edge, list(table["edge"].unique())), _chosen(
-        "prompt", prompt, list(table["prompt"].unique())
+    edge, prompt = (
+        _chosen("edge", edge, list(table["edge"].unique())),
+        _chosen("prompt", prompt, list(table["prompt"].unique())),
     )
     part = table[(table["edge"] == edge) & (table["prompt"] == prompt)]
     if part.empty:

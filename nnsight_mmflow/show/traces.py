@@ -92,7 +92,8 @@ def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
     told = (
         f"Attribution patching, {result.header['model']}: estimated change of {what}, head by"
         f" head; single layers, counted from 0; corruption: {hows[0]}{more};"
-        f" mean {letter}_clean {one[f'clean_{which}'].mean():.2f}, {letter}_corrupt {one[f'corrupt_{which}'].mean():.2f};"
+        f" mean {letter}_clean {one[f'clean_{which}'].mean():.2f},"
+        f" {letter}_corrupt {one[f'corrupt_{which}'].mean():.2f};"
         f" {result.header['n_prompts']} prompts, {sum(result.header['left_out'].values())} left out"
     )
     figure.suptitle(fill(told, 40 * across), fontsize=9)

@@ -59,7 +59,7 @@ def flow(
     around a centre is blocked at once, all heads, in the prompt's forward.
 
     With a whole answer its tokens stand behind the prompt (teacher forcing), as the span `answer`: "image->answer" and
-    "answer->last" are edges too. A target that holds the prompt's last position goes on over them, so that "image->last"
+    "answer->last" are edges too. A target that holds the prompt's last position goes on over them, so that image->last
     stays closed while the whole answer is read, as `when="all"` does in a generation. Other targets, such as
     `question`, and all sources stay the prompt's own positions.
 
@@ -120,7 +120,7 @@ def flow(
     only_correct = only_correct and not caption
     longest = max_new_tokens or (20 if caption else 16)
     _check(given, windows, only_correct, engine, chunks_per_request)
-    how, first = Sweep(edges and tuple(edges), windows, controls, row_budget), score == FIRST
+    how, first = Sweep(None if edges is None else tuple(edges), windows, controls, row_budget), score == FIRST
     if first:
         planned, why = plan_of(graph, given, edges, windows, controls, row_budget), [""] * len(given)
     else:

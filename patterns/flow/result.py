@@ -27,8 +27,8 @@ class FlowResult(Result):
     """Knockout curves. One table row per prompt, edge, window size and centre layer; controls are edges of their own.
 
     Columns: prompt, kind, edge, window, layer, answer, prediction, correct, base_probability, probability,
-    change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed. With another `score`
-    than the first token: clean, score and change (score - clean) in their place, change_percent of answers and
+    change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed. With another
+    `score` than the first token: clean, score and change (score - clean) in their place, change_percent of answers and
     captions, and answer_changed (it would no longer be written, greedily; of options: the other one is ahead).
     """
 
@@ -55,7 +55,9 @@ class FlowResult(Result):
         return token_table(self.table, ("prompt", "edge", "window", "layer"), self.header.get("score"))
 
     @checked
-    def plot_tokens(self, edge: str | None = None, *, prompt: str | None = None, window: int | None = None) -> ShownFigure:
+    def plot_tokens(
+        self, edge: str | None = None, *, prompt: str | None = None, window: int | None = None
+    ) -> ShownFigure:
         """A heat map, token by layer: what each token of one prompt's answer loses when the edge is closed.
 
         Args:
@@ -67,7 +69,7 @@ class FlowResult(Result):
 
     @checked
     def curves(self, window: int | None = None) -> dict[str, Band]:
-        """For each edge the mean change (in percent, or of `quantity`) by layer, and its 95% bootstrap band; no controls."""
+        """For each edge the mean change by layer, in percent or of `quantity`, and its 95% bootstrap band."""
         from nnsight_mmflow.patterns.flow.arrows import chosen_window
 
         table = self.table[self.table["window"] == chosen_window(self, window)]

@@ -135,4 +135,3 @@ def _run(graph: Graph, scored: Scored, spans: Spans, plan: Plan, engine: str, mo
         base = found["numbers"][0]
         together |= dict(zip(part.cells, found["cells"], strict=True))
     return [base, *(together[cell] for cell in plan.cells)]
-

@@ -65,7 +65,9 @@ def cells_of(make: Callable, over: object) -> tuple[tuple[str, ...], tuple[Cell,
         except Exception as error:
             raise MMFlowError(f"sweep: make failed at {name}: {type(error).__name__}: {error}") from error
         cells.append(Cell(labels, _patterns(made, name)))
-    twice = [cell.called(columns) for number, cell in enumerate(cells) if cell.labels in [c.labels for c in cells[:number]]]
+    twice = [
+        cell.called(columns) for number, cell in enumerate(cells) if cell.labels in [c.labels for c in cells[:number]]
+    ]
     if twice:
         raise MMFlowError(f"sweep: {twice[0]} comes twice in over, so that their rows could not be told apart.")
     return columns, tuple(cells)

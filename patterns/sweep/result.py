@@ -25,8 +25,8 @@ class SweepResult(Result):
 
     Columns: prompt, kind, x (of pairs also x_0 and x_1; of a mapping its names instead), control (0; of a control
     which draw), question, answer, prediction, correct, clean, score, change (score - clean), answer_changed. With the
-    first token (score "first") score is its log-probability (nats), and base_probability, probability, change_percent and
-    log_probability_change stand beside it, as in flow; with score "answer" the numbers of each token do (`by_token`).
+    first token (score "first") score is its log-probability (nats), and base_probability, probability, change_percent
+    and log_probability_change stand beside it, as in flow; with score "answer" those of each token do (`by_token`).
     """
 
     kind: ClassVar[str] = "sweep"
@@ -75,7 +75,7 @@ class SweepResult(Result):
         return pd.DataFrame(rows)
 
     def plot(self) -> ShownFigure:
-        """The change by x: a line over numbers, bars over names, a heat map over two axes; the band is 95% of prompts."""
+        """The change by x with its 95% band: a line over numbers, bars over names, a heat map over two axes."""
         return later("sweep_figure")(self)
 
     def summary(self) -> str:

@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 class AttributionPatchingResult(Result):
     """Attribution patching. One table row per prompt, span, layer and head.
 
-    Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability (with another `score` than the first
-    token clean_score and corrupt_score), estimate (of the change of the
+    Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability (with another `score` than the
+    first token clean_score and corrupt_score), estimate (of the change of the
     answer's log-probability, in nats, when the corrupt run gets the head's clean result at the span), exact (the same,
     measured; NaN where it was not).
     """
@@ -254,7 +254,9 @@ def measure(
     )
     chosen = _chosen(estimates, exact, seed)
     patched = [
-        _patched(graph, *part, side, [(places[name], layer, head) for layer, name, head in map(cells.__getitem__, chosen)])
+        _patched(
+            graph, *part, side, [(places[name], layer, head) for layer, name, head in map(cells.__getitem__, chosen)]
+        )
         for part, side in zip(parts, sides, strict=True)
     ]
     measured = {i: changes[0] - sum(changes[1:]) for i, changes in zip(chosen, zip(*patched, strict=True), strict=True)}

@@ -72,8 +72,9 @@ def causal_trace(
 ) -> CausalTraceResult:
     """A CausalTraceResult: for each prompt, span, site and layer, how much of the answer clean activations bring back.
 
-    The answer is the first token that the clean run generates, unless `score` says more. A cell's effect is P_restored - P_corrupt; its
-    normalised form, the change of the log-probability and whether the top answer comes back stand beside it.
+    The answer is the first token that the clean run generates, unless `score` says more. A cell's effect is P_restored
+    less P_corrupt; its normalised form, the change of the log-probability and whether the top answer comes back stand
+    beside it.
 
     Args:
         graph: the model.

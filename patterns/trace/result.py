@@ -34,16 +34,16 @@ class CausalTraceResult(Result):
 
     Columns: prompt, kind, corruption, span, positions (how many), site, layer, first_layer, last_layer, answer,
     clean_probability, corrupt_probability, restored_probability, effect (P_restored - P_corrupt), normalised_effect
-    ((P_restored - P_corrupt) / (P_clean - P_corrupt)), log_probability_change, answer_restored. With score "answer" these
-    are of the whole answer; with "options" or a function, clean_score, corrupt_score and restored_score stand in the
-    probabilities' place, and effects are differences of scores.
+    ((P_restored - P_corrupt) / (P_clean - P_corrupt)), log_probability_change, answer_restored. With score "answer"
+    these are of the whole answer; with "options" or a function, clean_score, corrupt_score and restored_score stand in
+    the probabilities' place, and effects are differences of scores.
     """
 
     kind: ClassVar[str] = "causal_trace"
 
     @checked
     def to_frame(self, *, tokens: bool = False) -> pd.DataFrame:
-        """A copy of the table; with `tokens=True` a row per token of the answer: word, corrupt, score, change (nats)."""
+        """A copy of the table; with `tokens=True` a row per token of the answer: corrupt, score, change (nats)."""
         names = ("prompt", "span", "site", "layer")
         return token_table(self.table, names, self.header.get("score"), "corrupt") if tokens else self.table.copy()
 

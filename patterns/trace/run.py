@@ -63,7 +63,7 @@ def measure(
         prompt: the clean prompt.
         corruption: its corrupt run.
         cells: what is restored.
-        limits: whether it must be answered correctly, the least clean probability, the largest share of the corrupt one.
+        limits: whether the answer must be right, the least clean probability, the corrupt one's largest share of it.
         engine: "rows" or "forward".
         budget: positions in one chunk of rows.
         parts: what is read, and the corrupt run with the same answer behind it.
@@ -165,5 +165,7 @@ def one_forward(
     except Exception as error:
         if not changed_nothing(error):
             raise
-        return torch.tensor(corrupt_numbers(graph, corruption, reading, token=token), dtype=torch.double)  # by causality, or chance
+        return torch.tensor(
+            corrupt_numbers(graph, corruption, reading, token=token), dtype=torch.double
+        )  # by causality, or chance
     return numbers[0]

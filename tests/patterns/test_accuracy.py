@@ -34,15 +34,22 @@ def test_answers_are_those_of_plain_generations(nano, prompts):
             ids = nano.adapter.model.generate(**prompt.inputs, max_new_tokens=16, do_sample=False)
             with nano.generate(prompt, BLIND, max_new_tokens=16, do_sample=False) as tracer:
                 closed = tracer.result.save()
-        texts = [nano.processor.tokenizer.decode(one[0, len(prompt) :], skip_special_tokens=True).strip() for one in (ids, closed)]
+        texts = [
+            nano.processor.tokenizer.decode(one[0, len(prompt) :], skip_special_tokens=True).strip()
+            for one in (ids, closed)
+        ]
         assert [row.clean, row.generated] == texts
         assert (row.clean_right, row.right) == tuple(float(text.lower() == prompt.answer) for text in texts)
         assert row.agrees == (texts[0] == texts[1])
-    assert result.n == 5 and result.header["left_out"] == {"no answer": 1}
-    assert result.clean_accuracy == pytest.approx(4 / 5) and result.accuracy < result.clean_accuracy
-    assert result.agreement == pytest.approx(table["agrees"].mean()) and result.agreement < 1
+    assert result.n == 5
+    assert result.header["left_out"] == {"no answer": 1}
+    assert result.clean_accuracy == pytest.approx(4 / 5)
+    assert result.accuracy < result.clean_accuracy
+    assert result.agreement == pytest.approx(table["agrees"].mean())
+    assert result.agreement < 1
     assert result.interval == wilson(float(table["right"].sum()), 5)
-    assert "n = 5" in result.summary() and "(n = 5)" in result.plot().axes[0].get_yticklabels()[0].get_text()
+    assert "n = 5" in result.summary()
+    assert "(n = 5)" in result.plot().axes[0].get_yticklabels()[0].get_text()
 
 
 def test_wilsons_interval():
@@ -63,10 +70,15 @@ def test_rules(nano, prompts):
     found = {match: mmf.accuracy(nano, capital, match=match, **QUIET).accuracy for match in ("exact", "gqa", "vqa")}
     assert found == {"exact": 0.0, "gqa": 1.0, "vqa": 1.0}
     half = mmf.accuracy(nano, prompts, match=lambda prompt, written: 0.5, **QUIET)
-    assert half.accuracy == 0.5 and half.header["match"] == "<lambda>"
+    assert half.accuracy == 0.5
+    assert half.header["match"] == "<lambda>"
     pope = mmf.data.read_benchmark("pope", [{"question_id": 1, "image": "a.jpg", "text": "Is it ?", "label": "yes"}])
     asked = dataclasses.replace(one[0], key="1", answer="yes")
-    assert mmf.accuracy(nano, asked, match=pope.judge, **QUIET).accuracy == mmf.accuracy(nano, asked, match="pope", **QUIET).accuracy == 1
+    assert (
+        mmf.accuracy(nano, asked, match=pope.judge, **QUIET).accuracy
+        == mmf.accuracy(nano, asked, match="pope", **QUIET).accuracy
+        == 1
+    )
     wrong = {
         "is no rule": "foo",
         "a rule's name or a function": 3,
@@ -80,8 +92,12 @@ def test_rules(nano, prompts):
 
 def test_refused_before_any_forward(nano, prompts, tmp_path):
     for told, run in {
-        "none of 1 prompts has an answer": lambda: mmf.accuracy(nano, dataclasses.replace(prompts[0], answer=None), **QUIET),
-        "would change nothing": lambda: mmf.accuracy(nano, prompts, mmf.Knockout(source="last", target="image", layers=1), **QUIET),
+        "none of 1 prompts has an answer": lambda: mmf.accuracy(
+            nano, dataclasses.replace(prompts[0], answer=None), **QUIET
+        ),
+        "would change nothing": lambda: mmf.accuracy(
+            nano, prompts, mmf.Knockout(source="last", target="image", layers=1), **QUIET
+        ),
         "a pattern is expected": lambda: mmf.accuracy(nano, prompts, "blind", **QUIET),
     }.items():
         with pytest.raises(mmf.MMFlowError, match=told):
@@ -94,7 +110,8 @@ def test_a_span_of_one_prompt_runs_alone_and_folders_go_on(nano, prompts, tmp_pa
     first = mmf.accuracy(nano, prompts[0], corner, folder=tmp_path, progress=False, report=told.append)
     assert "1 at once" in told[0]
     again = mmf.accuracy(nano, prompts[0], corner, folder=tmp_path, match="vqa", progress=False, report=told.append)
-    assert "0 generation(s)" in told[1] and again.table["generated"].equals(first.table["generated"])
+    assert "0 generation(s)" in told[1]
+    assert again.table["generated"].equals(first.table["generated"])
     assert mmf.results.AccuracyResult.load(tmp_path).table.equals(again.table)
     longest = [dataclasses.replace(prompts[0], answer="red " * 20)]
     assert mmf.accuracy(nano, longest, **QUIET).header["max_new_tokens"] == 28

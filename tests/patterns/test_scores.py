@@ -80,7 +80,8 @@ def test_whole_answers_are_those_of_plain_forwards(tiny, prompt, engine):
     result = mmf.flow(tiny, prompt, asked, windows, score="answer", engine=engine, row_budget=40, **LOOSE)
     base = gold_tokens(tiny, prompt, ANSWER)
     table, tokens = result.to_frame(), result.to_frame(tokens=True)
-    assert len(base) == 3 and len(tokens) == 3 * len(table)
+    assert len(base) == 3
+    assert len(tokens) == 3 * len(table)
     assert table["clean"].unique() == pytest.approx([float(base.sum())], abs=SAME)
     changed = []
     for row in table.itertuples():
@@ -95,9 +96,12 @@ def test_whole_answers_are_those_of_plain_forwards(tiny, prompt, engine):
     one = tokens[(tokens["edge"] == "image->last") & (tokens["layer"] == 2) & (tokens["window"] == 3)]
     assert one["word"].tolist() == ["red", "circle", "blue"]
     assert one["change"].sum() == pytest.approx(
-        float(table[(table["edge"] == "image->last") & (table["layer"] == 2) & (table["window"] == 3)]["change"].iloc[0])
+        float(
+            table[(table["edge"] == "image->last") & (table["layer"] == 2) & (table["window"] == 3)]["change"].iloc[0]
+        )
     )
-    assert "the whole answer" in result.summary() and "nats" in result.plot().axes[0].get_ylabel()
+    assert "the whole answer" in result.summary()
+    assert "nats" in result.plot().axes[0].get_ylabel()
 
 
 def test_a_closed_edge_stays_closed_as_in_a_generation(tiny, prompt):
@@ -121,7 +125,8 @@ def test_first_is_what_it_was_and_a_single_token_answer_is_the_same(tiny, prompt
     own = dataclasses.replace(prompt, answer=first.table["prediction"][0].split()[0])
     whole = mmf.flow(tiny, own, ["image->last"], 1, score="answer", **LOOSE)
     assert whole.table["change"].tolist() == pytest.approx(first.table["log_probability_change"].tolist(), abs=1e-9)
-    assert "score" not in first.header and whole.header["score"] == "answer"
+    assert "score" not in first.header
+    assert whole.header["score"] == "answer"
     assert {"base_probability", "probability", "change_percent"} <= set(first.table)
     with pytest.raises(mmf.MMFlowError, match="not made of tokens"):
         first.by_token()
@@ -147,7 +152,8 @@ def test_options_are_held_against_each_other(tiny, prompt, options):
         assert row.clean == pytest.approx(scores[0][0] - scores[1][0], abs=SAME)
         assert row.score == pytest.approx(scores[0][1] - scores[1][1], abs=SAME)
         assert row.answer_changed == ((row.clean > 0) != (row.score > 0))
-    assert result.header["left_out"]["no options"] == 1 and result.header["n_counted"] == 1
+    assert result.header["left_out"]["no options"] == 1
+    assert result.header["n_counted"] == 1
     with pytest.raises(mmf.MMFlowError, match="none of 1 prompts has options"):
         mmf.flow(tiny, without, score="options", **LOOSE)
     with pytest.raises(mmf.MMFlowError, match="percents of a probability"):
@@ -155,7 +161,8 @@ def test_options_are_held_against_each_other(tiny, prompt, options):
 
 
 def spread(logits, prompt):
-    assert logits.dtype == torch.float32 and prompt.question == QUESTION
+    assert logits.dtype == torch.float32
+    assert prompt.question == QUESTION
     return logits.softmax(-1).max(-1).values.sum()
 
 
@@ -168,7 +175,8 @@ def test_a_function_gets_the_logits_where_the_answer_is_read(tiny, prompt):
             cut = Cut((row.layer,), at["question"], at["image"])
             logits = gold_logits(twin(n_layers=4), forced(prompt, behind), [cut])[0, len(prompt) - 1 :]
             assert row.score == pytest.approx(float(spread(logits, prompt)), abs=SAME)
-        assert "answer_changed" not in result and (result["change"].abs() > 1e-5).any()
+        assert "answer_changed" not in result
+        assert (result["change"].abs() > 1e-5).any()
     wrong = {
         "failed: ZeroDivisionError": lambda logits, prompt: 1 / 0,
         "one number is expected": lambda logits, prompt: logits[0],
@@ -193,7 +201,8 @@ def test_a_caption_is_what_the_model_itself_writes(tiny, prompt):
     assert table["clean_token_scores"][0] == pytest.approx(wanted.tolist(), abs=SAME)
     slow = mmf.flow(tiny, asked, ["image->last"], 3, score="caption", max_new_tokens=5, engine="forward", **QUIET)
     assert slow.table["score"].tolist() == pytest.approx(table["score"][:4].tolist(), abs=SAME)
-    assert table["change"].abs().max() > 0.01 and table["tokens"][0] != []
+    assert table["change"].abs().max() > 0.01
+    assert table["tokens"][0] != []
     assert len(result.plot_tokens("image->last").axes) == 2
     with pytest.raises(mmf.MMFlowError, match="edge='x'"):
         result.plot_tokens("x")
@@ -242,15 +251,26 @@ def test_the_other_experiments(nano):
     estimated = mmf.attribution_patching(nano, long, corrupt, ["last"], exact=4, score="answer", **QUIET)
     assert estimated.correlation > 0.8
     skipped = mmf.skip_flow(nano, long, ["image", "last"], score="answer", **LOOSE).to_frame()
-    by_sweep = mmf.sweep(nano, long, lambda layer: mmf.Skip(layers=layer, at="last"), range(nano.n_layers), "answer", **LOOSE)
+    by_sweep = mmf.sweep(
+        nano, long, lambda layer: mmf.Skip(layers=layer, at="last"), range(nano.n_layers), "answer", **LOOSE
+    )
     found = skipped[skipped["span"] == "last"]["score"].tolist()
     assert found == pytest.approx(by_sweep.table["score"].tolist(), abs=1e-9)
     patches = mmf.knockout_by_patch(nano, long, size=4, layers=range(2, 5), score="answer", **QUIET)
     region = patches.table.iloc[3]
     at = nano_span(long, region["positions"])
-    one = mmf.sweep(nano, long, lambda layers: mmf.Knockout(source=at, target="last", layers=layers), [range(2, 5)], "answer", engine="forward", **LOOSE)
+    one = mmf.sweep(
+        nano,
+        long,
+        lambda layers: mmf.Knockout(source=at, target="last", layers=layers),
+        [range(2, 5)],
+        "answer",
+        engine="forward",
+        **LOOSE,
+    )
     assert region["score"] == pytest.approx(one.table["score"][0], abs=SAME)
-    assert patches.plot() is not None and "nats" in patches.summary()
+    assert patches.plot() is not None
+    assert "nats" in patches.summary()
 
 
 def nano_span(prompt, positions):
@@ -268,11 +288,31 @@ def test_the_score_is_part_of_a_folders_identity(tiny, prompt, tmp_path):
         with pytest.raises(mmf.DataError, match="score"):
             run(other)
     told = []
-    mmf.flow(tiny, prompt, ["image->last"], 1, score="answer", folder=tmp_path / "a", only_correct=False, progress=False, report=told.append)
+    mmf.flow(
+        tiny,
+        prompt,
+        ["image->last"],
+        1,
+        score="answer",
+        folder=tmp_path / "a",
+        only_correct=False,
+        progress=False,
+        report=told.append,
+    )
     assert "0 prompt(s) to run" in told[0]
     assert mmf.results.FlowResult.load(tmp_path / "a").to_frame(tokens=True)["word"].nunique() == 3
-    mmf.flow(tiny, prompt, ["image->last"], 1, score=lambda l, p: float(l[0, 1]), folder=tmp_path / "b", **LOOSE)
+    mmf.flow(
+        tiny, prompt, ["image->last"], 1, score=lambda logits, p: float(logits[0, 1]), folder=tmp_path / "b", **LOOSE
+    )
     with pytest.raises(mmf.DataError, match="score"):
-        mmf.flow(tiny, prompt, ["image->last"], 1, score=lambda l, p: float(l[0, 2]), folder=tmp_path / "b", **LOOSE)
+        mmf.flow(
+            tiny,
+            prompt,
+            ["image->last"],
+            1,
+            score=lambda logits, p: float(logits[0, 2]),
+            folder=tmp_path / "b",
+            **LOOSE,
+        )
     mmf.flow(tiny, prompt, ["image->last"], 1, folder=tmp_path / "c", **LOOSE)
     assert "score" not in json.loads((tmp_path / "c" / "settings.json").read_text())

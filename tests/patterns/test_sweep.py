@@ -43,8 +43,10 @@ def test_a_sweep_of_knockouts_is_flow(nano, prompts, score):
     assert rows.table["answer_changed"].tolist() == flow["answer_changed"].tolist()
     both = rows.table[rows.table["x"].isin(slow.table["x"])]
     assert slow.table["change"].tolist() == pytest.approx(both["change"].tolist(), abs=SAME)
-    assert rows.table["change"].abs().max() > 1 and rows.table["x"].tolist()[:3] == ["0-1", "0-2", "1-3"]
-    assert len(rows.table) == len(prompts) * len(windows) and (rows.table["control"] == 0).all()
+    assert rows.table["change"].abs().max() > 1
+    assert rows.table["x"].tolist()[:3] == ["0-1", "0-2", "1-3"]
+    assert len(rows.table) == len(prompts) * len(windows)
+    assert (rows.table["control"] == 0).all()
 
 
 def test_heads_sets_and_two_axes_are_hand_made_masks():
@@ -74,7 +76,8 @@ def test_heads_sets_and_two_axes_are_hand_made_masks():
         token = int(logs[0].argmax())
         assert (row.clean, row.score) == pytest.approx((float(logs[0][token]), float(logs[1][token])), abs=SAME)
         assert row.change_percent == pytest.approx((np.exp(row.change) - 1) * 100)
-    assert result.axes == ["layer", "head"] and result.means()["prompts"].tolist() == [1] * 4
+    assert result.axes == ["layer", "head"]
+    assert result.means()["prompts"].tolist() == [1] * 4
     pairs = mmf.sweep(graph, prompt, lambda x: make(*x), itertools.product(range(2), range(2)), **LOOSE)
     assert pairs.table["change"].tolist() == pytest.approx(result.table["change"].tolist(), abs=1e-9)
     assert pairs.table["x"].tolist() == ["(0, 0)", "(0, 1)", "(1, 0)", "(1, 1)"]
@@ -83,9 +86,18 @@ def test_heads_sets_and_two_axes_are_hand_made_masks():
 
 def generated(graph, prompt, patterns, count):
     """(the tokens of a greedy generation under the patterns, the log-probability of each)."""
-    with torch.no_grad(), graph.generate(
-        prompt, *patterns, max_new_tokens=count, min_new_tokens=count, do_sample=False, output_logits=True, return_dict_in_generate=True
-    ) as tracer:
+    with (
+        torch.no_grad(),
+        graph.generate(
+            prompt,
+            *patterns,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ) as tracer,
+    ):
         result = nnsight.save(tracer.result)
     ids = result.sequences[0, len(prompt) :]
     logs = torch.stack([one[0].double().log_softmax(-1) for one in result.logits])
@@ -132,7 +144,8 @@ def test_controls_are_random_positions_of_the_same_part(nano, prompts):
     assert result.table.groupby("x")["control"].max().to_dict() == {words[0]: 3, words[1]: 3, "image": 0}
     assert result.header["cells_without_control"] == 3, "the image is most of the prompt"
     drawn = result.means(control=True)
-    assert drawn["x"].tolist() == words[:2] and "controls:" in result.summary()
+    assert drawn["x"].tolist() == words[:2]
+    assert "controls:" in result.summary()
     again = mmf.sweep(nano, prompts[:1], make, words, controls=3, engine="forward", **LOOSE)
     assert again.table["change"].tolist() == pytest.approx(result.table["change"].tolist(), abs=SAME)
     with pytest.raises(mmf.MMFlowError, match="has neither"):
@@ -186,13 +199,29 @@ def test_pictures_and_files(nano, prompts, tmp_path):
         return mmf.FastV(k=3, r=share)
 
     line = mmf.sweep(nano, prompts, halved, [0.25, 0.5, 0.75], folder=tmp_path / "a", **QUIET)
-    bars = mmf.sweep(nano, prompts, lambda source: mmf.Knockout(source=source, target="last", layers=range(5)), ["image", "question"], **QUIET)
-    heat = mmf.sweep(nano, prompts, lambda layer, r: mmf.FastV(k=layer, r=r), {"layer": [2, 3], "r": [0.2, 0.5]}, "options", only_correct=False, **QUIET)
+    bars = mmf.sweep(
+        nano,
+        prompts,
+        lambda source: mmf.Knockout(source=source, target="last", layers=range(5)),
+        ["image", "question"],
+        **QUIET,
+    )
+    heat = mmf.sweep(
+        nano,
+        prompts,
+        lambda layer, r: mmf.FastV(k=layer, r=r),
+        {"layer": [2, 3], "r": [0.2, 0.5]},
+        "options",
+        only_correct=False,
+        **QUIET,
+    )
     assert line.plot().axes[0].get_ylabel() == "change of the answer's probability (%)"
     assert bars.plot().axes[0].get_xlabel() == "change of the answer's probability (%)"
-    assert [axes.get_ylabel() for axes in heat.plot().axes][0] == "r" and heat.header["left_out"] == {"no options": 1}
+    assert [axes.get_ylabel() for axes in heat.plot().axes][0] == "r"
+    assert heat.header["left_out"] == {"no options": 1}
     loaded = mmf.results.SweepResult.load(tmp_path / "a")
-    assert loaded.table.equals(line.table) and loaded.means().equals(line.means())
+    assert loaded.table.equals(line.table)
+    assert loaded.means().equals(line.means())
     told = []
     mmf.sweep(nano, prompts, halved, [0.25, 0.5, 0.75], folder=tmp_path / "a", progress=False, report=told.append)
     assert told[0].startswith("sweep: 0 prompt(s)")

@@ -395,9 +395,7 @@ def tried(base, tmp_path_factory):
     facts = mmf.nano.edits(base, 1)
     brief = mmf.EditSettings(steps=1)
     runs = {
-        "flow": lambda where: mmf.flow(
-            base, one, EDGES, 1, controls=1, score="answer", folder=where, **quiet
-        ),
+        "flow": lambda where: mmf.flow(base, one, EDGES, 1, controls=1, score="answer", folder=where, **quiet),
         "causal_trace": lambda where: mmf.causal_trace(
             base, *pairs, ["last"], ["mlp"], score="answer", folder=where, **quiet
         ),

@@ -67,7 +67,7 @@ def figures(graph, prompts):
     effect = mmf.attention_and_effect(graph, one, "pa$t$ch", "text('color')", layers=[3], controls=0, progress=False)
     patches = mmf.knockout_by_patch(graph, one, size=4, layers=[4], progress=False)
     swept = mmf.sweep(graph, prompts, lambda x: mmf.Skip(layers=3, at=x), ["pa$t$ch"], only_correct=False, **QUIET)
-    odd = [replace(each, kind=kind) for each, kind in zip(prompts, ("$x_{$", "other"), strict=True)]
+    odd = [replace(each, kind="other" if number else "$x_{$") for number, each in enumerate(prompts)]
     answers = mmf.accuracy(graph, odd, mmf.Skip(layers=3, at="image"), **QUIET)
     captions = mmf.flow(graph, one, ["pa$t$ch->last"], 3, score="caption", **QUIET)
     return {
