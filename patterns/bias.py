@@ -39,7 +39,8 @@ class Bias(EdgeScores):
         when: in generation, "prefill", "decode" or "all", as for `Knockout`.
 
     Raises:
-        NoEffectError: when run, if no edge was open, or value is 0 (or is rounded to that by the scores' type).
+        NoEffectError: when run, if no edge was open, if targets read nothing but sources (the softmax does not tell),
+            or if value is 0, or rounded to that by the scores' type.
         MMFlowError: when made, if value is no finite number; when run, if it is beyond half of what the scores' type
             holds, or the attention backend takes no mask.
 
@@ -53,11 +54,11 @@ class Bias(EdgeScores):
 
     order: ClassVar[int] = BIASES
     idle: ClassVar[str] = (
-        "every one of its edges was closed, by padding, a sliding window or another pattern, or the scores' type rounds"
-        " its value to 0."
+        "every one of its edges was closed, by padding, a sliding window or another pattern, or its targets read"
+        " nothing else."
     )
 
-    value: float
+    value: int | float
 
     def __post_init__(self) -> None:
         """Refuses a value that is no finite number."""
@@ -74,11 +75,16 @@ class Bias(EdgeScores):
     @property
     def amount(self) -> float:
         """Its value."""
-        return self.value
+        return float(self.value)
 
     def check_edges(self, what: str, source: Span, target: Span, blocks: tuple[tuple[int, int], ...]) -> None:
-        """Some must be open."""
-        check_readable(what, source, target, blocks)
+        """Some must be open, and some target read what is no source."""
+        ends, sources = check_readable(what, source, target, blocks), set(source)
+        if all(sources.issuperset(range(source.row[0], end)) for end in ends.values()):
+            raise NoEffectError(
+                f"{what} would change nothing: its source holds all that its targets read, and a number added to all"
+                " scores is nothing to the softmax. Take what shall be read less out of the source."
+            )
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """As a Knockout; and the value must be one that the scores' type can hold and tell from 0."""

@@ -62,7 +62,7 @@ def add_to_edges(
     n_heads: int,
     amount: float = -math.inf,
 ) -> tuple[Float[torch.Tensor, "rows mask_heads queries keys"], int, int]:
-    """A copy of the mask with a number added to open edges, how many it changed, and how many queries lost all keys.
+    """A copy of the mask with a number added to open edges, how many it tells on, and how many queries lost all keys.
 
     Args:
         mask: (batch, 1 or heads, queries, keys), additive.
@@ -93,7 +93,9 @@ def add_to_edges(
         else:
             more = torch.where(is_open, block + amount, block)
             rows[:, :, key] = more
-            changed += int((more != block).sum())
+            # a number added to all that a query reads is nothing to the softmax
+            others = (rows > closed / 2).sum(-1) > is_open.sum(-1)
+            changed += int(((more != block) & others[..., None]).sum())
             check_size(more[is_open], amount)
         mask[row, chosen[:, None], query[None, :]] = rows
     return mask, changed, starved

@@ -321,9 +321,12 @@ def edge_effects(
     for number in sorted(edges, key=lambda number: rows.edges[number].amount != -math.inf):
         edge = rows.edges[number]
         heads = list(range(rows.n_heads)) if edge.heads is None else list(edge.heads)
-        counts[number] = int((left[heads] & places[number]).sum())
+        met = left[heads] & places[number]
         if edge.amount == -math.inf:
             left[heads] &= ~places[number]
+        else:  # a number added to all that a position reads is nothing to the softmax
+            met &= (left[heads] & ~places[number]).any(-1, keepdim=True)
+        counts[number] = int(met.sum())
     return counts, int((reads.any(-1) & ~left.any(-1)).sum())
 
 

@@ -35,6 +35,8 @@ def other(graph):
 
 PATTERNS = {
     "knockout": lambda graph: mmf.Knockout(source="image", target="last", layers=range(1, last(graph) + 1)),
+    "bias": lambda graph: mmf.Bias(source="image", target="last", layers=range(1, last(graph) + 1), value=1.5),
+    "bias_heads": lambda graph: mmf.Bias(source="image", target="question", layers=[1], heads=[0, 2], value=-2.0),
     "knockout_heads": lambda graph: mmf.Knockout(source="image", target="question", layers=[1], heads=[0, 2]),
     "patch_resid": lambda graph: mmf.Patch(at="image", layers=[1], value=mmf.values.from_run(other(graph))),
     "patch_attn": lambda graph: mmf.Patch(at="last", site="attn", layers=[1, last(graph)], value=mmf.values.zeros()),
@@ -95,14 +97,14 @@ def test_a_pattern_is_the_same_on_both_sides(name, pattern):
     same(found, wanted, made)
     plain = on_nnsight(graph, prompt)
     assert (wanted - plain).abs().max() > 1e-6 * float(plain.abs().max()), f"{made} changes nothing here"
-    if pattern in ("fastv", "random") or (name in DELEGATED and pattern.startswith("knockout")):
+    if pattern in ("fastv", "random") or (name in DELEGATED and pattern.startswith(("knockout", "bias"))):
         return
     with torch.no_grad():  # as hooks for TransformerLens' own function
         found = graph.bound(bridge, prompt).run_with_hooks(fwd_hooks=made.hooks(bridge, prompt.spans))
     same(found, wanted, f"hooks of {made}")
 
 
-@pytest.mark.parametrize("pattern", ["knockout", "patch_attn", "skip_image", "random"])
+@pytest.mark.parametrize("pattern", ["knockout", "bias_heads", "patch_attn", "skip_image", "random"])
 @pytest.mark.parametrize("name", ["nano", "llava", "llava_next", "qwen2_5_vl"])
 def test_in_a_padded_batch(name, pattern):
     graph, bridge = sides(name)

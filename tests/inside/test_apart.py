@@ -42,6 +42,7 @@ def patterns_of(graph):
         "every step": mmf.Knockout(source="image", target="last", layers=[1], when="all"),
         "later steps": mmf.Knockout(source="question", target="last", layers=range(3), when="decode"),
         "one head": mmf.Knockout(source="image", target="question", layers=[2], heads=[1], when="prefill"),
+        "bias": mmf.Bias(source="image", target="last", layers=range(1, 3), value=1.5, heads=[1], when="all"),
         "embed": mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=1)),
         "resid": mmf.Patch(at="image", layers=[1], value=mmf.values.zeros()),
         "skip": mmf.Skip(layers=[2]),
@@ -55,7 +56,7 @@ def patterns_of(graph):
     return own
 
 
-NAMES = ("knockout", "every step", "later steps", "one head", "embed", "resid", "skip", "skip image")
+NAMES = ("knockout", "every step", "later steps", "one head", "bias", "embed", "resid", "skip", "skip image")
 NAMES += tuple(f"{name}, {mode}" for name in ("prune", "fastv") for mode in ("drop", "mask"))
 
 

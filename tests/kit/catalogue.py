@@ -30,6 +30,7 @@ def patterns(other):
     return {
         **{f"Knockout {when}": mmf.Knockout(**edges, when=when) for when in ("prefill", "decode", "all")},
         "Knockout of heads": mmf.Knockout(source="image", target="question", layers=[4], heads=[1]),
+        "Bias": mmf.Bias(**edges, value=1.0, when="all"),
         "ZeroWeights": mmf.ZeroWeights(**edges),
         "Patch": mmf.Patch(at="image", layers=1, value=mmf.values.from_run(other)),
         "Patch by zeros": mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.values.zeros()),

@@ -115,6 +115,11 @@ def knockout(case, source, target, when="prefill", heads=None):
     return pattern, plain.closed((1, 2), case.edges(source, target, when), heads)
 
 
+def bias(case, source, target, when, value, heads=None):
+    pattern = mmf.Bias(source=source, target=target, layers=(1, 2), when=when, value=value, heads=heads)
+    return pattern, plain.closed((1, 2), case.edges(source, target, when), heads, value)
+
+
 def patch(case, site, heads=None):
     at, layer = "image" if site in ("embed", "resid") else "question | suffix", 1
     other, values = other_run(case.graph, case.prompt, "heads" if heads else site, at, layer)
@@ -195,6 +200,8 @@ PATTERNS = {
     "knockout, decode": lambda case: knockout(case, "image", "last", "decode"),
     "knockout, all": lambda case: knockout(case, "image", "question | last", "all"),
     "knockout, heads": lambda case: knockout(case, "image", "last", "all", heads=(0, 2)),
+    "bias, all": lambda case: bias(case, "image", "question | last", "all", 1.5),
+    "bias, heads, decode": lambda case: bias(case, "image", "last", "decode", -3.0, heads=(0, 2)),
     "patch embed": lambda case: patch(case, "embed"),
     "patch resid": lambda case: patch(case, "resid"),
     "patch attn": lambda case: patch(case, "attn"),
@@ -276,4 +283,4 @@ def check(graph, model, prompt, name, form, cache=None):
     assert same, "other tokens were written"
     assert off <= SAME * max(1, size / 3), f"logits are off by {off:.2g}"
     moved = [(one - other).abs().amax() for one, other in zip(wanted.logits, clean.logits, strict=True)]
-    assert max(moved[1:] if name == "knockout, decode" else moved) > VISIBLE, "the pattern must be seen"
+    assert max(moved[1:] if name.endswith("decode") else moved) > VISIBLE, "the pattern must be seen"

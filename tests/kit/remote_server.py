@@ -107,6 +107,7 @@ PATTERNS = {
     "none": lambda prompts: (),
     "knockout": lambda prompts: (mmf.Knockout(source="image", target="last", layers=range(3, 6)),),
     "heads": lambda prompts: (mmf.Knockout(source="image", target="question", layers=[4], heads=[1]),),
+    "bias": lambda prompts: (mmf.Bias(source="image", target="last", layers=range(3, 6), value=1.5, heads=[0, 2]),),
     "patch": lambda prompts: (mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.values.zeros()),),
     "from_run": lambda prompts: (mmf.Patch(at="image", layers=[3], value=mmf.values.from_run(prompts[1])),),
     "embed": lambda prompts: (mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=1)),),

@@ -312,6 +312,11 @@ def calls(graph) -> dict:
             traced(mmf.Knockout, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None], "heads": HEADS, "when": [*CHOICE, None]},
         ),
+        "Bias": (
+            traced(mmf.Bias, source="image", target="last", layers=[2], value=1.0),
+            {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None], "heads": HEADS, "when": [*CHOICE, None]}
+            | {"value": [*NUMBER, None, 0, 0.0, -INF, [1.0], torch.zeros(3)]},
+        ),
         "ZeroWeights": (
             traced(mmf.ZeroWeights, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None]},

@@ -84,6 +84,7 @@ def test_families(name):
     for pattern, form, cache in (
         ("knockout, all", "beams", "dynamic"),
         ("knockout, all", "greedy", "none"),
+        ("bias, all", "beams", "dynamic"),
         ("skip at", "greedy", "none"),
         ("zeroed", "beams", "none"),
         ("prune drop", "beams", "none"),

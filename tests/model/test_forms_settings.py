@@ -408,6 +408,7 @@ ROWS = {
     'Knockout, `when="prefill"`': "knockout",
     'Knockout, `when="decode"`': "knockout, decode",
     'Knockout, `when="all"`, with or without `heads`': "knockout, heads",
+    "Bias, every `when`, with or without `heads`": "bias, heads, decode",
     "Patch, every site, with or without `heads`": "patch resid",
     "Patch with `mmf.values.noise`": "patch noise",
     "ZeroWeights": "zeroed",

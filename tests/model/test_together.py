@@ -50,6 +50,10 @@ EXACT = [
     ("patch resid", "zeroed", "greedy"),
     ("skip mlp", "zeroed", "greedy"),
     ("patch heads", "skip mlp", "greedy"),
+    ("bias, all", "knockout last", "greedy"),
+    ("bias, all", "bias, heads, decode", "beams"),
+    ("bias, all", "zeroed", "greedy"),
+    ("bias, all", "prune mask", "beams"),
 ]
 
 

@@ -49,7 +49,9 @@ def test_a_pattern_beside_the_model_equals_it_here(here, beside, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["none", "patch", "skip", "knockout", "heads", "embed", "skip_image", "himap", "mask", "zip", "recycling"]
+    "name",
+    ["none", "patch", "skip", "knockout", "heads", "bias", "embed", "skip_image", "himap", "mask", "zip"]
+    + ["recycling"],
 )
 def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
     prompts, found = mmf.nano.prompts(here, 2), []
