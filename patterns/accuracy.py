@@ -59,12 +59,14 @@ def accuracy(
             `mmf.data.read_benchmark(...).judge`, which knows several right answers.
         max_new_tokens: how long an answer may get; None: 16, or 8 more than the longest right answer if that is more.
         batch_size: prompts in one generation; 1 where a pattern names a Span, whose positions are one prompt's.
-        folder: where finished batches are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: an unknown rule, no prompt with an answer, a rule's number outside 0 to 1.

@@ -89,12 +89,14 @@ def knockout_by_patch(
         score: as in `mmf.flow`: "first", "answer", "options", or a function; a target that holds the prompt's last
             position goes on over a whole answer's tokens.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
-        folder: where the numbers are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: no image token, or one that the target cannot read in these layers.

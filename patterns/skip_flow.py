@@ -134,7 +134,7 @@ def skip_flow(
 
     Args:
         graph: the model.
-        prompts: one or several.
+        prompts: one prompt or several.
         spans: which pass unchanged; "all" leaves the layer out altogether.
         window: how many consecutive layers at once, an odd number.
         scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
@@ -143,16 +143,18 @@ def skip_flow(
             prompt's last position goes on over the answer's tokens behind it.
         only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
             and then none needs an answer.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: unknown scope or part, a prompt without an answer, or none that counts.
-        NoEffectError: an empty span.
+        NoEffectError: a span that holds no position.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -163,13 +165,13 @@ def skip_flow(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "skip_flow")
+    prompt_list = listed(prompts, "skip_flow")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
-    check_answers(given, "skip_flow", only_correct=only_correct)
+    check_answers(prompt_list, "skip_flow", only_correct=only_correct)
     check_score(score, "skip_flow")
-    why = check_scored(given, score, "skip_flow")
-    parts = [[] if reason else readings(graph, prompt, score) for prompt, reason in zip(given, why, strict=True)]
+    why = check_scored(prompt_list, score, "skip_flow")
+    parts = [[] if reason else readings(graph, prompt, score) for prompt, reason in zip(prompt_list, why, strict=True)]
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
@@ -179,9 +181,9 @@ def skip_flow(
     def collect(entries: list[dict]) -> SkipFlowResult:
         import pandas as pd
 
-        rows = rows_of(given, entries)
+        rows = rows_of(prompt_list, entries)
         if not rows:
-            raise MMFlowError(f"none of {len(given)} prompts was answered correctly: pass only_correct=False.")
+            raise MMFlowError(f"none of {len(prompt_list)} prompts was answered correctly: pass only_correct=False.")
         header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
         header |= counted(["" if entry["rows"] else entry.get("why", "answered otherwise") for entry in entries])
         if score != FIRST:
@@ -196,7 +198,7 @@ def skip_flow(
             prompt_task(
                 prompt, prompt_identity(prompt), list(spans), windows, part, only_correct, score_name(score), held, no
             )
-            for prompt, held, no in zip(given, parts, why, strict=True)
+            for prompt, held, no in zip(prompt_list, parts, why, strict=True)
         ],
         measure=measure,
         collect=collect,

@@ -23,4 +23,4 @@ def heads_and_gradients(
     keep = 1 if reading is None else reading.count
     log = followed(model.output.logits[0, -keep:], token, reading)
     gradients = torch.autograd.grad(log, heads)
-    return float(log.detach()), [one[0].detach() for one in heads], [one[0] for one in gradients]
+    return float(log.detach()), [rows[0].detach() for rows in heads], [rows[0] for rows in gradients]

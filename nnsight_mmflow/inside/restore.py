@@ -116,13 +116,13 @@ def cells_of(
         first_start: where `corrupt` starts.
         corrupt: what each layer was handed in the corrupt run.
         cache: of the corrupt run; it is cut up.
-        values: as in `run_cells`.
+        values: for each site the clean activations at the positions, per layer.
         places: for each position of the prompt its row in `values`.
         token: the answer whose probability is followed.
         reading: what is read instead.
     """
     length = first_start + corrupt[0].hidden.shape[1]
-    found: list[torch.Tensor] = []
+    measured: list[torch.Tensor] = []
     for start, chunk in chunks:
         rows = Rows(start, length - start, tuple((cell.first, cell.end) for cell in chunk))
         crop_cache(cache, start)
@@ -145,8 +145,8 @@ def cells_of(
         ):
             run_restored(layers, rows, inputs, opened, nowhere, sites, restored, values)
             numbers = nnsight.save(numbers_of(model.output.logits[0], token, reading))
-        found.append(numbers)
-    return torch.cat(found)
+        measured.append(numbers)
+    return torch.cat(measured)
 
 
 def run_restored(

@@ -21,7 +21,7 @@ def attention_figure(result: AttentionResult) -> ShownFigure:
     edges, layers = list(dict.fromkeys(table["edge"])), list(dict.fromkeys(table["layer"]))
     values = table.pivot(index="edge", columns="layer", values="mass").loc[edges, layers].to_numpy()
     read = values.max(1) > 0  # what lies behind a target it cannot read
-    edges, values = [edge for edge, one in zip(edges, read, strict=True) if one], values[read]
+    edges, values = [edge for edge, drawn in zip(edges, read, strict=True) if drawn], values[read]
     wide, high = min(9.0, 3.6 + 0.5 * len(layers)), 1.4 + 0.32 * len(edges)
     figure = ShownFigure(figsize=(wide, high), layout="constrained")
     axes = figure.subplots()
@@ -37,6 +37,6 @@ def attention_figure(result: AttentionResult) -> ShownFigure:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axes, label="attention mass")
     heads = f"mean over {len(result.heads)} head{'s' if len(result.heads) > 1 else ''}"
-    told = f"Attention{f', {result.model}' if result.model else ''}: what a target gives a source in all, {heads}"
-    figure.suptitle(fill(told, int(11 * wide)), fontsize=9, parse_math=False)
+    title = f"Attention{f', {result.model}' if result.model else ''}: what a target gives a source in all, {heads}"
+    figure.suptitle(fill(title, int(11 * wide)), fontsize=9, parse_math=False)
     return figure

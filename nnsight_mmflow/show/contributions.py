@@ -35,8 +35,8 @@ def contributions_figure(result: ContributionsResult) -> ShownFigure:
         axes.set_title("mean norm by patch, all layers", fontsize=10)
         axes.set(xticks=[], yticks=[])
         figure.colorbar(image, ax=axes)
-    told = f"Attention contributions, {result.header['model']}: {result.header['n_prompts']} prompts"
-    figure.suptitle(told + ", norm of the sum over heads", fontsize=10)
+    title = f"Attention contributions, {result.header['model']}: {result.header['n_prompts']} prompts"
+    figure.suptitle(title + ", norm of the sum over heads", fontsize=10)
     return figure
 
 
@@ -58,10 +58,10 @@ def correctness_figure(result: ContributionsResult) -> ShownFigure:
     """The mean summed norm by layer with 95% intervals: prompts answered rightly, and wrongly."""
     from nnsight_mmflow.patterns.contributions.controls import per_prompt
 
-    found = per_prompt(result)
+    by_prompt = per_prompt(result)
     figure = ShownFigure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for (right, part), style in zip(found.groupby("correct", sort=True), (STYLES[1], STYLES[2]), strict=False):
+    for (right, part), style in zip(by_prompt.groupby("correct", sort=True), (STYLES[1], STYLES[2]), strict=False):
         each = part.pivot_table(index="prompt", columns="layer", values="norm")
         label = f"{'right' if right else 'wrong'} answers (n={len(each)})"
         draw_band(axes, [int(layer) for layer in each.columns], bootstrap_band(each), label, style)

@@ -165,7 +165,7 @@ def skip_figure(result: SkipFlowResult) -> ShownFigure:
     label_layers(axes, "first layer left out" if header["scope"] == "from_layer" else "centre of the window", n_layers)
     axes.set_ylabel(result.quantity.label)
     axes.legend(frameon=False, fontsize=9, title="passes unchanged", title_fontsize=9)
-    what = {"layer": "Layers", "attn": "Attention", "mlp": "MLPs"}[header["part"]]
+    skipped = {"layer": "Layers", "attn": "Attention", "mlp": "MLPs"}[header["part"]]
     size = "" if header["scope"] == "from_layer" else f", window of {header['window']}"
-    axes.set_title(f"{what} left out, {_short(header['model'])}: {header['n_counted']} prompts{size}", fontsize=10)
+    axes.set_title(f"{skipped} left out, {_short(header['model'])}: {header['n_counted']} prompts{size}", fontsize=10)
     return figure

@@ -20,19 +20,19 @@ def edit_figure(result: EditResult) -> ShownFigure:
     """The new answer's probability of each fact: before, with the found change, after the edit."""
     import numpy as np
 
-    one = result.table.drop_duplicates("fact")
-    figure = ShownFigure(figsize=(max(5, 0.5 * len(one) + 3), 3.6), layout="constrained")
+    facts = result.table.drop_duplicates("fact")
+    figure = ShownFigure(figsize=(max(5, 0.5 * len(facts) + 3), 3.6), layout="constrained")
     axes = figure.subplots()
     for i, (name, shade) in enumerate(SHADES.items()):
         label = "with the found change" if name == "optimised" else name
-        axes.bar(np.arange(len(one)) + (i - 1) * 0.27, one[name], 0.27, color=shade, label=label)
-    labels = [f"{fact}\n{target}" for fact, target in zip(one["fact"], one["target"], strict=True)]
-    axes.set_xticks(range(len(one)), labels, rotation=90 if len(one) > 6 else 0, fontsize=7)
+        axes.bar(np.arange(len(facts)) + (i - 1) * 0.27, facts[name], 0.27, color=shade, label=label)
+    labels = [f"{fact}\n{target}" for fact, target in zip(facts["fact"], facts["target"], strict=True)]
+    axes.set_xticks(range(len(facts)), labels, rotation=90 if len(facts) > 6 else 0, fontsize=7)
     axes.set_ylabel("P(new answer)")
     axes.set_ylim(0, 1.02)
     layers = ", ".join(map(str, result.header["layers"]))
-    axes.set_title(f"{result.header['model']}: {len(one)} fact(s) edited in layer(s) {layers}", fontsize=9)
-    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22 - 0.02 * len(one)))
+    axes.set_title(f"{result.header['model']}: {len(facts)} fact(s) edited in layer(s) {layers}", fontsize=9)
+    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22 - 0.02 * len(facts)))
     return figure
 
 

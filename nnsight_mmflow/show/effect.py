@@ -17,8 +17,8 @@ def effect_figure(result: AttentionAndEffectResult) -> ShownFigure:
     figure = ShownFigure(figsize=(6.4, 5.6), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True).tolist()
     layers = [int(layer) for layer in curves.index]
-    told = {"mass": "attention mass (%)", "change_percent": "change of the answer's\nprobability (%)"}
-    for axes, (name, label) in zip(panels, told.items(), strict=True):
+    labels = {"mass": "attention mass (%)", "change_percent": "change of the answer's\nprobability (%)"}
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
         scale = 100 if name == "mass" else 1
         axes.axhline(0, color="0.4", linewidth=0.8)
         color, dash, marker = STYLES[1]

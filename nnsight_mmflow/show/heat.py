@@ -44,10 +44,10 @@ def heat_figure(
     """The picture as it is, and a copy of it for each panel, every token's own pixels in the colour of its number.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt that holds the picture.
         panels: what is drawn; one scale serves all of them.
-        image: which image.
-        view: as in `drawn_boxes`.
+        image: which of the prompt's images, counted from 0.
+        view: "base" (the whole picture, small) or "tiles"; None: the finest that there is at each pixel.
         signed: colours around white at 0; None: where a number is below 0.
         max_value: where the scale ends; the largest number drawn unless given.
         shade: the picture keeps its colours; flat grey covers it instead, the more the smaller the number.
@@ -77,9 +77,9 @@ def heat_figure(
     if panels.ticks:
         bar.set_ticks([number for number, _ in panels.ticks], labels=[word for _, word in panels.ticks])
     below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, ends, view, shares=not wide)])
-    told = _lines(below, int(16.5 * figure.get_figwidth()))
-    figure.supxlabel("\n".join(told), fontsize=7.5, x=0.01, ha="left", parse_math=False)
-    figure.set_figheight(figure.get_figheight() + 0.14 * len(told))
+    lines = _lines(below, int(16.5 * figure.get_figwidth()))
+    figure.supxlabel("\n".join(lines), fontsize=7.5, x=0.01, ha="left", parse_math=False)
+    figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
     return figure
 
 

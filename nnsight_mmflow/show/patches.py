@@ -34,12 +34,12 @@ def patch_panels(result: KnockoutByPatchResult, prompt: Prompt, image: int) -> P
 
     numbers, titles, column = [], [], result.quantity.column
     for _, part in of_prompt(result.table, prompt).groupby("layer"):
-        found = {
+        changes = {
             int(position): change
             for positions, change in zip(part["positions"], part[column], strict=True)
             for position in positions
         }
-        numbers.append(by_position(prompt, image, found))
+        numbers.append(by_position(prompt, image, changes))
         first, last = part["first_layer"].iloc[0], part["last_layer"].iloc[0]
         titles.append(f"layer {first}" if first == last else f"layers {first} to {last}")
     told = "" if result.header["size"] == 1 else f", squares of {result.header['size']} x {result.header['size']}"
@@ -64,7 +64,7 @@ def words_figure(result: LensByPatchResult, prompt: Prompt, layer: int, image: i
     chosen, square = _chosen(drawn, numbers[list(drawn.tokens)].tolist())
     notes = [f"In each square of {square} x {square} patches the most probable of their words."] if square > 1 else []
     figure = heat_figure(prompt, panels, image=image, view=view, signed=False, wide=True, notes=notes)
-    _write(figure.axes[1], _patch_size(drawn)[0] * square, [(at, words[positions[one]]) for one, at in chosen.items()])
+    _write(figure.axes[1], _patch_size(drawn)[0] * square, [(at, words[positions[key]]) for key, at in chosen.items()])
     return figure
 
 
@@ -98,13 +98,13 @@ def _middle(square: int, side: float, end: float) -> float:
 
 def _seen_middles(drawn: DrawnBoxes) -> dict[int, tuple[float, float]]:
     """The middle of each box over which no finer one lies."""
-    cells, found = mosaic(drawn.boxes), {}
+    cells, middles = mosaic(drawn.boxes), {}
     for number, box in enumerate(drawn.boxes):
         middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         row, column = bisect_right(cells.rows, middle[1]) - 1, bisect_right(cells.columns, middle[0]) - 1
         if cells.which[row][column] == number:
-            found[number] = middle
-    return found
+            middles[number] = middle
+    return middles
 
 
 def _patch_size(drawn: DrawnBoxes) -> tuple[float, float]:

@@ -41,8 +41,8 @@ def saliency_figure(result: SaliencyResult) -> ShownFigure:
     panels[0].set_ylabel("saliency, scaled over the panel")
     panels[0].set_title(f"per token of the group, {by}", fontsize=9)
     panels[1].set_title("flows from the image", fontsize=9)
-    told = f"Saliency ({result.header['mode']} mode), {result.header['model']}: {result.header['n_prompts']} prompts"
-    figure.suptitle(told, fontsize=10)
+    title = f"Saliency ({result.header['mode']} mode), {result.header['model']}: {result.header['n_prompts']} prompts"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -60,8 +60,8 @@ def saliency_panels(result: SaliencyResult, prompt: Prompt, image: int, layers: 
                 f"the result holds {len(flows)} image tokens of this prompt, which has {len(positions)}: another"
                 " prompt, or another picture."
             )
-        found = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
-        numbers.append(by_position(prompt, image, found))
+        flow_at = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
+        numbers.append(by_position(prompt, image, flow_at))
     titles = tuple("all layers" if layer is None else f"layer {layer}" for layer in layers)
     label = f"saliency of what flows from the token ({result.header['mode']} mode)"
     return Panels(np.stack(numbers), titles, label + (" (sum over layers)" if layers == [None] else ""))
@@ -72,7 +72,7 @@ def disruption_figure(result: DisruptionResult) -> ShownFigure:
     curves, names = result.curves(), {"score_consistency": "score consistency", "label_kept": "label kept"}
     figure = ShownFigure(figsize=(9.6, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True).flatten().tolist()
-    for axes, (name, told) in zip(panels, names.items(), strict=True):
+    for axes, (name, label) in zip(panels, names.items(), strict=True):
         for (way, part), (color, dash, marker) in zip(curves.groupby("way", sort=False), STYLES, strict=False):
             axes.plot(
                 part["layer"], part[name], color=color, linestyle=dash, marker=marker, markersize=4, label=str(way)
@@ -80,10 +80,10 @@ def disruption_figure(result: DisruptionResult) -> ShownFigure:
         scope = "first cut layer" if result.header["scope"] == "from_layer" else "cut layer"
         label_layers(axes, scope, int(result.header["n_layers"]))
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(told, fontsize=9)
+        axes.set_title(label, fontsize=9)
     panels[0].legend(frameon=False, fontsize=8)
-    told = (
+    title = (
         f"Disruption ({result.header['stage']}-softmax), {result.header['model']}: {result.header['n_prompts']} prompts"
     )
-    figure.suptitle(told, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return figure

@@ -39,7 +39,7 @@ def tokens(
     scale is stated, every number stands in a table below. `page.save(file)` writes a file that opens anywhere.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt whose words are coloured.
         values: numbers by position, or one per token of the span (list, array, tensor); or a result that holds them:
             what `mmf.contributions`, `mmf.lens` and `mmf.knockout_by_token` return.
         at: the span whose tokens are shown.
@@ -71,8 +71,8 @@ def tokens(
             f"{span.name!r} has {len(span)} tokens; at most {MOST_TOKENS} are shown as text. For image tokens draw on"
             " the picture; or name a part: at=."
         )
-    numbers, told = values_of(prompt, span, values, layer, column)
-    label = label or told
+    numbers, named = values_of(prompt, span, values, layer, column)
+    label = label or named
     largest = max(map(abs, numbers)) if max_value is None else float(max_value)
     if not 0 < largest < float("inf"):
         raise MMFlowError(f"every value is 0, or max_value={max_value}: no colour can be told from another.")
@@ -95,7 +95,7 @@ def tokens(
 
 
 def _readable(token: str) -> str:
-    return re.sub("[\u2581\u0120\u010a]", lambda found: STARTS[found[0]], token)
+    return re.sub("[\u2581\u0120\u010a]", lambda match: STARTS[match[0]], token)
 
 
 def _as_text(token: str) -> str:

@@ -84,17 +84,17 @@ def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
         axes.plot(ends, ends, color="0.6", linewidth=0.8)
         axes.set(xlabel="exact (nats)", ylabel=f"estimate{unit}")
         axes.set_title(f"correlation {result.correlation:.2f}, {len(checked)} cells", fontsize=9)
-    one, hows = result.table.drop_duplicates("prompt"), result.header["corruptions"]
+    rows, hows = result.table.drop_duplicates("prompt"), result.header["corruptions"]
     more = f" and {len(hows) - 1} more" if len(hows) > 1 else ""
     what, which, letter = "the answer's log-probability", "probability", "P"
     if "score" in result.header:
         what, which, letter = result.quantity.what, "score", "S"
-    told = (
+    title = (
         f"Attribution patching, {result.header['model']}: estimated change of {what}, head by"
         f" head; single layers, counted from 0; corruption: {hows[0]}{more};"
-        f" mean {letter}_clean {one[f'clean_{which}'].mean():.2f},"
-        f" {letter}_corrupt {one[f'corrupt_{which}'].mean():.2f};"
+        f" mean {letter}_clean {rows[f'clean_{which}'].mean():.2f},"
+        f" {letter}_corrupt {rows[f'corrupt_{which}'].mean():.2f};"
         f" {result.header['n_prompts']} prompts, {sum(result.header['left_out'].values())} left out"
     )
-    figure.suptitle(fill(told, 40 * across), fontsize=9)
+    figure.suptitle(fill(title, 40 * across), fontsize=9)
     return figure

@@ -51,16 +51,18 @@ def contributions(
 
     Args:
         graph: the model.
-        prompts: one or several.
+        prompts: one prompt or several.
         source: the span that is read.
         target: the span that reads.
         heads: also a row for each head (column `head`; -1 is the sum over heads).
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: a source that no target can read.
@@ -78,8 +80,8 @@ def contributions(
     """
     graph = graph.at(remote)
     whole_here(graph, "contributions")
-    given = listed(prompts, "contributions")
-    for number, prompt in enumerate(given):
+    prompt_list = listed(prompts, "contributions")
+    for number, prompt in enumerate(prompt_list):
         check_readable(
             f"{source}->{target} of prompt {number}",
             prompt.spans[source],
@@ -91,7 +93,7 @@ def contributions(
         import pandas as pd
 
         tables = [pd.DataFrame(entry["columns"]) for entry in entries]
-        for number, (prompt, table) in enumerate(zip(given, tables, strict=True)):
+        for number, (prompt, table) in enumerate(zip(prompt_list, tables, strict=True)):
             table.insert(0, "prompt", prompt.key or str(number))
             table.insert(1, "kind", prompt.kind)
         table = pd.concat(tables, ignore_index=True)
@@ -111,13 +113,13 @@ def contributions(
 
     def cells(task: Task, entry: dict) -> tuple[Cells, Cells]:
         columns = entry["columns"]
-        found = zip(columns["layer"], columns["index"], columns["head"], strict=True)
-        return found, _planned(graph, len(task.given[0].spans[source]), heads)
+        rows = zip(columns["layer"], columns["index"], columns["head"], strict=True)
+        return rows, _planned(graph, len(task.given[0].spans[source]), heads)
 
     study = Study(
         name="contributions",
         settings={"source": source, "target": target, "heads": heads},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), source, target, heads) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), source, target, heads) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: "a forward and an answer each.",
@@ -139,7 +141,7 @@ def _planned(graph: Graph, sources: int, heads: bool) -> list[tuple[int, int, in
     return [(layer, i, head) for layer in range(graph.n_layers) for i in range(sources) for head in shown]
 
 
-def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+def _table(prompt: Prompt, source: str, answer: Answer, by_layer: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
     import pandas as pd
 
     span = prompt.spans[source]
@@ -147,8 +149,8 @@ def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contribution
     if set(span) <= set(prompt.spans["image"]):
         places = dict(zip(span, span.places(), strict=True))
     rows = []
-    for layer, one in enumerate(found):
-        whole = float(one.whole.mean())
+    for layer, read in enumerate(by_layer):
+        whole = float(read.whole.mean())
         for i, position in enumerate(span):
             place = places.get(position)
             common = {
@@ -166,11 +168,11 @@ def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contribution
                 {
                     **common,
                     "head": -1,
-                    "norm": float(one.norm[:, i].mean()),
-                    "sum_of_head_norms": float(one.head_norm[:, :, i].sum(0).mean()),
-                    "projection": float(one.projection[:, i].mean()),
-                    "weight": float(one.weight[:, :, i].mean()),
-                    "share": float(one.norm[:, i].mean()) / whole,
+                    "norm": float(read.norm[:, i].mean()),
+                    "sum_of_head_norms": float(read.head_norm[:, :, i].sum(0).mean()),
+                    "projection": float(read.projection[:, i].mean()),
+                    "weight": float(read.weight[:, :, i].mean()),
+                    "share": float(read.norm[:, i].mean()) / whole,
                 }
             )
             if heads:
@@ -178,12 +180,12 @@ def _table(prompt: Prompt, source: str, answer: Answer, found: list[Contribution
                     {
                         **common,
                         "head": head,
-                        "norm": float(one.head_norm[head, :, i].mean()),
-                        "sum_of_head_norms": float(one.head_norm[head, :, i].mean()),
+                        "norm": float(read.head_norm[head, :, i].mean()),
+                        "sum_of_head_norms": float(read.head_norm[head, :, i].mean()),
                         "projection": float("nan"),
-                        "weight": float(one.weight[head, :, i].mean()),
-                        "share": float(one.head_norm[head, :, i].mean()) / whole,
+                        "weight": float(read.weight[head, :, i].mean()),
+                        "share": float(read.head_norm[head, :, i].mean()) / whole,
                     }
-                    for head in range(len(one.head_norm))
+                    for head in range(len(read.head_norm))
                 ]
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.image_results import ImageResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.prompts.prompt import Prompt
 
 
-class ContributionsResult(Result):
+class ContributionsResult(ImageResult):
     """Attention contributions. One table row per prompt, layer, source token, and head if asked for.
 
     Columns: prompt, kind, answer (the first token that the model writes), answer_probability, correct, layer, index
@@ -28,6 +28,7 @@ class ContributionsResult(Result):
     """
 
     kind: ClassVar[str] = "contributions"
+    panels: ClassVar[str] = "contribution_panels"
 
     @checked
     def top(self, k: int) -> pd.DataFrame:
@@ -37,11 +38,11 @@ class ContributionsResult(Result):
             MMFlowError: a prompt has fewer source tokens.
         """
         summed = self.table[self.table["head"] == -1].groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
-        found = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
-        short = found.groupby("prompt")["index"].count()
+        largest = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
+        short = largest.groupby("prompt")["index"].count()
         if not 0 < k <= int(short.min()):
             raise MMFlowError(f"k={k}: the prompts have {int(short.min())} source tokens or more.")
-        return found.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
+        return largest.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
 
     @checked
     def concentration(self, k: int) -> pd.DataFrame:
@@ -168,16 +169,6 @@ class ContributionsResult(Result):
     def plot(self) -> ShownFigure:
         """The source's share of all contributions by layer, and (for one image) the mean norm of each patch."""
         return later("contributions_figure")(self)
-
-    @checked
-    def on_image(
-        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
-    ) -> ShownFigure:
-        """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None)."""
-        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return later("heat_figure")(
-            prompt, later("contribution_panels")(self, prompt, image, layers), image=image, view=view
-        )
 
     def summary(self) -> str:
         """Where the target takes most from the source."""

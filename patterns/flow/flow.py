@@ -82,7 +82,8 @@ def flow(
             one position without an answer; on a server the prompt comes without its picture and tensors.
         only_correct: False counts every prompt, whatever it answers; then none needs an answer.
         engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get, 16 unless given; a longer one counts as wrong.
         controls: how many each edge gets: as many random other positions closed to the same target (spans of
@@ -92,12 +93,12 @@ def flow(
         chunks_per_request: on a server, how many chunks of rows one request may hold; lower it if a server ends jobs
             that take too long. Chunks that came back are kept in the folder.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        workers: how many processes measure, each with a model of its own, or `mmf.Workers(...)`; needs the extra `ray`.
-            A graph that was loaded with dispatch=False takes no memory here.
-        blocking: False returns a Job at once; for a run on a server, which needs a folder, a FlowJob: its work goes on
-            there.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. Each has a model of its own;
+            a graph loaded with dispatch=False takes no memory here.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result. On a server it needs a folder and returns a FlowJob: its work goes on there without this process.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: an edge that would change nothing.
@@ -113,18 +114,18 @@ def flow(
         ['answer', 'answer_changed', 'base_probability']
     """
     graph = graph.at(remote)
-    given = listed(prompts)
+    prompt_list = listed(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
     check_score(score, "flow", CAPTION)
     caption = score == CAPTION
     only_correct = only_correct and not caption
     longest = max_new_tokens or (20 if caption else 16)
-    _check(given, windows, only_correct, engine, chunks_per_request)
+    _check(prompt_list, windows, only_correct, engine, chunks_per_request)
     how, first = Sweep(None if edges is None else tuple(edges), windows, controls, row_budget), score == FIRST
     if first:
-        planned, why = plan_of(graph, given, edges, windows, controls, row_budget), [""] * len(given)
+        planned, why = plan_of(graph, prompt_list, edges, windows, controls, row_budget), [""] * len(prompt_list)
     else:
-        planned, why, parts = scored_parts(graph, given, score, how, longest)
+        planned, why, parts = scored_parts(graph, prompt_list, score, how, longest)
     settings = {
         "model": graph.name,
         "edges": planned.edges,
@@ -137,23 +138,23 @@ def flow(
     if controls:
         settings["controls"] = controls
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
-    told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
-    told |= {"only_correct": only_correct, "max_new_tokens": longest, "engine": engine, **score_identity(score)}
-    extra: list[tuple] = [()] * len(given)
+    kept: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
+    kept |= {"only_correct": only_correct, "max_new_tokens": longest, "engine": engine, **score_identity(score)}
+    extra: list[tuple] = [()] * len(prompt_list)
     if not first:
         settings["score"] = score_name(score)
         extra = [(one, how if caption else None, most, reason) for one, reason in zip(parts, why, strict=True)]
     tasks = [
         prompt_task(prompt, name, spans, plan, only_correct, engine, longest, *more)
         for name, prompt, spans, plan, more in zip(
-            identities(given), given, planned.spans, planned.plans, extra, strict=True
+            identities(prompt_list), prompt_list, planned.spans, planned.plans, extra, strict=True
         )
     ]
 
     def collected(entries: list[dict]) -> FlowResult:
         if controls:
             settings["prompts_without_control"] = dict(planned.lacking)
-        return collect(given, entries, planned.missing, settings, planned.plans, engine)
+        return collect(prompt_list, entries, planned.missing, settings, planned.plans, engine)
 
     def sent(there: Graph, journal: Journal) -> Job[FlowResult]:
         asked = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
@@ -163,13 +164,13 @@ def flow(
     study = Study(
         name="flow",
         keyed=True,
-        settings={**told, "controls": controls or None},
+        settings={**kept, "controls": controls or None},
         tasks=tasks,
         measure=measure if first else measure_scored,
         measure_there=(lambda there, journal, task: measure_in_parts(there, journal, task, most)) if first else None,
         collect=collected,
         cost=lambda left: cost(left, engine) + (travels(left, most) if graph.remote else ""),
-        cells=lambda task, kept: (kept["cells"], () if _left_out(kept, only_correct) else task.given[2].cells),
+        cells=lambda task, kept: (kept["cells"], () if _left_out(kept, only_correct) else task.prompt_list[2].cells),
         submit=sent if first else None,
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)

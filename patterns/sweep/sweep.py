@@ -71,12 +71,14 @@ def sweep(
         engine: "rows", or "forward" (one forward for every cell: the slow reference).
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long the model's own answer may get.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: an x at which nothing would change; which, is told.

@@ -83,10 +83,10 @@ class AttributionPatchingResult(Result):
     def summary(self) -> str:
         """The correlation with exact patching, and the heads that matter most."""
         checked = int(self.table["exact"].notna().sum())
-        told = (
+        counts = (
             f"correlation with exact patching {self.correlation:.2f} (of {checked} cells)" if checked else "unchecked"
         )
-        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {told}"]
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {counts}"]
         lines += [
             f"layer {row.layer}, head {row.head}, {row.span}: {row.estimate:+.2f}{self.unit}"
             for row in self.top(5).itertuples()
@@ -121,18 +121,21 @@ def attribution_patching(
         graph: the model.
         clean: one prompt or several.
         corrupt: for each its corrupt run, of the same length (`mmf.corruption`).
-        spans: as in `mmf.causal_trace`.
+        spans: expressions over the clean prompt's spans. None takes what the corruption can reach of: image, the
+            constraint (the words that were replaced), the question behind it, the last position.
         exact: in how many cells of each prompt the patch is really made: half of them those with the largest estimates,
             half drawn by chance; 0: none.
-        seed: of the draw.
+        seed: of the cells that are drawn by chance.
         score: as in `mmf.flow`: "first" (of the clean run's own answer), "answer", "options", or a function, which then
             returns a tensor made of the logits, so that a gradient can be taken.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: two runs that do not differ.

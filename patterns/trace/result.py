@@ -66,7 +66,7 @@ class CausalTraceResult(Result):
         """What every picture states: quantity, window, layers, corruption, P_clean, P_corrupt, how many prompts."""
         if quantity not in QUANTITIES:
             raise MMFlowError(f"quantity must be one of {', '.join(QUANTITIES)}, not {quantity!r}.")
-        one = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
+        prompts = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
         left = sum(self.header["left_out"].values())
         size = int(self.header.get("window") or self.header["width"])  # of results before 0.3
         window = "single layers" if size == 1 else f"windows of {size} layers (half-width {size // 2})"
@@ -80,8 +80,8 @@ class CausalTraceResult(Result):
         return (
             f"{told}; {window}, layers counted from 0; corruption: {hows[0]}"
             + (f" and {len(hows) - 1} more" if len(hows) > 1 else "")
-            + f"; mean {letter}_clean {one[f'clean_{which}'].mean():.2f},"
-            f" {letter}_corrupt {one[f'corrupt_{which}'].mean():.2f};"
+            + f"; mean {letter}_clean {prompts[f'clean_{which}'].mean():.2f},"
+            f" {letter}_corrupt {prompts[f'corrupt_{which}'].mean():.2f};"
             f" {self.header['n_counted']} prompts, {left} left out"
         )
 
@@ -162,9 +162,9 @@ def collect_trace(
                         }
                     )
     if not rows:
-        told = "; ".join(f"{count}: {why}" for why, count in left_out.items())
+        reasons = "; ".join(f"{count}: {why}" for why, count in left_out.items())
         raise MMFlowError(
-            f"none of {n_prompts} prompts counts ({told}). Choose a corruption that takes the answer away, or other"
+            f"none of {n_prompts} prompts counts ({reasons}). Choose a corruption that takes the answer away, or other"
             " limits: only_correct=False, min_clean=, max_corrupt=."
         )
     header = {

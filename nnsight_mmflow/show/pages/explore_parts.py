@@ -48,7 +48,7 @@ def pictures_of(prompt: Prompt) -> list[dict]:
     A patch is [position, row, column, left, top, right, bottom, view], in pixels of what is drawn. The first view shows
     at each pixel the finest patch there is; where the processor divided the picture, each view follows by itself.
     """
-    found = []
+    pictures = []
     for number, (image, picture) in enumerate(zip(prompt.spans["image"].images, prompt.images, strict=True)):
         scale = MOST_PIXELS / max(image.geometry.size)
         width, height = (max(1, round(side * scale)) for side in image.geometry.size)
@@ -64,8 +64,8 @@ def pictures_of(prompt: Prompt) -> list[dict]:
             views.append({"name": name or "finest", "patches": patches})
         label = "picture" if len(prompt.images) == 1 else f"picture {number}"
         seen = {"width": width, "height": height, "views": views}
-        found.append({"label": label, "source": _embedded(picture), **seen})
-    return found
+        pictures.append({"label": label, "source": _embedded(picture), **seen})
+    return pictures
 
 
 def names_of(prompt: Prompt) -> list[str]:
