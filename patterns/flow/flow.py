@@ -170,7 +170,7 @@ def flow(
         measure_there=(lambda there, journal, task: measure_in_parts(there, journal, task, most)) if first else None,
         collect=collected,
         cost=lambda left: cost(left, engine) + (travels(left, most) if graph.remote else ""),
-        cells=lambda task, kept: (kept["cells"], () if _left_out(kept, only_correct) else task.prompt_list[2].cells),
+        cells=lambda task, kept: (kept["cells"], () if _left_out(kept, only_correct) else task.given[2].cells),
         submit=sent if first else None,
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
