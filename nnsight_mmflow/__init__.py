@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.edit.report import edit_report as edit_report
     from nnsight_mmflow.patterns.edit.value import EditSettings as EditSettings
     from nnsight_mmflow.patterns.edit.value import Fact as Fact
+    from nnsight_mmflow.patterns.features.features import features as features
+    from nnsight_mmflow.patterns.features.probe import probe as probe
     from nnsight_mmflow.patterns.flow.flow import flow as flow
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.knockout_by_patch import knockout_by_patch as knockout_by_patch
@@ -115,6 +117,8 @@ _WHERE = {
     "EditSettings": "patterns.edit.value",
     "prune_report": "patterns.prune.report",
     "kept_tokens": "patterns.prune.kept_tokens",
+    "features": "patterns.features.features",
+    "probe": "patterns.features.probe",
     "Workers": "runs.workers",
     "Job": "runs.job",
     "check": "checks",

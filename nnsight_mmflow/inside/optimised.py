@@ -10,7 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow.inside.names import cache_of, cached
-from nnsight_mmflow.inside.rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import LayerInput, clean_inputs, crop_cache, enter_layer, prepared
 
 if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nnsight_mmflow._later import later
-from nnsight_mmflow.inside.rows import Rows
+from nnsight_mmflow.inside.row_masks import Rows
 
 ROW_BUDGET = 640  # positions in one chunk: more share weights better, but every row's mask is as wide as the chunk
 

@@ -15,14 +15,8 @@ import torch
 
 from nnsight_mmflow.inside.names import cached
 from nnsight_mmflow.inside.reading import Reading, numbers_of, read_positions
-from nnsight_mmflow.inside.rows import (
-    LayerInput,
-    Rows,
-    crop_cache,
-    enter_layer,
-    prepared,
-    tail_start,
-)
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import LayerInput, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 
 if TYPE_CHECKING:

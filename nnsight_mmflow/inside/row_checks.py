@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow.inside.rows import LayerInput, Rows, edge_effects
+from nnsight_mmflow.inside.row_masks import Rows, edge_effects
+from nnsight_mmflow.inside.rows import LayerInput
 
 if TYPE_CHECKING:
     import torch

@@ -14,13 +14,8 @@ from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.reading import Reading, numbers_of, read_positions
 from nnsight_mmflow.inside.row_checks import check_effect
-from nnsight_mmflow.inside.rows import (
-    clean_inputs,
-    crop_cache,
-    mask_of_layer,
-    prepared,
-    run_rows,
-)
+from nnsight_mmflow.inside.row_masks import mask_of_layer
+from nnsight_mmflow.inside.rows import clean_inputs, crop_cache, prepared, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection

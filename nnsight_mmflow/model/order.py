@@ -69,7 +69,7 @@ def _check_taken(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans,
 
 def _check_ranked(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
     """Refuses edges changed in some heads of a layer by whose attention tokens are ranked: all are read as one."""
-    read = {layer: one for one in patterns for layer in one.reads(graph, rows)}
+    read = {layer: pattern for pattern in patterns for layer in pattern.reads(graph, rows)}
     for pattern in patterns:
         if pattern.order in (CLOSES, BIASES) and pattern.heads is not None:
             both = [layer for layer in pattern.layer_list(graph) if layer in read]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.inside.plan import ROW_BUDGET, Plan, Sizes
-from nnsight_mmflow.inside.rows import RowEdges, Rows, tail_start
+from nnsight_mmflow.inside.row_masks import RowEdges, Rows
+from nnsight_mmflow.inside.rows import tail_start
 from nnsight_mmflow.model.edits import MaskEdges
 from nnsight_mmflow.spans.edges import edge_positions
 from nnsight_mmflow.spans.windows import window_layers
@@ -89,7 +90,7 @@ def plan_rows(
     n_heads: int = 1,
     read_from: int | None = None,
 ) -> Plan:
-    """The plan of one prompt in whose rows any edges are changed. Cells that change the same share a row.
+    """The plan of one prompt in whose rows any edges are changed. Cells of one name that change the same share a row.
 
     Args:
         sizes: of the model.
@@ -102,21 +103,21 @@ def plan_rows(
         read_from: the first position that is read; the last unless given (with an answer behind the prompt, its last).
     """
     read = length - 1 if read_from is None else read_from
-    groups: dict[int, dict[Row, str]] = {}
-    wanted: dict[tuple[str, int, int], tuple[int, Row]] = {}
+    groups: dict[int, dict[tuple[str, Row], None]] = {}  # ordered sets
+    wanted: dict[tuple[str, int, int], tuple[int, str, Row]] = {}
     for cell, changes in cells.items():
         start = tail_start(min(read, *(target for change in changes for target in change.edges[0][0])), blocks)
-        wanted[cell] = start, tuple(changes)
-        groups.setdefault(start, {}).setdefault(tuple(changes), cell[0])
+        wanted[cell] = start, cell[0], tuple(changes)
+        groups.setdefault(start, {})[cell[0], tuple(changes)] = None
     chunks: list[Rows] = []
-    where: dict[tuple[int, Row], tuple[int, int]] = {}
+    where: dict[tuple[int, str, Row], tuple[int, int]] = {}
     for start, held in sorted(groups.items()):
-        rows = sorted(held, key=lambda row: (*_window(row), held[row]))
+        rows = sorted(held, key=lambda named: (*_window(named[1]), named[0]))
         per_chunk = max(1, row_budget // (length - start))
         for first in range(0, len(rows), per_chunk):
             part = rows[first : first + per_chunk]
-            where |= {(start, row): (len(chunks), number) for number, row in enumerate(part)}
-            chunks.append(_chunk(start, length - start, part, n_heads))
+            where |= {(start, *named): (len(chunks), number) for number, named in enumerate(part)}
+            chunks.append(_chunk(start, length - start, [row for _, row in part], n_heads))
     row_of = tuple(where[wanted[cell]] for cell in cells)
     return Plan(tuple(dict.fromkeys(name for name, *_ in cells)), tuple(cells), row_of, tuple(chunks), length, sizes)
 

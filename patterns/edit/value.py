@@ -15,7 +15,8 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.optimised import Search, optimised
-from nnsight_mmflow.inside.rows import Rows, tail_start
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import tail_start
 from nnsight_mmflow.runs.answers import with_target
 
 if TYPE_CHECKING:

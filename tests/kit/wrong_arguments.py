@@ -30,6 +30,7 @@ PLACE = [3, "", [], 2.5]
 NUMBER = ["x", NAN, INF, [1], True]
 TEXT = [3, ["red"], True, 2.5]
 WORKERS = [-1, 1.5, "2", True, None, [1], {}]
+QUIET_ARGUMENTS = {"progress": FLAG, "report": CALLED}
 DRAWS = [-1, 1.5, "3", None, HUGE]
 SCORES = ["last", "", 3, None, ["answer"], str, True]
 
@@ -43,6 +44,7 @@ def calls(graph) -> dict:
     two = mmf.nano.prompts(graph, 2)
     one, batch = two[0], graph.batch(two)
     clean, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
+    found = mmf.features(graph, mmf.nano.prompts(graph, 4), "last", [3], **ABOUT)
     fact, maps = mmf.nano.edits(graph, 1)[0], mmf.attention(graph, one, layers=[2, 3])
     single = ["x", None, 3, [one], batch]
     prompts, pairs, facts = [*PROMPTS, [one, 3]], ["x", None, [], [3], one, 3], ["x", None, 3, [], [3], one]
@@ -218,6 +220,25 @@ def calls(graph) -> dict:
             | {"facts": facts, "others": ["x", None, 3, [3]], "layers": LAYERS, "together": [*COUNT, 2]}
             | {"control_layers": ["x", 3.5, [99], [True], None], "fine_tuning": FLAG, "bound": [*NUMBER, 0, -1]}
             | {"settings": ["x", None, 3, {}]},
+        ),
+        "features": (
+            experiment(mmf.features, prompts=one, at="last", layers=[3], **ABOUT),
+            run
+            | {"prompts": prompts, "at": SPAN, "layers": LAYERS, "site": CHOICE, "pool": CHOICE}
+            | {"batch_size": [*COUNT, True]},
+        ),
+        "probe": (
+            with_base(mmf.probe, features=found, labels=["a", "b"] * 2, folds=2, layers=[3], **ABOUT),
+            {
+                "features": ["x", None, 3, [3], one, graph],
+                "labels": ["x", 3, ["a"], {"a": 1}, ["a"] * 4, [None] * 4],
+                "types": ["x", 3, ["a"], {"a": 1}, [None] * 4, ["a"] * 4],
+                "layers": LAYERS,
+                "controls": [*DRAWS, True],
+                "folds": [0, 1, -1, 3, "2", 1.5, True, None],
+                "seed": SEED,
+            }
+            | QUIET_ARGUMENTS,
         ),
         "check": (experiment(mmf.check, **QUIET), {"graph": GRAPH, "progress": FLAG}),
         "flow on workers": (
@@ -544,7 +565,10 @@ def result_calls(graph) -> dict:
             based(one.spans.text, substring="color"),
             {"substring": [3, None, "", "zzz"], "index": ["0", 1.5, 9, -1, True], "match": ["foo", 3, None]},
         ),
-        "spans.having": (lambda what: one.spans.having(a=what), {"what": [3, "image", None]}),
+        "spans.having": (
+            lambda what: one.spans.having(a=what),
+            {"what": [3, "umbrella", None, [], (1, 2, 3), np.zeros((4, 4), bool), {7: (0, 0, 9, 9)}, True]},
+        ),
         "span[]": (lambda what: image[what], {"what": [9, -1, "0", None, 1.5, slice(0, 1), True]}),
         "span.box": (
             lambda what: image.box(what),

@@ -29,7 +29,7 @@ LONGER = ("what color ?", ASKED, "is there a red circle to the left of the blue 
 
 def logits_of(graph, prompt, *patterns):
     with torch.no_grad(), graph.trace(prompt, *patterns, use_cache=False):
-        logits = graph.unembed.output.save()
+        logits = graph.model.output.logits.save()
     return logits  # noqa: RET504 - a block that nnsight captures may not return
 
 

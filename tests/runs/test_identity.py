@@ -375,6 +375,7 @@ NEUTRAL = {
     "attention_and_effect": HOW,
     "sweep": HOW,
     "accuracy": HOW | {"match", "batch_size", "patterns"},  # each entry says by which patterns it was written
+    "features": HOW | {"batch_size"},
 }
 FIRST = {"graph", "prompts", "prompt", "clean", "corrupt", "facts", "others"}
 SAID_AS = {
@@ -424,6 +425,7 @@ def tried(base, tmp_path_factory):
         "attention_and_effect": lambda where: mmf.attention_and_effect(
             base, one[0], "question", layers=[4], controls=1, folder=where, **quiet
         ),
+        "features": lambda where: mmf.features(base, one, "image", [4], folder=where, **quiet),
     }
     for name, run in runs.items():
         result = run(folder / name)

@@ -70,6 +70,7 @@ def figures(graph, prompts):
     odd = [replace(each, kind="other" if number else "$x_{$") for number, each in enumerate(prompts)]
     answers = mmf.accuracy(graph, odd, mmf.Skip(layers=3, at="image"), **QUIET)
     captions = mmf.flow(graph, one, ["pa$t$ch->last"], 3, score="caption", **QUIET)
+    read = mmf.features(graph, prompts, "pa$t$ch", [2, 4], **QUIET)
     return {
         "sweep": swept.plot,
         "accuracy": answers.plot,
@@ -91,6 +92,7 @@ def figures(graph, prompts):
         "kept": lambda: kept.on_image(by_layer=True),
         "effect": effect.plot,
         "patches": patches.plot,
+        "features": lambda: read.plot(labels=[ODD, "$x$", "$\\frac{$"]),
         "words": lambda: lensed.plot(layer=4),
         "on_image": lambda: mmf.show.on_image(
             one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]
