@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns import prune as prune
     from nnsight_mmflow.patterns import results as results
     from nnsight_mmflow.patterns import values as values
+    from nnsight_mmflow.patterns.accuracy import accuracy as accuracy
     from nnsight_mmflow.patterns.attention.attention import attention as attention
     from nnsight_mmflow.patterns.attention_and_effect import attention_and_effect as attention_and_effect
     from nnsight_mmflow.patterns.bias import Bias as Bias
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.saliency import saliency as saliency
     from nnsight_mmflow.patterns.skip import Skip as Skip
     from nnsight_mmflow.patterns.skip_flow import skip_flow as skip_flow
+    from nnsight_mmflow.patterns.sweep.sweep import sweep as sweep
     from nnsight_mmflow.patterns.trace import corruption as corruption
     from nnsight_mmflow.patterns.trace.attribution import attribution_patching as attribution_patching
     from nnsight_mmflow.patterns.trace.causal_trace import causal_trace as causal_trace
@@ -110,6 +112,8 @@ _WHERE = {
     "saliency": "patterns.saliency",
     "disruption": "patterns.disruption",
     "skip_flow": "patterns.skip_flow",
+    "sweep": "patterns.sweep.sweep",
+    "accuracy": "patterns.accuracy",
     "word_overlap": "patterns.word_overlap",
     "attention": "patterns.attention.attention",
     "attention_and_effect": "patterns.attention_and_effect",

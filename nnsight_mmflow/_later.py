@@ -16,6 +16,7 @@ ROOMS = {
     "bridge.bound": ("bound_to",),
     "bridge.bridge": ("graph_for", "to_bridge"),
     "bridge.hooks": ("hooked", "hooks_of"),
+    "show.answer_tokens": ("tokens_figure",),
     "show.attention_heat": ("attention_figure",),
     "show.contributions": ("contribution_panels", "contributions_figure", "correctness_figure"),
     "show.curves": ("flow_figure", "lens_figure", "overlap_figure", "skip_figure"),
@@ -33,6 +34,8 @@ ROOMS = {
     "show.results": ("job_html", "result_html", "told"),
     "show.saliency": ("disruption_figure", "saliency_figure", "saliency_panels"),
     "workers.run": ("crew_of",),
+    "show.sweeps": ("accuracy_figure", "sweep_figure"),
+    "data.scoring": ("answer_rules",),
     "show.traces": ("attribution_figure", "trace_figure"),
 }
 WHERE = {name: room for room, names in ROOMS.items() for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
@@ -17,6 +17,19 @@ from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
+from nnsight_mmflow.runs.scores import (
+    FIRST,
+    Score,
+    Scored,
+    check_score,
+    check_scored,
+    columns,
+    difference,
+    quantity_of,
+    readings,
+    score_identity,
+    score_name,
+)
 from nnsight_mmflow.runs.sweep import run_sweep
 from nnsight_mmflow.spans.regions import random_partners, regions_of
 from nnsight_mmflow.spans.span import Span
@@ -31,6 +44,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.runs.workers import Workers
     from nnsight_mmflow.spans.regions import Region
 
+METRIC = "change of the probability of the model's first answer token, in percent of the clean run's"
 TARGET, WHOLE = "knockout_target", "knockout_whole"  # names beside the prompt's own spans
 
 
@@ -46,6 +60,7 @@ def knockout_by_patch(
     size: int = 1,
     controls: int = 1,
     seed: int = 0,
+    score: Score = "first",
     row_budget: int = ROW_BUDGET,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
@@ -56,8 +71,9 @@ def knockout_by_patch(
 ) -> KnockoutByPatchResult:
     """A KnockoutByPatchResult: for each patch how the answer's probability changes when the target may not read it.
 
-    The answer is the first token that the model itself answers. Each number equals that of a forward of its own with
-    `Knockout(source=patch, target=target, layers=...)`; the rows of `mmf.flow` give them in a few forwards.
+    The answer is the first token that the model itself answers, unless `score` says more. Each number equals that of a
+    forward of its own with `Knockout(source=patch, target=target, layers=...)`; the rows of `mmf.flow` give them in a
+    few forwards.
 
     Args:
         graph: the model.
@@ -70,6 +86,8 @@ def knockout_by_patch(
         controls: for squares how many sets of as many random patches of the same view; their mean is told. For single
             tokens the distribution over tokens is the control: `summary` and `spread` tell it.
         seed: of the random patches.
+        score: as in `mmf.flow`: "first", "answer", "options", or a function; a target that holds the prompt's last
+            position goes on over a whole answer's tokens.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
             there.
@@ -95,26 +113,36 @@ def knockout_by_patch(
     graph = graph.at(remote)
     if not isinstance(prompt, Prompt):
         raise MMFlowError(f"knockout_by_patch takes one prompt, but a {type(prompt).__name__} came.")
+    check_score(score, "knockout_by_patch")
+    check_scored([prompt], score, "knockout_by_patch")
     chosen = layer_list(range(graph.n_layers) if layers is None else layers, graph.n_layers)
     size_of_window, centres = _windows(chosen, window)
     span = prompt.spans[source]
     regions = regions_of(span, size)
-    spans = {TARGET: prompt.spans[target] if isinstance(target, str) else target, WHOLE: span}
-    spans |= {f"region_{k}": Span(f"region_{k}", region.positions, span.row) for k, region in enumerate(regions)}
-    for draw in range(controls if size > 1 else 0):
-        drawn = {f"random_{draw}_{k}": held for k, held in enumerate(random_partners(regions, seed + draw))}
-        spans |= {name: Span(name, held, span.row) for name, held in drawn.items()}
-    named = prompt.spans.having(**spans)
-    edges = tuple(f"{name}->{TARGET}" for name in spans if name != TARGET)
     blocks = graph.adapter.bidirectional(prompt.spans)
-    plan = make_plan(sizes_of(graph, prompt), named, edges, (size_of_window,), row_budget, blocks, centres)
+    parts = []
+    for scored in readings(graph, prompt, score):
+        there = scored.prompt.spans
+        spans = {TARGET: there[target] if isinstance(target, str) else target, WHOLE: span}
+        spans |= {f"region_{k}": Span(f"region_{k}", one.positions, span.row) for k, one in enumerate(regions)}
+        for draw in range(controls if size > 1 else 0):
+            drawn = {f"random_{draw}_{k}": held for k, held in enumerate(random_partners(regions, seed + draw))}
+            spans |= {name: Span(name, held, span.row) for name, held in drawn.items()}
+        edges = tuple(f"{name}->{TARGET}" for name in spans if name != TARGET)
+        sizes, named = sizes_of(graph, scored.prompt), there.having(**spans)
+        parts.append((scored, make_plan(sizes, named, edges, (size_of_window,), row_budget, blocks, centres)))
+    plan = parts[0][1]
 
     def collect(entries: list[dict]) -> KnockoutByPatchResult:
         (kept,) = entries
-        token, base = kept["token"], kept["base"]
-        measured = zip(plan.cells, kept["cells"], strict=True)
-        changes = {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in measured}
-        whole = [math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres]
+        first, words = score == FIRST, list(parts[0][0].words)
+        base = [kept["base"], float(kept["token"])] if first else kept["base"]
+        found = zip(plan.cells, kept["cells"], strict=True)
+        changes = {
+            (edge, centre): columns(score_name(score), base, numbers, words) for (edge, _, centre), numbers in found
+        }
+        column = quantity_of(score_name(score)).column
+        whole = [changes[f"{WHOLE}->{TARGET}", centre][column] for centre in centres]
         header = {
             "model": graph.name,
             "source": source,
@@ -125,21 +153,27 @@ def knockout_by_patch(
             "seed": seed,
             "n_layers": graph.n_layers,
             "n_regions": len(regions),
-            "answer": graph.processor.tokenizer.decode([token]).strip(),
-            "base_probability": math.exp(base),
-            "whole_change_percent": whole,
-            "left_out": {"tokens that show no patch": len(span) - sum(len(region.positions) for region in regions)},
+            **(
+                {
+                    "answer": graph.processor.tokenizer.decode([kept["token"]]).strip(),
+                    "base_probability": math.exp(kept["base"]),
+                }
+                if first
+                else {"score": score_name(score), "answer": prompt.answer, "clean_score": base[0]}
+            ),
+            f"whole_{column}": whole,
+            "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
             "plan": repr(plan),
-            "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
+            "metric": METRIC if first else quantity_of(score_name(score)).label,
             "versions": versions(),
         }
-        return KnockoutByPatchResult(_table(prompt, regions, plan, token, base, changes, controls), header, prompt)
+        return KnockoutByPatchResult(_table(prompt, regions, plan, changes, controls, column), header, prompt)
 
     settings = {"source": source, "target": list(spans[TARGET]), "layers": chosen, "window": window, "size": size}
     study = Study(
         name="knockout by patch",
-        settings={**settings, "controls": controls, "seed": seed},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), plan)],
+        settings={**settings, "controls": controls, "seed": seed, **score_identity(score)},
+        tasks=[prompt_task(prompt, prompt_identity(prompt), parts)],
         measure=measure,
         collect=collect,
         cost=lambda left: f"{len(regions)} regions, {len(centres)} window(s) of layers; {plan!r}",
@@ -148,12 +182,20 @@ def knockout_by_patch(
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
 
 
-def measure(graph: Graph, prompt: Prompt, plan: Plan) -> dict:
-    """What the journal keeps of the prompt: the answer's token, its log-probability, and each cell's numbers."""
-    start = min(chunk.start for chunk in plan.chunks)
-    swept = run_sweep(graph, plan, prompt, start, 1, None)
-    base, token = swept["numbers"][0]
-    return {"token": int(token), "base": base, "cells": swept["cells"]}
+def measure(graph: Graph, prompt: Prompt, parts: Sequence[tuple[Scored, Plan]]) -> dict:
+    """What the journal keeps of the prompt: the clean run's numbers, and each cell's.
+
+    Of the first token these are its log-probability and itself, of other scores all that `numbers_of` tells.
+    """
+    numbers = []
+    for scored, plan in parts:
+        start = min(chunk.start for chunk in plan.chunks)
+        found = run_sweep(graph, plan, scored.prompt, start, 1, None, scored.reading)
+        numbers.append([found["numbers"][0], *found["cells"]])
+    base, *cells = difference(numbers)
+    if parts[0][0].reading is None:
+        return {"token": int(base[1]), "base": base[0], "cells": cells}
+    return {"base": base, "cells": cells}
 
 
 def _windows(chosen: list[int], window: int | None) -> tuple[int, tuple[int, ...]]:
@@ -174,10 +216,9 @@ def _table(
     prompt: Prompt,
     regions: list[Region],
     plan: Plan,
-    token: int,
-    base: float,
-    changes: dict[tuple[str, int], tuple[float, int]],
+    changes: dict[tuple[str, int], dict[str, object]],
     controls: int,
+    column: str,
 ) -> pd.DataFrame:
     import pandas as pd
 
@@ -187,9 +228,8 @@ def _table(
     for _, size, centre in dict.fromkeys((None, size, centre) for _, size, centre in plan.cells):
         layers = window_layers(centre, size, plan.sizes.n_layers)
         for number, region in enumerate(regions):
-            log, top = changes[f"region_{number}->{TARGET}", centre]
             drawn = [changes.get((f"random_{draw}_{number}->{TARGET}", centre)) for draw in range(controls)]
-            partners = [math.expm1(numbers[0] - base) * 100 for numbers in drawn if numbers is not None]
+            partners = [float(one[column]) for one in drawn if one is not None]  # type: ignore[arg-type]
             rows.append(
                 {
                     "prompt": prompt.key or "0",
@@ -205,12 +245,8 @@ def _table(
                     "layer": centre,
                     "first_layer": layers[0],
                     "last_layer": layers[-1],
-                    "base_probability": math.exp(base),
-                    "probability": math.exp(log),
-                    "change_percent": math.expm1(log - base) * 100,
-                    "log_probability_change": log - base,
-                    "answer_changed": top != token,
-                    "control_change_percent": sum(partners) / len(partners) if partners else float("nan"),
+                    **changes[f"region_{number}->{TARGET}", centre],
+                    f"control_{column}": sum(partners) / len(partners) if partners else float("nan"),
                 }
             )
     return pd.DataFrame(rows).astype(dict.fromkeys(("tile", "row", "column"), "Int64"))

@@ -11,6 +11,7 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.scores import Quantity, quantity_of, token_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,8 @@ class KnockoutByPatchResult(Result):
     Columns: prompt, region, image, view, tile, row and column (of its upper left patch), n_tokens, positions, window,
     layer (the window's centre), first_layer, last_layer, base_probability, probability, change_percent
     ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed, control_change_percent (of as many
-    random patches of the same view; NaN for single tokens).
+    random patches of the same view; NaN for single tokens). With another `score` than the first token clean, score and
+    change in place of the probabilities, as in `mmf.flow`, and control_change.
 
     Attributes:
         prompt: what was run, for `plot`; None after `load`.
@@ -34,17 +36,28 @@ class KnockoutByPatchResult(Result):
     prompt: Prompt | None = field(default=None, repr=False)
     kind: ClassVar[str] = "knockout_by_patch"
 
+    @property
+    def quantity(self) -> Quantity:
+        """What is drawn, by the run's score."""
+        return quantity_of(self.header.get("score"))
+
+    @checked
+    def to_frame(self, *, tokens: bool = False) -> pd.DataFrame:
+        """A copy of the table; with `tokens=True` a row per token of the answer: word, clean, score, change (nats)."""
+        names = ("prompt", "region", "window", "layer")
+        return token_table(self.table, names, self.header.get("score")) if tokens else self.table.copy()
+
     def spread(self) -> pd.DataFrame:
-        """By window: layer, mean, low and high (95% range) of the change in percent, over regions and over controls.
+        """By window: layer, mean, low and high (95% range) of the change (`quantity`), over regions and over controls.
 
         Columns: layer, mean, low, high, whole (all source tokens closed at once), control_mean, control_low,
         control_high, below_control (share of the regions below the range of the controls).
         """
         import pandas as pd
 
-        rows = []
-        for (layer, part), whole in zip(self.table.groupby("layer"), self.header["whole_change_percent"], strict=True):
-            change, control = part["change_percent"], part["control_change_percent"]
+        rows, column = [], self.quantity.column
+        for (layer, part), whole in zip(self.table.groupby("layer"), self.header[f"whole_{column}"], strict=True):
+            change, control = part[column], part[f"control_{column}"]
             low = control.quantile(0.025)
             rows.append(
                 {
@@ -77,24 +90,29 @@ class KnockoutByPatchResult(Result):
         """The most harmful region of each window, beside the distribution over regions and the control."""
         header = self.header
         size = header["size"]
-        unit = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
+        what = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
+        column, unit = self.quantity.column, self.quantity.unit
+        told = f"followed: {self.quantity.what}"
+        if "score" not in header:
+            told = f"the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
         lines = [
             f"{header['model']}: {header['source']}->{header['target']}, closed for each of {header['n_regions']}"
-            f" {unit}; the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
+            f" {what}; {told}"
         ]
         for row in self.spread().to_dict("records"):
-            part = self.table[self.table["layer"] == row["layer"]].sort_values("change_percent")
+            part = self.table[self.table["layer"] == row["layer"]].sort_values(column)
             worst = part.iloc[0]
             where = f"row {worst['row']}, column {worst['column']}" if worst["view"] else "a token without patch"
             text = (
-                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row['mean']:+.2g}%, 95% of them from"
-                f" {row['low']:+.2g}% to {row['high']:+.2g}%; lowest {worst['change_percent']:+.3g}% ({where}); all at"
-                f" once {row['whole']:+.3g}%"
+                f"layers {worst['first_layer']} to {worst['last_layer']}: mean {row['mean']:+.2g}{unit}, 95% of them"
+                f" from {row['low']:+.2g}{unit} to {row['high']:+.2g}{unit}; lowest {worst[column]:+.3g}{unit}"
+                f" ({where}); all at once {row['whole']:+.3g}{unit}"
             )
             if not math.isnan(row["below_control"]):
                 text += (
-                    f"; random patches, as many: mean {row['control_mean']:+.2g}%, 95% from {row['control_low']:+.2g}%"
-                    f" to {row['control_high']:+.2g}%; {row['below_control']:.0%} of the squares lie below"
+                    f"; random patches, as many: mean {row['control_mean']:+.2g}{unit}, 95% from"
+                    f" {row['control_low']:+.2g}{unit} to {row['control_high']:+.2g}{unit};"
+                    f" {row['below_control']:.0%} of the squares lie below"
                 )
             lines.append(text)
         return "\n".join(lines)

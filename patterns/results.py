@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._later import group
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.patterns.accuracy_result import AccuracyResult as AccuracyResult
     from nnsight_mmflow.patterns.attention.result import AttentionResult as AttentionResult
     from nnsight_mmflow.patterns.attention.result import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult as AttentionAndEffectResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune.report import PruneReport as PruneReport
     from nnsight_mmflow.patterns.saliency import SaliencyResult as SaliencyResult
     from nnsight_mmflow.patterns.skip_flow import SkipFlowResult as SkipFlowResult
+    from nnsight_mmflow.patterns.sweep.result import SweepResult as SweepResult
     from nnsight_mmflow.patterns.trace.attribution import AttributionPatchingResult as AttributionPatchingResult
     from nnsight_mmflow.patterns.trace.result import CausalTraceResult as CausalTraceResult
     from nnsight_mmflow.patterns.word_overlap import WordOverlapResult as WordOverlapResult
@@ -41,6 +43,8 @@ _WHERE = {
     "SaliencyResult": "patterns.saliency",
     "DisruptionResult": "patterns.disruption",
     "SkipFlowResult": "patterns.skip_flow",
+    "SweepResult": "patterns.sweep.result",
+    "AccuracyResult": "patterns.accuracy_result",
     "WordOverlapResult": "patterns.word_overlap",
     "AttentionResult": "patterns.attention.result",
     "PooledAttention": "patterns.attention.result",

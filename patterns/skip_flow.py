@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
@@ -12,16 +11,32 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.skip import PARTS, Skip
-from nnsight_mmflow.runs.each import next_under
+from nnsight_mmflow.runs.each import scored_under
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band, versions
 from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
+from nnsight_mmflow.runs.scores import (
+    FIRST,
+    Quantity,
+    Score,
+    Scored,
+    check_score,
+    check_scored,
+    columns,
+    quantity_of,
+    readings,
+    score_identity,
+    score_name,
+    token_table,
+)
 from nnsight_mmflow.runs.sweep import answer_of
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -35,21 +50,38 @@ class SkipFlowResult(Result):
     """Skipped layers. One table row per prompt, span and layer.
 
     Columns: prompt, kind, span, layer (the window's centre, or the first layer left out), prediction, correct,
-    base_probability, probability, change_percent, log_probability_change (nats), answer_changed.
+    base_probability, probability, change_percent, log_probability_change (nats), answer_changed; with another `score`
+    than the first token clean, score and change in their place, as in `mmf.flow`.
     """
 
     kind: ClassVar[str] = "skip_flow"
 
+    @property
+    def quantity(self) -> Quantity:
+        """What the curves show, by the run's score."""
+        return quantity_of(self.header.get("score"))
+
+    @checked
+    def to_frame(self, *, tokens: bool = False) -> pd.DataFrame:
+        """A copy of the table; with `tokens=True` a row per token of the answer: word, clean, score, change (nats)."""
+        return (
+            token_table(self.table, ("prompt", "span", "layer"), self.header.get("score"))
+            if tokens
+            else self.table.copy()
+        )
+
     def curves(self) -> dict[str, Band]:
-        """For each span the mean change in percent by layer, and its 95% bootstrap band (low, high)."""
+        """For each span the mean change (in percent, or of `quantity`) by layer, and its 95% bootstrap band."""
         return {
-            str(span): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values="change_percent"))
+            str(span): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values=self.quantity.column))
             for span, part in self.table.groupby("span", sort=False)
         }
 
     @checked
     def needless_from(self, span: str, loss: int | float = 5.0) -> int | None:
-        """The first layer from which on leaving the span out costs less than so many percent, at every later one too.
+        """The first layer from which on leaving the span out costs less than so much, at every later one too.
+
+        `loss` is in percent; with another score than the first token, in that score's unit (nats).
 
         None where even the last layer costs more. With scope="from_layer" it is where the span stops mattering.
         """
@@ -68,10 +100,14 @@ class SkipFlowResult(Result):
         """Which layer each span can spare least."""
         header = self.header
         lines = [f"{header['model']}: {header['n_counted']} of {header['n_prompts']} prompts counted"]
+        unit, digits = self.quantity.unit, 1 if self.quantity.unit == "%" else 2
+        if header.get("score"):
+            lines[0] += f"; followed: {self.quantity.what}"
         for span, (mean, low, high) in self.curves().items():
             layer = int(mean.argmin())
             lines.append(
-                f"{span}: lowest at layer {layer}, {mean[layer]:+.1f}% [{low[layer]:+.1f}, {high[layer]:+.1f}]"
+                f"{span}: lowest at layer {layer}, {mean[layer]:+.{digits}f}{unit}"
+                f" [{low[layer]:+.{digits}f}, {high[layer]:+.{digits}f}]"
             )
         return "\n".join(lines)
 
@@ -85,6 +121,7 @@ def skip_flow(
     window: int = 1,
     scope: str = "window",
     part: str = "layer",
+    score: Score = "first",
     only_correct: bool = True,
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
@@ -102,6 +139,8 @@ def skip_flow(
         window: how many consecutive layers at once, an odd number.
         scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
         part: "layer", "attn" or "mlp", as in Skip.
+        score: as in `mmf.flow`: "first", "answer", "options", or a function. With a whole answer, a span that holds the
+            prompt's last position goes on over the answer's tokens behind it.
         only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
             and then none needs an answer.
         folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
@@ -130,6 +169,9 @@ def skip_flow(
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
     check_answers(prompt_list, "skip_flow", only_correct=only_correct)
+    check_score(score, "skip_flow")
+    why = check_scored(prompt_list, score, "skip_flow")
+    parts = [[] if reason else readings(graph, prompt, score) for prompt, reason in zip(prompt_list, why, strict=True)]
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
@@ -143,16 +185,20 @@ def skip_flow(
         if not rows:
             raise MMFlowError(f"none of {len(prompt_list)} prompts was answered correctly: pass only_correct=False.")
         header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
-        header |= counted(["" if entry["rows"] else "answered otherwise" for entry in entries])
+        header |= counted(["" if entry["rows"] else entry.get("why", "answered otherwise") for entry in entries])
+        if score != FIRST:
+            header["score"] = score_name(score)
         return SkipFlowResult(pd.DataFrame(rows), {**header, "versions": versions()})
 
     planned = [(span, layer) for span in spans for layer in range(depth)]
     study = Study(
         name="skip flow",
-        settings=asked,
+        settings={**asked, **score_identity(score)},
         tasks=[
-            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct)
-            for prompt in prompt_list
+            prompt_task(
+                prompt, prompt_identity(prompt), list(spans), windows, part, only_correct, score_name(score), held, no
+            )
+            for prompt, held, no in zip(prompt_list, parts, why, strict=True)
         ],
         measure=measure,
         collect=collect,
@@ -163,27 +209,32 @@ def skip_flow(
 
 
 def measure(
-    graph: Graph, prompt: Prompt, spans: Sequence[str], windows: Sequence[range], part: str, only_correct: bool
+    graph: Graph,
+    prompt: Prompt,
+    spans: Sequence[str],
+    windows: Sequence[range],
+    part: str,
+    only_correct: bool,
+    score: str,
+    parts: Sequence[Scored],
+    why: str,
 ) -> dict:
     """One prompt's rows; none if it does not count."""
     plain = answer_of(graph, prompt, 16)
-    base, token = plain.base, plain.token
     correct = prompt.accepts(plain.text)
-    rows: list[dict] = []
-    for span in spans if correct or not only_correct else ():
-        skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]
-        for layer, (log, top) in enumerate(next_under(graph, prompt, [(skip,) for skip in skips], token)):
-            rows.append(
-                {
-                    "span": span,
-                    "layer": layer,
-                    "prediction": plain.text,
-                    "correct": correct,
-                    "base_probability": math.exp(base),
-                    "probability": math.exp(log),
-                    "change_percent": math.expm1(log - base) * 100,
-                    "log_probability_change": log - base,
-                    "answer_changed": top[0] != token,
-                }
-            )
-    return {"rows": rows}
+    if why or (only_correct and not correct):
+        return {"rows": [], "why": why or "answered otherwise"}
+    cells = [
+        (f"{span}, layer {layer}", (Skip(layers=window, at=None if span == ALL else span, part=part),))
+        for span in spans
+        for layer, window in enumerate(windows)
+    ]
+    base, *numbers = scored_under(graph, parts, cells, plain.token)
+    where = [(span, layer) for span in spans for layer in range(len(windows))]
+    told = {"prediction": plain.text, "correct": correct}
+    return {
+        "rows": [
+            {"span": span, "layer": layer, **told, **columns(score, base, one, parts[0].words)}
+            for (span, layer), one in zip(where, numbers, strict=True)
+        ]
+    }

@@ -94,6 +94,7 @@ BY_NAME: dict[str, Check] = {
     "folder": folder_of,
     "report": called,
     "judge": called,
+    "make": called,
     "workers": workers_of,
     "remote": place_of,
     "settings": settings_of,

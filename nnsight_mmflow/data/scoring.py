@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
 ARTICLES = {"a", "an", "the"}
@@ -51,6 +52,23 @@ def vqa_accuracy(written: str, answers: tuple[str, ...]) -> float:
         return float(said == others[0])
     scores = [min(sum(other == said for other in others[:i] + others[i + 1 :]) / 3, 1) for i in range(len(others))]
     return round(sum(scores) / len(scores), 10)
+
+
+def as_gqa(written: str, answers: tuple[str, ...]) -> float:
+    """GQA's rule as LLaVA's evaluation has it: the whole answer in lower case, without a full stop at its end.
+
+    Example:
+        >>> as_gqa("Red.", ("red",)), as_gqa("dark red", ("red",))
+        (1.0, 0.0)
+    """
+    said = written.strip().rstrip(".").strip().lower()
+    return float(any(said == answer.strip().rstrip(".").strip().lower() for answer in answers))
+
+
+def answer_rules() -> dict[str, Callable[[str, tuple[str, ...]], float]]:
+    """By name how benchmarks say whether (written, answers) is right."""
+    letters = dict.fromkeys(("scienceqa", "aokvqa"), as_letter)
+    return {"gqa": as_gqa, **dict.fromkeys(("vqa", "textvqa"), vqa_accuracy), "pope": as_yes_or_no, **letters}
 
 
 def normalised(text: str) -> str:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import nnsight
 import torch
 
+from nnsight_mmflow._errors import NoEffectError
+from nnsight_mmflow.inside.reading import Reading, numbers_of
+
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
@@ -44,6 +47,42 @@ def next_of_each(
             best = logs.topk(top).indices.tolist()
             next_tokens.append((float(logs[best[0] if token is None else token]), best))
     return next_tokens
+
+
+def numbers_of_each(
+    model: TransformersModel,
+    edited: list[tuple[str, TransformersModel]],
+    inputs: dict[str, torch.Tensor],
+    token: torch.Tensor,
+    reading: Reading | None,
+    lenient: bool = False,
+) -> list[list[float]]:
+    """Inside a session: the numbers of `numbers_under`.
+
+    Args:
+        model: the model.
+        edited: it, under each choice of patterns, and what that is called.
+        inputs: the prompt's tensors.
+        token: whose log-probability is read, without a reading.
+        reading: what is read.
+        lenient: patterns that change nothing give no numbers, and are no error.
+    """
+    keep = 1 if reading is None else reading.count
+    found: list[list[float]] = []
+    with torch.no_grad():  # the caller's does not travel
+        for name, one in edited:
+            try:
+                with one.trace(**inputs, use_cache=False, logits_to_keep=keep):
+                    logits = nnsight.save(model.output.logits[0, -keep:])
+            except Exception as error:
+                if type(error).__name__ != "NoEffectError":
+                    raise
+                if lenient:
+                    found.append([])
+                    continue
+                raise NoEffectError(f"{name}: {error}") from None
+            found.append(numbers_of(logits, token, reading)[0].tolist())
+    return found
 
 
 def words_of_each(

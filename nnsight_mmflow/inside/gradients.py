@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nnsight_mmflow.inside.reading import Reading, followed
+
 if TYPE_CHECKING:
     from nnsight import Envoy
 
 
 def heads_and_gradients(
-    first: Envoy, outs: list[Envoy], model: Envoy, token: int
+    first: Envoy, outs: list[Envoy], model: Envoy, token: int, reading: Reading | None = None
 ) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:
-    """Inside a trace: the token's log-probability, the heads' results of every layer, and its gradients by them."""
+    """Inside a trace: the token's log-probability, or the score; the heads' results of every layer; its gradients."""
     arguments, named = first.inputs
     entering = arguments[0].detach().requires_grad_(True)  # so that there is a gradient where the weights take none
     first.inputs = ((entering, *arguments[1:]), named)
     heads = [out.inputs[0][0] for out in outs]
-    log = model.output.logits[0, -1].float().log_softmax(-1)[token]
+    keep = 1 if reading is None else reading.count
+    log = followed(model.output.logits[0, -keep:], token, reading)
     gradients = torch.autograd.grad(log, heads)
     return float(log.detach()), [rows[0].detach() for rows in heads], [rows[0] for rows in gradients]

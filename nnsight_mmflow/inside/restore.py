@@ -14,8 +14,9 @@ import nnsight
 import torch
 
 from nnsight_mmflow.inside.names import cached
+from nnsight_mmflow.inside.reading import Reading, numbers_of, read_positions
 from nnsight_mmflow.inside.row_masks import Rows
-from nnsight_mmflow.inside.rows import LayerInput, answer_numbers, crop_cache, enter_layer, prepared, tail_start
+from nnsight_mmflow.inside.rows import LayerInput, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class Cell:
 
 
 def chunks_of(
-    cells: list[Cell], length: int, budget: int, blocks: tuple[tuple[int, int], ...] = ()
+    cells: list[Cell],
+    length: int,
+    budget: int,
+    blocks: tuple[tuple[int, int], ...] = (),
+    read_from: int | None = None,
 ) -> list[tuple[int, list[Cell]]]:
     """(start of the tail, cells) of each chunk: they share a tail, fit the budget, and the first to join are in front.
 
@@ -57,10 +62,12 @@ def chunks_of(
         budget: positions in one chunk.
         blocks: (first, end) of stretches whose positions read one another backwards and forwards: a tail that would
             start inside one takes all of it.
+        read_from: the first position that is read; the last unless given (with an answer behind the prompt, its last).
     """
+    read = length - 1 if read_from is None else read_from
     groups: dict[int, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(tail_start(cell.positions[0], blocks), []).append(cell)
+        groups.setdefault(tail_start(min(read, cell.positions[0]), blocks), []).append(cell)
     chunks = []
     for start, group in sorted(groups.items(), reverse=True):  # the cache shrinks from chunk to chunk
         group.sort(key=lambda cell: (cell.first, cell.end, cell.site, cell.span))
@@ -91,8 +98,9 @@ def cells_of(
     values: dict[str, list[torch.Tensor]],
     places: dict[int, int],
     token: torch.Tensor,
+    reading: Reading | None = None,
 ) -> torch.Tensor:
-    """Inside a session: (cells, 2), chunk by chunk, as `run_cells` gives them.
+    """Inside a session: (cells, numbers), chunk by chunk, as `run_cells` gives them.
 
     Args:
         model: the model.
@@ -105,6 +113,7 @@ def cells_of(
         values: for each site the clean activations at the positions, per layer.
         places: for each position of the prompt its row in `values`.
         token: the answer whose probability is followed.
+        reading: what is read instead.
     """
     length = first_start + corrupt[0].hidden.shape[1]
     measured: list[torch.Tensor] = []
@@ -118,7 +127,7 @@ def cells_of(
         count, device = rows.joined(0), inputs[0].hidden.device
         first = inputs[0].hidden.repeat(1, count, 1)
         spots = torch.arange(start, length, device=device)[None].repeat(1, count)
-        ends = torch.arange(1, len(chunk) + 1, device=device) * rows.tail - 1
+        ends = read_positions(len(chunk), rows.tail, reading, device)
         mask = opened[0][: count * rows.tail, : start + count * rows.tail][None, None]
         with model.trace(
             inputs_embeds=first,
@@ -129,7 +138,7 @@ def cells_of(
             logits_to_keep=ends,
         ):
             run_restored(layers, rows, inputs, opened, nowhere, sites, restored, values)
-            numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
+            numbers = nnsight.save(numbers_of(model.output.logits[0], token, reading))
         measured.append(numbers)
     return torch.cat(measured)
 

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow.inside.names import cache_of, cached
+from nnsight_mmflow.inside.reading import Reading
 from nnsight_mmflow.inside.restore import Cell, cells_of, read_clean
 from nnsight_mmflow.inside.rows import clean_inputs
 from nnsight_mmflow.inside.sites import Site
@@ -26,8 +27,9 @@ def restored_there(
     chunks: list[tuple[int, list[Cell]]],
     ask: dict,
     token: torch.Tensor,
+    reading: Reading | None = None,
 ) -> torch.Tensor:
-    """Inside a session: (cells, 2), chunk by chunk.
+    """Inside a session: (cells, numbers), chunk by chunk.
 
     Args:
         model: the model.
@@ -38,6 +40,7 @@ def restored_there(
         chunks: what is restored.
         ask: the prompts' tensors, and the settings.
         token: the answer whose probability is followed.
+        reading: what is read instead.
     """
     n_layers, inputs = len(sites), []
     with torch.no_grad():  # the caller's does not travel
@@ -52,4 +55,4 @@ def restored_there(
         with model.trace(**ask["clean"], use_cache=False, logits_to_keep=1):
             values = nnsight.save(read_clean(n_layers, sites, ask["names"], ask["positions"]))
         places = {position: row for row, position in enumerate(ask["positions"])}
-        return cells_of(model, layers, sites, chunks, ask["start"], inputs, cache, values, places, token)
+        return cells_of(model, layers, sites, chunks, ask["start"], inputs, cache, values, places, token, reading)

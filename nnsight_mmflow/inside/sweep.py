@@ -12,9 +12,10 @@ from transformers import DynamicCache
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.plan import ROW_BUDGET
+from nnsight_mmflow.inside.reading import Reading, numbers_of, read_positions
 from nnsight_mmflow.inside.row_checks import check_effect
 from nnsight_mmflow.inside.row_masks import mask_of_layer
-from nnsight_mmflow.inside.rows import answer_numbers, clean_inputs, crop_cache, prepared, run_rows
+from nnsight_mmflow.inside.rows import clean_inputs, crop_cache, prepared, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,6 +38,7 @@ class Ask:
         ends: ids at which the answer ends.
         max_new_tokens: how long it may get.
         accepted: the rows run only if the answer is one of these ids; None: in any case.
+        reading: what is read of each row; None: the first token of the answer.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -48,10 +50,11 @@ class Ask:
     ends: tuple[int, ...]
     max_new_tokens: int
     accepted: tuple[tuple[int, ...], ...] | None
+    reading: Reading | None = None
 
 
 def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, ask: Ask) -> dict:
-    """Inside a session: {"tokens": the greedy answer, "numbers": of its first token, "cells": (cells, 2) or None}.
+    """Inside a session: {"tokens": the greedy answer, "numbers": of the clean run, "cells": (cells, numbers) or None}.
 
     Args:
         model: the model.
@@ -59,6 +62,7 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         plan: what is swept, if anything.
         ask: the prompt and the settings.
     """
+    keep = 1 if ask.reading is None else ask.reading.count
     with torch.no_grad():  # the caller's does not travel
         # NDIF runs ordinary keys' blocks in a process of their own: a layer whose inputs are read there is handed a
         # copy of its cache. So inputs are read in a forward without one, and the cache where it comes out.
@@ -66,19 +70,19 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         if plan is not None and ask.apart:
             with model.trace(**ask.inputs, use_cache=False, logits_to_keep=1):
                 inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
-        with model.trace(**ask.inputs, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
+        with model.trace(**ask.inputs, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=keep):
             if plan is not None and not ask.apart:
                 inputs = nnsight.save(clean_inputs(layers, ask.n_layers, ask.start, ask.enters_after, ask.causal))
-            logits = nnsight.save(model.output.logits[:, -1])
+            logits = nnsight.save(model.output.logits[0, -keep:])
             cache = nnsight.save(cache_of(model.output))
-        token = logits.argmax(-1)[0]
-        numbers = answer_numbers(logits, token)
+        token = logits.argmax(-1)[-1]
+        numbers = numbers_of(logits, token, ask.reading)
         tokens, cache = greedy(model, token, cache, ask.ends, ask.max_new_tokens)
         if tokens[-1] in ask.ends:
             tokens = tokens[:-1] or tokens
         swept: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
         if plan is not None and (ask.accepted is None or tuple(tokens) in ask.accepted):
-            swept["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
+            swept["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token, ask.reading).tolist()
         return swept
 
 
@@ -116,8 +120,9 @@ def rows_of(
     clean: list,
     cache: Cache,
     token: torch.Tensor,
+    reading: Reading | None = None,
 ) -> torch.Tensor:
-    """Inside a session: (cells, 2): for each cell the log-probability of the token, and the most likely one.
+    """Inside a session: (cells, numbers): for each cell those of `numbers_of`.
 
     Args:
         model: the model.
@@ -127,6 +132,7 @@ def rows_of(
         clean: what each layer was handed in the clean run.
         cache: of the clean run; it is cut up.
         token: the answer's first token.
+        reading: what is read of each row.
     """
     results: list[torch.Tensor] = []
     # The cache shrinks from chunk to chunk: those with the longest prefix run first.
@@ -139,7 +145,7 @@ def rows_of(
         device = inputs[0].hidden.device
         first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
         spots = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
-        ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
+        ends = read_positions(len(rows.windows), rows.tail, reading, device)
         try:
             with model.trace(
                 inputs_embeds=first,
@@ -150,7 +156,7 @@ def rows_of(
                 logits_to_keep=ends,
             ):
                 run_rows(layers, rows, inputs, opened, places)
-                numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
+                numbers = nnsight.save(numbers_of(model.output.logits[0], token, reading))
         except Exception as error:
             if "out of memory" not in str(error).lower():
                 raise

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import ModelError, PromptError
+from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
+
+ANSWER = "answer"  # the span of the tokens that stand behind a prompt
 
 
 def with_target(graph: Graph, prompt: Prompt, target: str, first_token: bool = False) -> tuple[Prompt, list[int]]:
@@ -45,27 +48,28 @@ def with_target(graph: Graph, prompt: Prompt, target: str, first_token: bool = F
             f"the answer {target!r} has {len(ids)} tokens, and {graph.family} reads the prompt's end backwards and"
             " forwards: an answer behind it would be read as part of the question. Take its first token alone."
         )
-    return _extended(prompt, ids[:-1], tokenizer), ids
+    return extended(prompt, ids[:-1], tokenizer), ids
 
 
-def _extended(prompt: Prompt, ids: list[int], tokenizer) -> Prompt:  # type: ignore[no-untyped-def]
-    """The prompt with tokens behind it; they belong to no span but `all`."""
+def extended(prompt: Prompt, ids: list[int], tokenizer) -> Prompt:  # type: ignore[no-untyped-def]
+    """The prompt with tokens behind it: the span `answer`. All others are as they were, as where tokens are generated.
+
+    The row, and with it `all`, `last` and `~image`, stays the prompt's own.
+    """
     from dataclasses import replace
 
     import torch
 
     inputs = dict(prompt.inputs)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids], dtype=torch.long)], 1)
     for name, value in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
         if name in inputs:
             more = inputs[name].new_full((1, len(ids)), value)
             inputs[name] = torch.cat([inputs[name], more], 1)
-    everything = prompt.spans["all"]
-    row = (everything.row[0], everything.row[1] + len(ids))
-    longer = replace(everything, positions=tuple(range(*row)), row=row)
+    row = prompt.spans["all"].row
+    answer = Span(ANSWER, tuple(range(row[1], row[1] + len(ids))), row)
     spans = replace(
-        prompt.spans,
-        named={**{name: replace(span, row=row) for name, span in prompt.spans.named.items()}, "all": longer},
+        prompt.spans.having(**{ANSWER: answer}),
         tokens=(*prompt.spans.tokens, *tokenizer.convert_ids_to_tokens(ids)),
         offsets=(*prompt.spans.offsets, *[(0, 0)] * len(ids)),
     )

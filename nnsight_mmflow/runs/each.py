@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import nnsight
 import torch
 
-from nnsight_mmflow.inside.each import next_of_each, words_of_each
+from nnsight_mmflow.inside.each import next_of_each, numbers_of_each, words_of_each
+from nnsight_mmflow.runs.scores import Numbers, Scored, difference, while_scored
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.reading import Reading
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -60,6 +63,53 @@ def _next(
     with torch.no_grad(), model.session(**remotely):
         steps = nnsight.save(next_of_each(model, edited, inputs, token, top, lenient))
     return [None if step is None else Next(*step) for step in steps]
+
+
+def numbers_under(
+    graph: Graph,
+    prompt: Prompt,
+    patterns: Sequence[tuple[str, tuple[Pattern, ...]]],
+    token: int,
+    reading: Reading | None,
+    lenient: bool = False,
+) -> list[list[float]]:
+    """For each choice of patterns, by its name, what is read of the prompt, as `numbers_of` tells; in one session.
+
+    Args:
+        graph: the model.
+        prompt: what is asked, with the answer behind it if that is read.
+        patterns: the choices, and what they are called; () is the plain model.
+        token: whose log-probability is read, without a reading.
+        reading: what is read.
+        lenient: patterns that change nothing give no numbers, and are no error.
+
+    Raises:
+        NoEffectError: patterns that would change nothing; which, by name.
+    """
+    inputs, model, remotely, followed = graph.checked(prompt), graph.model, graph.remotely, torch.tensor(token)
+    edited = [(name, graph.edited(prompt, chosen)) for name, chosen in patterns]
+    with torch.no_grad(), model.session(**remotely):
+        found = nnsight.save(numbers_of_each(model, edited, inputs, followed, reading, lenient))
+    return found
+
+
+def scored_under(
+    graph: Graph, parts: Sequence[Scored], patterns: Sequence[tuple[str, tuple[Pattern, ...]]], token: int
+) -> Numbers:
+    """The clean run's numbers, and those under each choice of patterns, which go on over an answer behind the prompt.
+
+    Args:
+        graph: the model.
+        parts: what is read of a prompt, from `readings`.
+        patterns: the choices, and what they are called.
+        token: whose log-probability is read, without a reading.
+    """
+    found = []
+    for part in parts:
+        spans = part.prompt.spans
+        through = [(name, tuple(while_scored(one, spans) for one in chosen)) for name, chosen in patterns]
+        found.append(numbers_under(graph, part.prompt, [("clean", ()), *through], token, part.reading))
+    return difference(found)
 
 
 def words_under(

@@ -78,7 +78,7 @@ def make_plan(
             for centre in range(sizes.n_layers) if centres is None else centres:
                 layers = tuple(window_layers(centre, size, sizes.n_layers))
                 cells[edge, size, centre] = (MaskEdges(layers, ((target, source),)),)
-    return plan_rows(sizes, len(spans["all"]), cells, row_budget, blocks)
+    return plan_rows(sizes, len(spans.tokens), cells, row_budget, blocks, read_from=spans["all"].row[1] - 1)
 
 
 def plan_rows(
@@ -88,6 +88,7 @@ def plan_rows(
     row_budget: int = ROW_BUDGET,
     blocks: tuple[tuple[int, int], ...] = (),
     n_heads: int = 1,
+    read_from: int | None = None,
 ) -> Plan:
     """The plan of one prompt in whose rows any edges are changed. Cells of one name that change the same share a row.
 
@@ -99,11 +100,13 @@ def plan_rows(
         row_budget: how many positions a chunk may hold.
         blocks: as in `make_plan`.
         n_heads: of the model, where edges of some heads are among them.
+        read_from: the first position that is read; the last unless given (with an answer behind the prompt, its last).
     """
+    read = length - 1 if read_from is None else read_from
     groups: dict[int, dict[tuple[str, Row], None]] = {}  # ordered sets
     wanted: dict[tuple[str, int, int], tuple[int, str, Row]] = {}
     for cell, changes in cells.items():
-        start = tail_start(min(target for change in changes for target in change.edges[0][0]), blocks)
+        start = tail_start(min(read, *(target for change in changes for target in change.edges[0][0])), blocks)
         wanted[cell] = start, cell[0], tuple(changes)
         groups.setdefault(start, {})[cell[0], tuple(changes)] = None
     chunks: list[Rows] = []

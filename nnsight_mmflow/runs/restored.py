@@ -12,6 +12,7 @@ from nnsight_mmflow.inside.restored import restored_there
 from nnsight_mmflow.model.forms import PLAIN
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.reading import Reading
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -27,8 +28,9 @@ def run_cells(
     token: torch.Tensor,
     budget: int,
     blocks: tuple[tuple[int, int], ...],
+    reading: Reading | None = None,
 ) -> dict[Cell, torch.Tensor]:
-    """For each cell (2,): the log-probability of the token, and the most likely one; from a server nothing large comes.
+    """For each cell those of `numbers_of`: of the token, or what is read; from a server nothing large comes.
 
     Args:
         graph: the model.
@@ -40,11 +42,12 @@ def run_cells(
         token: the answer whose probability is followed.
         budget: positions in one chunk.
         blocks: (first, end) of positions that read each other both ways.
+        reading: what is read instead of the token.
     """
     model, layers, sites, remotely = graph.model, graph.layers, sites_of(graph), graph.remotely
     corrupted = graph.edited(corrupt, patterns)
     filled = graph.edited(corrupt, patterns, PLAIN) if graph.apart else corrupted
-    chunks = chunks_of(cells, len(prompt), budget, blocks)
+    chunks = chunks_of(cells, len(prompt), budget, blocks, prompt.spans["all"].row[1] - 1)
     names, positions = needs_of(cells)
     ask = {
         "clean": graph.checked(prompt),
@@ -57,5 +60,5 @@ def run_cells(
         "positions": positions,
     }
     with torch.no_grad(), model.session(**remotely):
-        numbers = nnsight.save(restored_there(model, corrupted, filled, layers, sites, chunks, ask, token))
+        numbers = nnsight.save(restored_there(model, corrupted, filled, layers, sites, chunks, ask, token, reading))
     return dict(zip([cell for _, chunk in chunks for cell in chunk], numbers, strict=True))

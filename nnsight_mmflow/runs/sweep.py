@@ -12,6 +12,7 @@ from nnsight_mmflow.inside.sweep import Ask, clean_and_rows
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.plan import Plan
+    from nnsight_mmflow.inside.reading import Reading
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -32,19 +33,21 @@ class Answered:
         text: decoded and stripped.
         base: log-probability of the first token.
         token: its id.
+        tokens: all of them, the end token left out.
     """
 
     text: str
     base: float
     token: int
+    tokens: tuple[int, ...] = ()
 
 
 def answer_of(graph: Graph, prompt: Prompt, max_new_tokens: int) -> Answered:
     """The model's greedy answer, in one session, wherever the graph runs."""
-    swept = run_sweep(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
-    base, token = swept["numbers"][0]
-    text = graph.processor.tokenizer.decode(swept["tokens"], skip_special_tokens=True).strip()
-    return Answered(text, base, int(token))
+    found = run_sweep(graph, None, prompt, len(prompt) - 1, max_new_tokens, ())
+    base, token = found["numbers"][0]
+    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    return Answered(text, base, int(token), tuple(found["tokens"]))
 
 
 def submit_there(
@@ -77,19 +80,26 @@ def run_sweep(
     start: int,
     max_new_tokens: int,
     only: tuple[tuple[int, ...], ...] | None,
+    reading: Reading | None = None,
 ) -> dict:
     """What `clean_and_rows` returns, in one session: the greedy answer, and the plan's cells if it has any."""
     model, layers, remotely = graph.model, graph.layers, graph.remotely
-    ask = ask_of(graph, prompt, start, max_new_tokens, only)
+    ask = ask_of(graph, prompt, start, max_new_tokens, only, reading)
     with torch.no_grad(), model.session(**remotely):
         swept = nnsight.save(clean_and_rows(model, layers, plan, ask))
     return swept
 
 
 def ask_of(
-    graph: Graph, prompt: Prompt, start: int, max_new_tokens: int, only: tuple[tuple[int, ...], ...] | None
+    graph: Graph,
+    prompt: Prompt,
+    start: int,
+    max_new_tokens: int,
+    only: tuple[tuple[int, ...], ...] | None,
+    reading: Reading | None = None,
 ) -> Ask:
     """What the session needs, in plain values."""
     ends = tuple(sorted(end_tokens(graph)))
     inputs = graph.checked(prompt)
-    return Ask(inputs, start, graph.n_layers, graph.enters_after, graph.causal, graph.apart, ends, max_new_tokens, only)
+    facts = graph.n_layers, graph.enters_after, graph.causal, graph.apart
+    return Ask(inputs, start, *facts, ends, max_new_tokens, only, reading)

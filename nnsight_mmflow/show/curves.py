@@ -67,7 +67,7 @@ def flow_figure(result: FlowResult) -> ShownFigure:
             draw_band(axes, range(n_layers), band, label, style)
         label_layers(axes, "centre layer of the blocked window", n_layers)
         axes.set_title(f"window of {window} layer{'s' if window > 1 else ''}", fontsize=10)
-    panels[0].set_ylabel("change of the answer's probability (%)")
+    panels[0].set_ylabel(result.quantity.label)
     figure.legend(
         *panels[-1].get_legend_handles_labels(),
         loc="outside lower center",
@@ -163,7 +163,7 @@ def skip_figure(result: SkipFlowResult) -> ShownFigure:
     for (span, band), style in zip(result.curves().items(), cycle(STYLES), strict=False):
         draw_band(axes, range(n_layers), band, span, style)
     label_layers(axes, "first layer left out" if header["scope"] == "from_layer" else "centre of the window", n_layers)
-    axes.set_ylabel("change of the answer's probability (%)")
+    axes.set_ylabel(result.quantity.label)
     axes.legend(frameon=False, fontsize=9, title="passes unchanged", title_fontsize=9)
     skipped = {"layer": "Layers", "attn": "Attention", "mlp": "MLPs"}[header["part"]]
     size = "" if header["scope"] == "from_layer" else f", window of {header['window']}"

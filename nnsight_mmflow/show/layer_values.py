@@ -107,7 +107,8 @@ def _of_result(what: object, prompt: Prompt, column: str | None) -> LayerValues:
 
     table, kind = _table(what), getattr(what, "kind", "")
     kind = kind or ("lens_by_patch" if {"rank", "word", "probability"} <= set(table.columns) else "")
-    column = column or COLUMNS.get(kind, "")
+    quantity = what.quantity if kind == "knockout_by_patch" and hasattr(what, "quantity") else None
+    column = column or (COLUMNS.get(kind, "") if quantity is None else quantity.column)
     if column not in table or not {"position", "positions", "token"} & set(table.columns) or "layer" not in table:
         raise MMFlowError(
             f"a {type(what).__name__} with the columns {', '.join(map(str, table.columns))} holds no number per layer"
@@ -131,9 +132,11 @@ def _of_result(what: object, prompt: Prompt, column: str | None) -> LayerValues:
             f"this {kind or 'result'} is of no image token: make it with source='image', or show text with"
             " mmf.show.tokens(prompt, result)."
         )
-    labels = {"lens_by_patch": "probability of the likeliest word", "contributions": f"contributions, {column}"}
-    labels |= {"knockout_by_patch": "change of the answer's probability without the patch (%)"}
-    return LayerValues(numbers, tuple(map(str, layers)), labels.get(kind, column.replace("_", " ")), words=words)
+    told = {"lens_by_patch": "probability of the likeliest word", "contributions": f"contributions, {column}"}
+    told |= {"knockout_by_patch": "change of the answer's probability without the patch (%)"}
+    if quantity is not None and quantity.column != COLUMNS["knockout_by_patch"]:
+        told = {kind: quantity.label.replace("change of", "without the patch: change of")}
+    return LayerValues(numbers, tuple(map(str, layers)), told.get(kind, column.replace("_", " ")), words=words)
 
 
 def _tokens(table: pd.DataFrame, where: dict[int, int]) -> list[list[int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nnsight_mmflow.runs.scores import PERCENT
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,7 +29,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _flow(result: Any) -> pd.DataFrame:
     return _frame(
         [
-            {"window": int(window), "edge": edge, **_lowest(band)}
+            {"window": int(window), "edge": edge, **_lowest(band, result.quantity.label)}
             for window in result.table["window"].unique()
             for edge, band in result.curves(int(window)).items()
         ]
@@ -35,14 +37,16 @@ def _flow(result: Any) -> pd.DataFrame:
 
 
 def _skip(result: Any) -> pd.DataFrame:
-    return _frame([{"span": span, **_lowest(band)} for span, band in result.curves().items()])
+    return _frame([{"span": span, **_lowest(band, result.quantity.label)} for span, band in result.curves().items()])
 
 
-def _lowest(band: Any) -> dict[str, Any]:
+def _lowest(band: Any, label: str) -> dict[str, Any]:
     mean, low, high = band
     at = int(mean.argmin())
-    interval = f"{low[at]:+.1f} to {high[at]:+.1f}"
-    return {"lowest at layer": at, "change of probability (%)": f"{mean[at]:+.1f}", "95% interval": interval}
+    if label == PERCENT.label:
+        interval, name = f"{low[at]:+.1f} to {high[at]:+.1f}", "change of probability (%)"
+        return {"lowest at layer": at, name: f"{mean[at]:+.1f}", "95% interval": interval}
+    return {"lowest at layer": at, label: f"{mean[at]:+.2f}", "95% interval": f"{low[at]:+.2f} to {high[at]:+.2f}"}
 
 
 def _lens(result: Any) -> pd.DataFrame:
@@ -74,7 +78,8 @@ def _trace(result: Any) -> pd.DataFrame:
 
 
 def _attribution(result: Any) -> pd.DataFrame:
-    return result.top(8).rename(columns={"estimate": "estimate (nats)", "exact": "measured (nats)"})
+    unit = f" ({result.unit.strip()})" if result.unit else ""
+    return result.top(8).rename(columns={"estimate": f"estimate{unit}", "exact": f"measured{unit}"})
 
 
 def _contributions(result: Any) -> pd.DataFrame:
@@ -152,7 +157,9 @@ def _attention(result: Any) -> pd.DataFrame:
 
 
 def _patches(result: Any) -> pd.DataFrame:
-    lowest = result.table.nsmallest(5, "change_percent")
+    column = result.quantity.column
+    label = "change of probability (%)" if column == "change_percent" else result.quantity.label
+    lowest = result.table.nsmallest(5, column)
     return _frame(
         [
             {
@@ -160,7 +167,7 @@ def _patches(result: Any) -> pd.DataFrame:
                 "column": row["column"],
                 "layers": f"{row['first_layer']} to {row['last_layer']}",
                 "tokens": row["n_tokens"],
-                "change of probability (%)": f"{row['change_percent']:+.2f}",
+                label: f"{row[column]:+.2f}",
             }
             for _, row in lowest.iterrows()
         ]
@@ -199,6 +206,29 @@ def _kept(result: KeptTokensResult) -> pd.DataFrame:
     )
 
 
+def _sweep(result: Any) -> pd.DataFrame:
+    means = result.means()
+    largest = means.reindex(means["mean"].abs().sort_values(ascending=False).index).head(6)
+    told = [
+        {result.quantity.label: f"{row['mean']:+.3g}", "95% interval": f"{row['low']:+.3g} to {row['high']:+.3g}"}
+        for row in largest.to_dict("records")
+    ]
+    return largest[result.axes].reset_index(drop=True).join(_frame(told)).assign(prompts=list(largest["prompts"]))
+
+
+def _accuracy(result: Any) -> pd.DataFrame:
+    scores = result.scores()
+    told = scores[["kind", "n"]].copy()
+    for prefix, name in (("", "right (%)"), ("clean_", "clean run right (%)")):
+        told[name] = [f"{100 * share:.1f}" for share in scores[f"{prefix}accuracy"]]
+        limits = zip(scores[f"{prefix}low"], scores[f"{prefix}high"], strict=True)
+        told[f"{name.removesuffix(' right (%)').removesuffix('right (%)')} 95% Wilson interval".strip()] = [
+            f"{100 * low:.1f} to {100 * high:.1f}" for low, high in limits
+        ]
+    told["as in the clean run (%)"] = [f"{100 * share:.1f}" for share in scores["agreement"]]
+    return told
+
+
 def _features(result: Any) -> pd.DataFrame:
     table = result.table
     shown = table.groupby(table["answer"].fillna("no answer"), sort=False).agg(
@@ -233,6 +263,8 @@ OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "kept_tokens": _kept,
     "knockout_by_patch": _patches,
     "lens_by_patch": _words,
+    "sweep": _sweep,
+    "accuracy": _accuracy,
     "features": _features,
     "probe": _probe,
 }

@@ -29,21 +29,22 @@ LETTER = 0.66  # mean width of a letter, of its height in points
 
 
 def patch_panels(result: KnockoutByPatchResult, prompt: Prompt, image: int) -> Panels:
-    """The change in percent at each image token, a panel for each window of layers."""
+    """The change at each image token, in percent or of the run's score, a panel for each window of layers."""
     import numpy as np
 
-    numbers, titles = [], []
+    numbers, titles, column = [], [], result.quantity.column
     for _, part in of_prompt(result.table, prompt).groupby("layer"):
         changes = {
             int(position): change
-            for positions, change in zip(part["positions"], part["change_percent"], strict=True)
+            for positions, change in zip(part["positions"], part[column], strict=True)
             for position in positions
         }
         numbers.append(by_position(prompt, image, changes))
         first, last = part["first_layer"].iloc[0], part["last_layer"].iloc[0]
         titles.append(f"layer {first}" if first == last else f"layers {first} to {last}")
-    squares = "" if result.header["size"] == 1 else f", squares of {result.header['size']} x {result.header['size']}"
-    label = f"change of p({result.header['answer']}) (%), {result.header['target']} not reading the token{squares}"
+    told = "" if result.header["size"] == 1 else f", squares of {result.header['size']} x {result.header['size']}"
+    what = result.quantity.label if "score" in result.header else f"change of p({result.header['answer']}) (%)"
+    label = f"{what}, {result.header['target']} not reading the token{told}"
     return Panels(np.stack(numbers), tuple(titles), label)
 
 

@@ -77,7 +77,7 @@ def of_result(prompt: Prompt, result: Result, layer: int | None, column: str | N
             f"a {type(result).__name__} holds no number per token of text; contributions, lens and knockout_by_token"
             " do. What it holds for image tokens, its on_image shows."
         )
-    column = column or COLUMNS[kind]
+    column = column or (result.quantity.column if kind == "flow" else COLUMNS[kind])  # type: ignore[attr-defined]
     if column not in table:
         raise MMFlowError(f"the result has no column {column!r}; it has {', '.join(map(str, table.columns))}.")
     table = of_prompt(table, prompt)

@@ -58,6 +58,7 @@ def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
     count = len(spans) + bool(len(checked))
     across = 2 if count == 4 else min(count, 3)
     down = -(-count // across)
+    unit = f" ({result.unit.strip()})" if result.unit else ""
     figure = ShownFigure(figsize=(2.9 * across + 0.8, 0.8 + 2.6 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten().tolist()
     for axes in panels[count:]:
@@ -72,7 +73,7 @@ def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
         axes.set_yticks(range(0, n_heads, max(1, n_heads // 16)))
     for axes in panels[: len(spans) : across]:
         axes.set_ylabel("head")
-    figure.colorbar(image, ax=panels[: len(spans)], label="estimate (nats)")
+    figure.colorbar(image, ax=panels[: len(spans)], label=f"estimate{unit}")
     if len(checked):
         axes = panels[count - 1]
         axes.scatter(checked["exact"], checked["estimate"], s=10, color="#0072B2", alpha=0.6, linewidths=0)
@@ -81,15 +82,19 @@ def attribution_figure(result: AttributionPatchingResult) -> ShownFigure:
             float(checked[["exact", "estimate"]].max().max()),
         ]
         axes.plot(ends, ends, color="0.6", linewidth=0.8)
-        axes.set(xlabel="exact (nats)", ylabel="estimate (nats)")
+        axes.set(xlabel="exact (nats)", ylabel=f"estimate{unit}")
         axes.set_title(f"correlation {result.correlation:.2f}, {len(checked)} cells", fontsize=9)
     rows, hows = result.table.drop_duplicates("prompt"), result.header["corruptions"]
     more = f" and {len(hows) - 1} more" if len(hows) > 1 else ""
+    what, which, letter = "the answer's log-probability", "probability", "P"
+    if "score" in result.header:
+        what, which, letter = result.quantity.what, "score", "S"
     title = (
-        f"Attribution patching, {result.header['model']}: estimated change of the answer's log-probability, head by"
+        f"Attribution patching, {result.header['model']}: estimated change of {what}, head by"
         f" head; single layers, counted from 0; corruption: {hows[0]}{more};"
-        f" mean P_clean {rows['clean_probability'].mean():.2f}, P_corrupt {rows['corrupt_probability'].mean():.2f};"
-        f" {result.header['n_prompts']} prompts, 0 left out"
+        f" mean {letter}_clean {rows[f'clean_{which}'].mean():.2f},"
+        f" {letter}_corrupt {rows[f'corrupt_{which}'].mean():.2f};"
+        f" {result.header['n_prompts']} prompts, {sum(result.header['left_out'].values())} left out"
     )
     figure.suptitle(fill(title, 40 * across), fontsize=9)
     return figure

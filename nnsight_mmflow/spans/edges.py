@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
@@ -24,9 +25,21 @@ def edge_positions(
     source_name, arrow, target_name = edge.partition("->")
     if not arrow:
         raise MMFlowError(f'an edge is "source->target", such as "image->question", not {edge!r}.')
-    source, target = spans[source_name.strip()], spans[target_name.strip()]
+    source, target = spans[source_name.strip()], through_answer(spans, spans[target_name.strip()])
     check_edge(repr(edge), source, target, blocks)
     return source.positions, target.positions
+
+
+def through_answer(spans: Spans, target: Span) -> Span:
+    """The target with the tokens of a teacher-forced answer, if it holds the prompt's last position.
+
+    They stand behind the row, where a generation's new tokens would: so an edge to `last` stays closed while the whole
+    answer is read, as with `when="all"`. Without such tokens it is the target itself.
+    """
+    behind = range(target.row[1], len(spans.tokens))
+    if not behind or target.row[1] - 1 not in target:
+        return target
+    return replace(target, positions=tuple(sorted({*target.positions, *behind})))
 
 
 def resolve(what: str | Span, rows: tuple[Spans, ...], role: str) -> list[Span]:

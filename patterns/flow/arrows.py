@@ -45,14 +45,14 @@ def chosen_window(result: Result, window: int | None) -> int:
     return there[0] if window is None else window
 
 
-def control_means(result: Result, window: int) -> dict[str, pd.DataFrame]:
-    """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
+def control_means(result: Result, window: int, column: str = "change_percent") -> dict[str, pd.DataFrame]:
+    """For each edge that has controls the mean of a column: a row per draw, a column per layer."""
     table = result.table[result.table["window"] == window]
     means_of: dict[str, list[pd.Series]] = {}
     for name, part in table.groupby("edge", sort=False):
         edge = controlled(str(name))
         if edge is not None:
-            means_of.setdefault(edge, []).append(part.groupby("layer")["change_percent"].mean().rename(str(name)))
+            means_of.setdefault(edge, []).append(part.groupby("layer")[column].mean().rename(str(name)))
     import pandas as pd
 
     return {edge: pd.DataFrame(means) for edge, means in means_of.items()}
@@ -62,6 +62,11 @@ def thresholds(result: Result, window: int, asked: int | float | None = None) ->
     """From which effect on an arrow is drawn, and why; `asked` in percent overrides the run's controls."""
     import numpy as np
 
+    if "change_percent" not in result.table:
+        raise MMFlowError(
+            f"the diagram shows percents of a probability, and this result's score, {result.header['score']!r}, is"
+            " none: result.plot() shows its curves."
+        )
     names = [str(name) for name in result.table.loc[result.table["window"] == window, "edge"].unique()]
     edges = [name for name in names if controlled(name) is None]
     if asked is not None:
@@ -97,7 +102,8 @@ def arrows(result: Result, window: int, asked: int | float | None = None) -> pd.
     """A row per edge and layer, as `FlowResult.arrows` tells; control is NaN for an edge that has none of its own."""
     import pandas as pd
 
-    limits, means = thresholds(result, window, asked), control_means(result, window)
+    limits = thresholds(result, window, asked)
+    means = control_means(result, window)
     table = result.table[result.table["window"] == window]
     rows = []
     for edge, part in table.groupby("edge", sort=False):

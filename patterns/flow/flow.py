@@ -14,11 +14,13 @@ from nnsight_mmflow.patterns.flow.job import submit
 from nnsight_mmflow.patterns.flow.measure import CHUNKS_PER_REQUEST, measure, measure_in_parts
 from nnsight_mmflow.patterns.flow.plan import cost, plan_of, travels
 from nnsight_mmflow.patterns.flow.result import FlowResult, collect
+from nnsight_mmflow.patterns.flow.scored import Sweep, measure_scored, scored_parts
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import identities
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, listed, prompt_task, run_study
+from nnsight_mmflow.runs.scores import CAPTION, FIRST, Score, check_score, score_identity, score_name
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -37,11 +39,12 @@ def flow(
     edges: Sequence[str] | None = None,
     window: int | Sequence[int] = 9,
     *,
+    score: Score = "first",
     only_correct: bool = True,
     engine: str = "rows",
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
-    max_new_tokens: int = 16,
+    max_new_tokens: int | None = None,
     chunks_per_request: int = CHUNKS_PER_REQUEST,
     controls: int = 0,
     remote: bool | str | None = None,
@@ -52,8 +55,13 @@ def flow(
 ) -> FlowResult:
     """A FlowResult: for each prompt, edge and centre layer, how the answer's probability changes under knockout.
 
-    The answer is the first token that the model itself generates; every window of layers around a centre is blocked
-    at once, all heads, in the prompt's forward.
+    The answer is the first token that the model itself generates, unless `score` says more; every window of layers
+    around a centre is blocked at once, all heads, in the prompt's forward.
+
+    With a whole answer its tokens stand behind the prompt (teacher forcing), as the span `answer`: "image->answer" and
+    "answer->last" are edges too. A target that holds the prompt's last position goes on over them, so that image->last
+    stays closed while the whole answer is read, as `when="all"` does in a generation. Other targets, such as
+    `question`, and all sources stay the prompt's own positions.
 
     Args:
         graph: the model.
@@ -64,12 +72,20 @@ def flow(
             question_without_options->last.
         window: how many consecutive layers, truncated at both ends; several sizes in one call are allowed. Truncation
             puts layer 0 into every early window, so window=1 is worth a look.
+        score: "first": the probability of the first token of the model's own answer. "answer": the log-probability of
+            all tokens of the prompt's answer, as it is written there (capital letters too), without an end token; also
+            token by token (`by_token`). "options": how far the true option is ahead of the false one, the difference of
+            their logits (of several tokens: of their log-probabilities, each summed over its tokens); prompts without
+            options are left out and counted. "caption": what the model itself writes, up to max_new_tokens (20 unless
+            given), the mean log-probability per token; no answer is needed, and all prompts count. Or a function
+            (logits, prompt) -> float: float32 logits (positions, vocabulary) where the prompt's answer is predicted, at
+            one position without an answer; on a server the prompt comes without its picture and tensors.
         only_correct: False counts every prompt, whatever it answers; then none needs an answer.
         engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
         folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
             there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
-        max_new_tokens: how long an answer may get; a longer one counts as wrong.
+        max_new_tokens: how long an answer may get, 16 unless given; a longer one counts as wrong.
         controls: how many each edge gets: as many random other positions closed to the same target (spans of
             the same size, from the same part of the prompt where it has enough; see `patterns.controls`). They are
             edges like any other, "control 1: object->question"; plots show them in grey, `diagram` takes its threshold
@@ -100,14 +116,22 @@ def flow(
     graph = graph.at(remote)
     prompt_list = listed(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
+    check_score(score, "flow", CAPTION)
+    caption = score == CAPTION
+    only_correct = only_correct and not caption
+    longest = max_new_tokens or (20 if caption else 16)
     _check(prompt_list, windows, only_correct, engine, chunks_per_request)
-    planned = plan_of(graph, prompt_list, edges, windows, controls, row_budget)
+    how, first = Sweep(None if edges is None else tuple(edges), windows, controls, row_budget), score == FIRST
+    if first:
+        planned, why = plan_of(graph, prompt_list, edges, windows, controls, row_budget), [""] * len(prompt_list)
+    else:
+        planned, why, parts = scored_parts(graph, prompt_list, score, how, longest)
     settings = {
         "model": graph.name,
         "edges": planned.edges,
         "windows": windows,
         "only_correct": only_correct,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": longest,
         "attention": graph.backend,
         "versions": versions(),
     }
@@ -115,11 +139,15 @@ def flow(
         settings["controls"] = controls
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
     kept: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
-    kept |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
+    kept |= {"only_correct": only_correct, "max_new_tokens": longest, "engine": engine, **score_identity(score)}
+    extra: list[tuple] = [()] * len(prompt_list)
+    if not first:
+        settings["score"] = score_name(score)
+        extra = [(one, how if caption else None, most, reason) for one, reason in zip(parts, why, strict=True)]
     tasks = [
-        prompt_task(prompt, name, spans, plan, only_correct, engine, max_new_tokens)
-        for name, prompt, spans, plan in zip(
-            identities(prompt_list), prompt_list, planned.spans, planned.plans, strict=True
+        prompt_task(prompt, name, spans, plan, only_correct, engine, longest, *more)
+        for name, prompt, spans, plan, more in zip(
+            identities(prompt_list), prompt_list, planned.spans, planned.plans, extra, strict=True
         )
     ]
 
@@ -130,7 +158,7 @@ def flow(
 
     def sent(there: Graph, journal: Journal) -> Job[FlowResult]:
         asked = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
-        asked |= {"max_new_tokens": max_new_tokens, **({"controls": controls} if controls else {})}
+        asked |= {"max_new_tokens": longest, **({"controls": controls} if controls else {})}
         return submit(there, tasks, asked, folder, journal, engine)
 
     study = Study(
@@ -138,14 +166,18 @@ def flow(
         keyed=True,
         settings={**kept, "controls": controls or None},
         tasks=tasks,
-        measure=measure,
-        measure_there=lambda there, journal, task: measure_in_parts(there, journal, task, most),
+        measure=measure if first else measure_scored,
+        measure_there=(lambda there, journal, task: measure_in_parts(there, journal, task, most)) if first else None,
         collect=collected,
         cost=lambda left: cost(left, engine) + (travels(left, most) if graph.remote else ""),
-        cells=lambda task, kept: (kept["cells"], () if only_correct and not kept["correct"] else task.given[2].cells),
-        submit=sent,
+        cells=lambda task, kept: (kept["cells"], () if _left_out(kept, only_correct) else task.given[2].cells),
+        submit=sent if first else None,
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def _left_out(kept: dict, only_correct: bool) -> bool:
+    return bool(kept.get("why")) or (only_correct and not kept["correct"])
 
 
 def _check(prompts: list[Prompt], windows: tuple[int, ...], only_correct: bool, engine: str, per_request: int) -> None:

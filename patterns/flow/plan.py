@@ -48,6 +48,7 @@ def plan_of(
     windows: tuple[int, ...],
     controls: int,
     row_budget: int,
+    seeds: Sequence[str] | None = None,
 ) -> FlowPlan:
     """The plan of all prompts.
 
@@ -58,6 +59,7 @@ def plan_of(
         windows: window sizes.
         controls: how many each edge gets.
         row_budget: positions in one chunk of rows.
+        seeds: of each prompt's controls; drawn by its content unless given.
 
     Raises:
         MMFlowError: a prompt without the spans of an edge.
@@ -68,8 +70,8 @@ def plan_of(
     kept = [_kept(number, missing, asked, default=edges is None) for number, (_, missing) in enumerate(named)]
     reach, blocks = graph.adapter.sliding_window(), graph.adapter.bidirectional
     controlled = [
-        with_controls(spans, own_edges, controls, prompt.digest(), reach, blocks(spans))
-        for prompt, (spans, _), own_edges in zip(prompts, named, kept, strict=True)
+        with_controls(spans, one, controls, seed, reach, blocks(spans))
+        for seed, (spans, _), one in zip(seeds or [prompt.digest() for prompt in prompts], named, kept, strict=True)
     ]
     plans = [
         make_plan(sizes_of(graph, prompt), spans, own_edges + more, windows, row_budget, blocks(spans))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +10,7 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.flow.controls import controlled
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
+from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, token_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,34 +20,71 @@ if TYPE_CHECKING:
     from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.prompts.prompt import Prompt
 
+METRIC = "change of the first answer token's probability, in percent of the clean run's; mean over prompts"
+
 
 class FlowResult(Result):
     """Knockout curves. One table row per prompt, edge, window size and centre layer; controls are edges of their own.
 
     Columns: prompt, kind, edge, window, layer, answer, prediction, correct, base_probability, probability,
-    change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed.
+    change_percent ((p_new - p_base) * 100 / p_base), log_probability_change (nats), answer_changed. With another
+    `score` than the first token: clean, score and change (score - clean) in their place, change_percent of answers and
+    captions, and answer_changed (it would no longer be written, greedily; of options: the other one is ahead).
     """
 
     kind: ClassVar[str] = "flow"
 
+    @property
+    def quantity(self) -> Quantity:
+        """What the curves show, by the run's score: a column, a label with its unit, and words."""
+        return quantity_of(self.header.get("score"))
+
+    @checked
+    def to_frame(self, *, tokens: bool = False) -> pd.DataFrame:
+        """A copy of the table; with `tokens=True` a row per token of the answer, as `by_token` tells."""
+        return self.by_token() if tokens else self.table.copy()
+
+    def by_token(self) -> pd.DataFrame:
+        """What each token of the answer loses: a row per prompt, edge, window, layer and token.
+
+        Columns: prompt, edge, window, layer, token (its number), word, clean, score, change (nats).
+
+        Raises:
+            MMFlowError: the run's score is not made of tokens.
+        """
+        return token_table(self.table, ("prompt", "edge", "window", "layer"), self.header.get("score"))
+
+    @checked
+    def plot_tokens(
+        self, edge: str | None = None, *, prompt: str | None = None, window: int | None = None
+    ) -> ShownFigure:
+        """A heat map, token by layer: what each token of one prompt's answer loses when the edge is closed.
+
+        Args:
+            edge: one of the result's; None for the first.
+            prompt: its key or number in the table; None for the first.
+            window: the window size; None for the first.
+        """
+        return later("tokens_figure")(self, edge, prompt, window)
+
     @checked
     def curves(self, window: int | None = None) -> dict[str, Band]:
-        """For each edge the mean change in percent by layer, and its 95% bootstrap band (low, high); no controls."""
+        """For each edge the mean change by layer, in percent or of `quantity`, and its 95% bootstrap band."""
         from nnsight_mmflow.patterns.flow.arrows import chosen_window
 
         table = self.table[self.table["window"] == chosen_window(self, window)]
         return {
-            str(edge): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values="change_percent"))
+            str(edge): bootstrap_band(part.pivot_table(index="prompt", columns="layer", values=self.quantity.column))
             for edge, part in table.groupby("edge", sort=False)
             if controlled(str(edge)) is None
         }
 
     @checked
     def controls(self, window: int | None = None) -> dict[str, pd.DataFrame]:
-        """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
+        """For each edge that has controls their mean change, as in `curves`: a row per draw, a column per layer."""
         from nnsight_mmflow.patterns.flow.arrows import chosen_window, control_means
 
-        return control_means(self, chosen_window(self, window))
+        return control_means(self, chosen_window(self, window), self.quantity.column)
 
     @checked
     def arrows(self, window: int | None = None, threshold: int | float | None = None) -> pd.DataFrame:
@@ -55,6 +92,9 @@ class FlowResult(Result):
 
         Columns: edge, source, target, window, layer, change (mean, in percent), low and high (95% bootstrap interval),
         prompts, control (mean of the edge's controls in that layer), threshold (percent), drawn.
+
+        Raises:
+            MMFlowError: the run's score is no probability, of which these are percents.
         """
         from nnsight_mmflow.patterns.flow.arrows import arrows, chosen_window
 
@@ -81,21 +121,24 @@ class FlowResult(Result):
 
     def summary(self) -> str:
         """How many prompts counted, and where each edge matters most."""
+        unit, digits = self.quantity.unit, 1 if self.quantity.unit == "%" else 2
+        what = "" if self.header.get("score") is None else f"; followed: {self.quantity.what}"
         lines = [
             f"{self.header['model']}: {self.header['n_counted']} of {self.header['n_prompts']} prompts counted"
             + "".join(f"; {count} left out ({why})" for why, count in dict(self.header["left_out"]).items())
+            + what
         ]
         for window in self.table["window"].unique():
             for edge, (mean, low, high) in self.curves(int(window)).items():
                 layer = int(mean.argmin())
                 lines.append(
-                    f"window {window}, {edge}: lowest at layer {layer}, {mean[layer]:+.1f}%"
-                    f" [{low[layer]:+.1f}, {high[layer]:+.1f}]"
+                    f"window {window}, {edge}: lowest at layer {layer}, {mean[layer]:+.{digits}f}{unit}"
+                    f" [{low[layer]:+.{digits}f}, {high[layer]:+.{digits}f}]"
                 )
             for edge, means in self.controls(int(window)).items():
                 lines.append(
-                    f"window {window}, {len(means)} control(s) of {edge}: {means.min().min():+.1f}% to"
-                    f" {means.max().max():+.1f}%"
+                    f"window {window}, {len(means)} control(s) of {edge}: {means.min().min():+.{digits}f}{unit} to"
+                    f" {means.max().max():+.{digits}f}{unit}"
                 )
         return "\n".join(lines)
 
@@ -115,13 +158,15 @@ def collect(
     """
     import pandas as pd
 
-    rows = []
-    left_out = {"answered otherwise": 0}
+    rows: list[dict] = []
+    score = settings.get("score")
+    left_out: dict[str, int] = {}
     for name, prompt, entry in zip(_names(prompts), prompts, entries, strict=True):
         if not entry["cells"]:
-            left_out["answered otherwise"] += 1
-        for (edge, size, layer), (log_probability, top) in zip(entry["cells"], entry["numbers"], strict=True):
-            probability, base = math.exp(log_probability), math.exp(entry["base"])
+            why = entry.get("why", "answered otherwise")
+            left_out[why] = left_out.get(why, 0) + 1
+        base = [entry["base"], float(entry["token"])] if score is None else entry.get("base", [])
+        for (edge, size, layer), numbers in zip(entry["cells"], entry["numbers"], strict=True):
             rows.append(
                 {
                     "prompt": name,
@@ -133,11 +178,7 @@ def collect(
                     "answer": prompt.answer,
                     "prediction": entry["prediction"],
                     "correct": entry["correct"],
-                    "base_probability": base,
-                    "probability": probability,
-                    "change_percent": math.expm1(log_probability - entry["base"]) * 100,
-                    "log_probability_change": log_probability - entry["base"],
-                    "answer_changed": int(top) != entry["token"],
+                    **columns(score or FIRST, base, numbers, entry.get("words", ())),
                 }
             )
     if not rows:
@@ -162,7 +203,7 @@ def collect(
         "n_counted": sum(bool(entry["cells"]) for entry in entries),
         "left_out": {why: count for why, count in left_out.items() if count},
         "plan": repr(plans[0]),
-        "metric": "change of the first answer token's probability, in percent of the clean run's; mean over prompts",
+        "metric": METRIC if score is None else quantity_of(score).label + "; mean over prompts",
         "seed": 0,
     }
     return FlowResult(pd.DataFrame(rows), header)

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
-
-import nnsight
-import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.inside.gradients import heads_and_gradients
 from nnsight_mmflow.model.split import whole_here
-from nnsight_mmflow.patterns.patch import Patch
-from nnsight_mmflow.patterns.trace.causal_trace import trace_spans
+from nnsight_mmflow.patterns.trace.attribution_run import measure
+from nnsight_mmflow.patterns.trace.causal_trace import trace_spans, with_spans_of
 from nnsight_mmflow.patterns.trace.corruption import corruption_identity
 from nnsight_mmflow.remote.words import needs_gradients
-from nnsight_mmflow.runs.each import next_or_none
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
+from nnsight_mmflow.runs.scores import (
+    FIRST,
+    Quantity,
+    Score,
+    answered_alike,
+    check_score,
+    check_scored,
+    quantity_of,
+    readings,
+    score_identity,
+    score_name,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.workers import Workers
@@ -40,12 +46,23 @@ if TYPE_CHECKING:
 class AttributionPatchingResult(Result):
     """Attribution patching. One table row per prompt, span, layer and head.
 
-    Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability, estimate (of the change of the
+    Columns: prompt, span, layer, head, answer, clean_probability, corrupt_probability (with another `score` than the
+    first token clean_score and corrupt_score), estimate (of the change of the
     answer's log-probability, in nats, when the corrupt run gets the head's clean result at the span), exact (the same,
     measured; NaN where it was not).
     """
 
     kind: ClassVar[str] = "attribution"
+
+    @property
+    def quantity(self) -> Quantity:
+        """What estimates are of, by the run's score."""
+        return quantity_of(self.header.get("score"))
+
+    @property
+    def unit(self) -> str:
+        """Of estimates: nats, but for a function or a difference of logits."""
+        return " nats" if self.header.get("score") in (None, "answer") else self.quantity.unit
 
     @property
     def correlation(self) -> float:
@@ -71,7 +88,7 @@ class AttributionPatchingResult(Result):
         )
         lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {counts}"]
         lines += [
-            f"layer {row.layer}, head {row.head}, {row.span}: {row.estimate:+.2f} nats"
+            f"layer {row.layer}, head {row.head}, {row.span}: {row.estimate:+.2f}{self.unit}"
             for row in self.top(5).itertuples()
         ]
         return "\n".join(lines)
@@ -86,6 +103,7 @@ def attribution_patching(
     *,
     exact: int = 24,
     seed: int = 0,
+    score: Score = "first",
     folder: str | PathLike[str] | None = None,
     remote: bool | str | None = None,
     workers: int | Workers = 0,
@@ -108,6 +126,8 @@ def attribution_patching(
         exact: in how many cells of each prompt the patch is really made: half of them those with the largest estimates,
             half drawn by chance; 0: none.
         seed: of the cells that are drawn by chance.
+        score: as in `mmf.flow`: "first" (of the clean run's own answer), "answer", "options", or a function, which then
+            returns a tensor made of the logits, so that a gradient can be taken.
         folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
             there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
@@ -145,7 +165,13 @@ def attribution_patching(
                 f"prompt {number} has {len(prompt)} positions, its corrupt run {len(corruption.prompt)}: positions"
                 " would not mean the same."
             )
-    places = [trace_spans(n, *pair, spans, each=False, controls=0) for n, pair in enumerate(pairs)]
+    check_score(score, "attribution_patching")
+    why = check_scored(prompts, score, "attribution_patching")
+    held = [[] if reason else readings(graph, prompt, score) for prompt, reason in zip(prompts, why, strict=True)]
+    places = [
+        trace_spans(n, with_spans_of(prompt, parts), corruption, spans, each=False, controls=0)
+        for n, ((prompt, corruption), parts) in enumerate(zip(pairs, held, strict=True))
+    ]
     names = [f"{prompt_identity(prompt)}, {corruption_identity(corruption)}" for prompt, corruption in pairs]
 
     def collect(entries: list[dict]) -> AttributionPatchingResult:
@@ -153,22 +179,35 @@ def attribution_patching(
 
         header = {
             "model": graph.name,
-            **counted([""] * len(entries)),
+            **counted([entry.get("why", "") for entry in entries]),
             "n_layers": graph.n_layers,
             "n_heads": graph.n_heads,
-            "corruptions": list(dict.fromkeys(corruption.how for corruption in corruptions)),
-            "metric": "change of the log-probability of the clean answer's first token (nats)",
+            "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
+            "metric": "change of the log-probability of the clean answer's first token (nats)"
+            if score == FIRST
+            else quantity_of(score_name(score)).label,
             "versions": versions(),
         }
+        if score != FIRST:
+            header["score"] = score_name(score)
         return AttributionPatchingResult(pd.DataFrame(rows_of(prompts, entries)).drop(columns="kind"), header)
 
     layers, heads = range(graph.n_layers), range(graph.n_heads)
     study = Study(
         name="attribution",
-        settings={"spans": spans and list(spans), "exact": exact, "seed": seed},
+        settings={"spans": spans and list(spans), "exact": exact, "seed": seed, **score_identity(score)},
         tasks=[
-            prompt_task(prompt, name, corruption, where, exact, drawn_by(seed, name))
-            for (prompt, corruption), name, where in zip(pairs, names, places, strict=True)
+            prompt_task(
+                prompt,
+                name,
+                corruption,
+                where,
+                exact,
+                drawn_by(seed, name),
+                [(one, replace(corruption, prompt=answered_alike(graph, one, corruption.prompt))) for one in parts],
+                no,
+            )
+            for (prompt, corruption), name, where, parts, no in zip(pairs, names, places, held, why, strict=True)
         ],
         measure=measure,
         collect=collect,
@@ -178,63 +217,11 @@ def attribution_patching(
             "span",
             "head",
             planned=lambda task, entry: [
-                (layer, at, head) for layer in layers for at in task.given[2] for head in heads
+                (layer, at, head)
+                for layer in (() if entry.get("why") else layers)
+                for at in task.given[2]
+                for head in heads
             ],
         ),
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
-
-
-def measure(
-    graph: Graph,
-    prompt: Prompt,
-    corruption: Corruption,
-    places: dict[str, list[int]],
-    exact: int,
-    seed: int,
-) -> dict:
-    """What the journal keeps of one prompt."""
-    outs, first, width = (
-        [graph.attention_out(layer) for layer in range(graph.n_layers)],
-        graph.layers[0],
-        graph.head_width,
-    )
-    with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
-        clean = nnsight.save([out.inputs[0][0][0].detach().clone() for out in outs])
-        log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1).detach())
-    token = int(log.argmax())
-    with graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
-        saved = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
-    low, heads, gradients = saved
-    rows = []
-    for layer, (was, now, gradient) in enumerate(zip(clean, heads, gradients, strict=True)):
-        gain = ((was.to(now) - now).float() * gradient.float()).unflatten(-1, (graph.n_heads, width)).sum(-1).cpu()
-        for name, at in places.items():
-            rows += [
-                {
-                    "span": name,
-                    "layer": layer,
-                    "head": head,
-                    "answer": graph.processor.tokenizer.decode([token]).strip(),
-                    "clean_probability": math.exp(float(log[token])),
-                    "corrupt_probability": math.exp(low),
-                    "estimate": float(gain[at, head].sum()),
-                    "exact": float("nan"),
-                }
-                for head in range(graph.n_heads)
-            ]
-    generator = torch.Generator().manual_seed(seed)
-    order = sorted(range(len(rows)), key=lambda i: -abs(rows[i]["estimate"]))
-    drawn = [i for i in torch.randperm(len(rows), generator=generator).tolist() if i not in order[: exact // 2]]
-    everything = corruption.prompt.spans["all"]
-    chosen = [*order[: exact // 2], *drawn[: exact - exact // 2]]
-    patches: list[tuple[Pattern, ...]] = []
-    for i in chosen:
-        row = rows[i]
-        span = everything.part(places[row["span"]], row["span"])
-        value = clean[row["layer"]][places[row["span"]]][None, None]
-        patch = Patch(at=span, site="attn", layers=row["layer"], heads=(row["head"],), value=value)
-        patches.append((*corruption.patterns, patch))
-    for i, measured in zip(chosen, next_or_none(graph, corruption.prompt, patches, token), strict=True):
-        rows[i]["exact"] = 0.0 if measured is None else measured.log - low  # None: the head gives there what it gave
-    return {"rows": rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,17 @@ from nnsight_mmflow.runs.identity import drawn_by, prompt_identity
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Cells, Study, Task, listed, prompt_task, run_study
+from nnsight_mmflow.runs.scores import (
+    FIRST,
+    Score,
+    Scored,
+    answered_alike,
+    check_score,
+    check_scored,
+    readings,
+    score_identity,
+    score_name,
+)
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
@@ -48,6 +60,7 @@ def causal_trace(
     max_corrupt: float = 0.5,
     controls: int = 1,
     same_answer: Corruption | Sequence[Corruption] | None = None,
+    score: Score = "first",
     engine: str = "rows",
     folder: str | PathLike[str] | None = None,
     row_budget: int = ROW_BUDGET,
@@ -59,8 +72,9 @@ def causal_trace(
 ) -> CausalTraceResult:
     """A CausalTraceResult: for each prompt, span, site and layer, how much of the answer clean activations bring back.
 
-    The answer is the first token that the clean run generates. A cell's effect is P_restored - P_corrupt; its
-    normalised form, the change of the log-probability and whether the top answer comes back stand beside it.
+    The answer is the first token that the clean run generates, unless `score` says more. A cell's effect is P_restored
+    less P_corrupt; its normalised form, the change of the log-probability and whether the top answer comes back stand
+    beside it.
 
     Args:
         graph: the model.
@@ -81,6 +95,9 @@ def causal_trace(
             itself, the replaced words and the last position left out).
         same_answer: for each prompt another run, as long, that has the same answer (the same thing on another picture):
             restoring from it must do nothing. The rows "same answer: ..." show what it does.
+        score: as in `mmf.flow`: "first"; "answer": the probability of the prompt's whole answer, whose tokens stand
+            behind both runs; "options" or a function: effects are differences of that score, and min_clean and
+            max_corrupt do not apply. Spans that are restored are those of the prompt; `answer` is one too.
         engine: "rows", or "forward" (one forward per cell: the slow reference).
         folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
             there.
@@ -116,13 +133,16 @@ def causal_trace(
     sites = [_site(site) for site in sites]
     _check(prompts, corruptions, sites, window, engine)
     check_answers(prompts, "causal_trace", only_correct=only_correct)
+    check_score(score, "causal_trace")
+    why = check_scored(prompts, score, "causal_trace")
     alike = [same_answer] if isinstance(same_answer, Corruption) else list(same_answer or ())
     if alike:
         _check(prompts, alike, sites, window, engine)
     stretches = [window_layers(centre, window, graph.n_layers) for centre in range(graph.n_layers)]
+    held = [[] if reason else readings(graph, prompt, score) for prompt, reason in zip(prompts, why, strict=True)]
     places = [
-        trace_spans(number, prompt, corruption, spans, each_position, controls)
-        for number, (prompt, corruption) in enumerate(zip(prompts, corruptions, strict=True))
+        trace_spans(number, with_spans_of(prompt, parts), corruption, spans, each_position, controls)
+        for number, (prompt, corruption, parts) in enumerate(zip(prompts, corruptions, held, strict=True))
     ]
     likewise = [
         {f"{SAME}{name}": at for name, at in where.items() if not name.startswith("random")}
@@ -159,13 +179,18 @@ def causal_trace(
         for _, _, where in runs
     ]
     kept = {name: settings[name] for name in ("spans", "sites", "window", "each_position", "only_correct", "controls")}
-    kept |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine}
+    kept |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine, **score_identity(score)}
+    if score != FIRST:
+        settings["score"] = score_name(score)
     tasks = []
     for number, ((prompt, corruption, _), cells) in enumerate(zip(runs, planned, strict=True)):
         counts = number < len(prompts)  # what is left out is decided by the corrupt run, not by its control
         limits = (only_correct, min_clean, max_corrupt) if counts else (False, 0.0, math.inf)
         name = f"{'' if counts else 'control of '}{prompt_identity(prompt)}, {corruption_identity(corruption)}"
-        tasks.append(prompt_task(prompt, name, corruption, cells, limits, engine, row_budget))
+        read = [(one, _alike(graph, one, corruption)) for one in held[number % len(prompts)]]
+        no = why[number % len(prompts)]
+        given = (corruption, cells, limits, engine, row_budget, read, score_name(score), no)
+        tasks.append(prompt_task(prompt, name, *given))
 
     def cells_of(task: Task, entry: dict) -> tuple[Cells, Cells]:
         wanted = () if entry["left_out"] else [(cell.span, cell.site, cell.first, cell.end) for cell in task.given[2]]
@@ -181,6 +206,16 @@ def causal_trace(
         cells=cells_of,
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)
+
+
+def _alike(graph: Graph, scored: Scored, corruption: Corruption) -> Corruption:
+    """The corrupt run with the same answer behind its prompt."""
+    return replace(corruption, prompt=answered_alike(graph, scored, corruption.prompt))
+
+
+def with_spans_of(prompt: Prompt, parts: Sequence[Scored]) -> Prompt:
+    """The prompt, whose spans know the answer that stands behind it where it is read."""
+    return replace(prompt, spans=parts[0].prompt.spans) if parts else prompt
 
 
 def _site(name: str) -> str:

@@ -10,6 +10,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.scores import FIRST, OPTIONS, WHOLE, quantity_of, token_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,16 +34,25 @@ class CausalTraceResult(Result):
 
     Columns: prompt, kind, corruption, span, positions (how many), site, layer, first_layer, last_layer, answer,
     clean_probability, corrupt_probability, restored_probability, effect (P_restored - P_corrupt), normalised_effect
-    ((P_restored - P_corrupt) / (P_clean - P_corrupt)), log_probability_change, answer_restored.
+    ((P_restored - P_corrupt) / (P_clean - P_corrupt)), log_probability_change, answer_restored. With score "answer"
+    these are of the whole answer; with "options" or a function, clean_score, corrupt_score and restored_score stand in
+    the probabilities' place, and effects are differences of scores.
     """
 
     kind: ClassVar[str] = "causal_trace"
 
     @checked
+    def to_frame(self, *, tokens: bool = False) -> pd.DataFrame:
+        """A copy of the table; with `tokens=True` a row per token of the answer: corrupt, score, change (nats)."""
+        names = ("prompt", "span", "site", "layer")
+        return token_table(self.table, names, self.header.get("score"), "corrupt") if tokens else self.table.copy()
+
+    @checked
     def map(self, quantity: str = "effect") -> dict[str, pd.DataFrame]:
         """For each site the mean over prompts: a row per span, a column per centre layer."""
-        if quantity not in QUANTITIES:
-            raise MMFlowError(f"quantity must be one of {', '.join(QUANTITIES)}, not {quantity!r}.")
+        known = [name for name in QUANTITIES if name in self.table]
+        if quantity not in known:
+            raise MMFlowError(f"quantity must be one of {', '.join(known)}, not {quantity!r}.")
         order = list(dict.fromkeys(self.table["span"]))
         return {
             str(site): part.pivot_table(index="span", columns="layer", values=quantity, aggfunc="mean").reindex(
@@ -60,12 +70,18 @@ class CausalTraceResult(Result):
         left = sum(self.header["left_out"].values())
         size = int(self.header.get("window") or self.header["width"])  # of results before 0.3
         window = "single layers" if size == 1 else f"windows of {size} layers (half-width {size // 2})"
-        hows = self.header["corruptions"]
+        hows, score = self.header["corruptions"], self.header.get("score")
+        told, letter = QUANTITIES[quantity], "P"
+        if score not in (None, WHOLE):
+            told, letter = told.replace("P_", "S_") + f"; S: {quantity_of(score).what}", "S"
+        elif score == WHOLE:
+            told += "; P: of the whole answer"
+        which = "probability" if letter == "P" else "score"
         return (
-            f"{QUANTITIES[quantity]}; {window}, layers counted from 0; corruption: {hows[0]}"
+            f"{told}; {window}, layers counted from 0; corruption: {hows[0]}"
             + (f" and {len(hows) - 1} more" if len(hows) > 1 else "")
-            + f"; mean P_clean {prompts['clean_probability'].mean():.2f},"
-            f" P_corrupt {prompts['corrupt_probability'].mean():.2f};"
+            + f"; mean {letter}_clean {prompts[f'clean_{which}'].mean():.2f},"
+            f" {letter}_corrupt {prompts[f'corrupt_{which}'].mean():.2f};"
             f" {self.header['n_counted']} prompts, {left} left out"
         )
 
@@ -125,13 +141,11 @@ def collect_trace(
         if entry["left_out"]:
             left_out[entry["left_out"]] = left_out.get(entry["left_out"], 0) + 1
             continue
-        numbers = {(span, site, first, end): measured for span, site, first, end, *measured in entry["cells"]}
-        p_clean, p_corrupt = math.exp(entry["clean"]), math.exp(entry["corrupt"])
+        numbers = {(span, site, first, end): found for span, site, first, end, *found in entry["cells"]}
+        name = settings.get("score") or FIRST
         for span, at in where.items():
             for site in sites:
                 for layer, window in enumerate(windows):
-                    log, top = numbers[span, site, window.start, window.stop]
-                    restored = math.exp(log)
                     rows.append(
                         {
                             "prompt": prompt.key or str(number % n_prompts),
@@ -144,15 +158,7 @@ def collect_trace(
                             "first_layer": window.start,
                             "last_layer": window.stop - 1,
                             "answer": entry["prediction"],
-                            "clean_probability": p_clean,
-                            "corrupt_probability": p_corrupt,
-                            "restored_probability": restored,
-                            "effect": restored - p_corrupt,
-                            "normalised_effect": math.nan
-                            if control  # its run has the answer: there is nothing to restore
-                            else (restored - p_corrupt) / (p_clean - p_corrupt),
-                            "log_probability_change": log - entry["corrupt"],
-                            "answer_restored": int(top) == entry["token"],
+                            **_effect(name, entry, numbers[span, site, window.start, window.stop], control),
                         }
                     )
     if not rows:
@@ -169,3 +175,25 @@ def collect_trace(
         "corruptions": list(dict.fromkeys(corruption.how for _, corruption, _ in runs[:n_prompts])),
     }
     return CausalTraceResult(pd.DataFrame(rows), header)
+
+
+def _effect(name: str, entry: dict, numbers: Sequence[float], control: bool) -> dict[str, object]:
+    """What a row says of a cell's numbers: of probabilities, or of another score."""
+    high, low = entry.get("bases", [[entry["clean"]], []])  # of folders before there were scores
+    is_probability = name in (FIRST, WHOLE)
+    value = math.exp if is_probability else float
+    clean, corrupt, restored = value(high[0]), value(entry["corrupt"]), value(numbers[0])
+    what = "probability" if is_probability else "score"
+    row: dict[str, object] = {f"clean_{what}": clean, f"corrupt_{what}": corrupt, f"restored_{what}": restored}
+    row["effect"] = restored - corrupt
+    # a control's run has the answer: there is nothing to restore
+    row["normalised_effect"] = math.nan if control or clean == corrupt else (restored - corrupt) / (clean - corrupt)
+    if is_probability:
+        row["log_probability_change"] = numbers[0] - entry["corrupt"]
+    if name == FIRST:
+        row["answer_restored"] = int(numbers[1]) == entry["token"]
+    elif name in (WHOLE, OPTIONS):
+        row["answer_restored"] = bool(numbers[1]) == bool(high[1])
+    if name == WHOLE:
+        row |= {"tokens": entry["words"], "corrupt_token_scores": low[2:], "token_scores": list(numbers[2:])}
+    return row

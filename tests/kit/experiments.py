@@ -86,10 +86,37 @@ def facts_and_others(here, one, two) -> tuple:
     return mmf.nano.edits(here, 2), mmf.nano.prompts(here, 4)[2:]
 
 
+def blocked(layer):
+    return mmf.Knockout(source="text('the', 0)", target="last", layers=layer)
+
+
+def skipped(layer, at):
+    return mmf.Skip(layers=layer, at=at)
+
+
+# A score of one's own: how sure the model is where the answer is read. It has no name, so that it travels by value.
+SUREST = lambda logits, prompt: logits.log_softmax(-1).max(-1).values.mean() + len(prompt.question)  # noqa: E731
+
 ROWS = (
     Row("flow", "FlowResult", both, {"window": 3, **LOOSE}),
     Row("flow by forwards", "FlowResult", first, {"edges": ["image->last"], "window": 9, "engine": "forward", **LOOSE}),
     Row("skip_flow", "SkipFlowResult", both, {"spans": ["image"], **LOOSE}),
+    Row("flow by answers", "FlowResult", both, {"edges": ["image->last"], "window": 9, "score": "answer", **LOOSE}),
+    Row("flow by captions", "FlowResult", first, {"edges": ["image->last"], "window": 9, "score": "caption"}),
+    Row("flow by a function", "FlowResult", first, {"edges": ["image->last"], "window": 9, "score": SUREST, **LOOSE}),
+    Row("sweep", "SweepResult", lambda *given: (*both(*given), blocked, range(3)), {"controls": 1, **LOOSE}),
+    Row(
+        "sweep by forwards",
+        "SweepResult",
+        lambda *given: (*first(*given), skipped, {"layer": [3, 4], "at": ["image", "corner"]}, "answer"),
+        LOOSE,
+    ),
+    Row(
+        "accuracy",
+        "AccuracyResult",
+        lambda *given: (*both(*given), mmf.Knockout(source="image", target="last", layers=range(6), when="all")),
+        {"max_new_tokens": 2},
+    ),
     Row("lens", "LensResult", both, LOOSE),
     Row("word_overlap", "WordOverlapResult", both, {"window": 9}),
     Row("contributions", "ContributionsResult", both),

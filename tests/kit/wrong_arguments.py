@@ -32,6 +32,11 @@ TEXT = [3, ["red"], True, 2.5]
 WORKERS = [-1, 1.5, "2", True, None, [1], {}]
 QUIET_ARGUMENTS = {"progress": FLAG, "report": CALLED}
 DRAWS = [-1, 1.5, "3", None, HUGE]
+SCORES = ["last", "", 3, None, ["answer"], str, True]
+
+
+def _closed(layer):
+    return mmf.Knockout(source="image", target="last", layers=layer)
 
 
 def calls(graph) -> dict:
@@ -68,11 +73,25 @@ def calls(graph) -> dict:
             run
             | {"prompts": prompts, "edges": EDGES, "window": WINDOWS, "only_correct": FLAG, "row_budget": COUNT}
             | {
-                "max_new_tokens": [*COUNT, HUGE],
+                "max_new_tokens": [count for count in (*COUNT, HUGE) if count is not None],
                 "chunks_per_request": COUNT,
                 "controls": [*DRAWS, True],
                 "engine": CHOICE,
+                "score": SCORES,
             },
+        ),
+        "sweep": (
+            experiment(mmf.sweep, prompts=one, make=_closed, over=[3], only_correct=False, **ABOUT),
+            run
+            | {"prompts": prompts, "make": CALLED, "over": ["abc", 3, None, [], {}, {"prompt": [1]}, [1, 1]]}
+            | {"score": SCORES, "only_correct": FLAG, "controls": [*DRAWS, True], "engine": CHOICE}
+            | {"row_budget": COUNT, "max_new_tokens": [*COUNT, HUGE]},
+        ),
+        "accuracy": (
+            experiment(mmf.accuracy, prompts=one, **ABOUT),
+            run
+            | {"prompts": prompts, "match": ["foo", 3, None, ["exact"], str]}
+            | {"max_new_tokens": [count for count in (*COUNT, HUGE) if count is not None], "batch_size": COUNT},
         ),
         "lens": (
             experiment(mmf.lens, prompts=one, only_correct=False, **ABOUT),
@@ -84,7 +103,7 @@ def calls(graph) -> dict:
             experiment(mmf.skip_flow, prompts=one, spans=["image"], only_correct=False, **ABOUT),
             run
             | {"prompts": prompts, "spans": SPANS, "window": WINDOWS, "scope": CHOICE, "part": CHOICE}
-            | {"only_correct": FLAG},
+            | {"only_correct": FLAG, "score": SCORES},
         ),
         "causal_trace": (
             experiment(mmf.causal_trace, clean=clean[0], corrupt=corrupt[0], sites=["mlp"], **ABOUT),
@@ -92,12 +111,13 @@ def calls(graph) -> dict:
             | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "sites": SPANS, "only_correct": FLAG}
             | {"window": [*WINDOWS, [3, 5]], "each_position": FLAG, "min_clean": ["x", NAN, None, True]}
             | {"max_corrupt": ["x", NAN, None], "controls": DRAWS, "same_answer": ["x", 3, [3]]}
-            | {"engine": CHOICE, "row_budget": COUNT},
+            | {"engine": CHOICE, "row_budget": COUNT, "score": SCORES},
         ),
         "attribution_patching": (
             experiment(mmf.attribution_patching, clean=clean[0], corrupt=corrupt[0], exact=2, **ABOUT),
             run
-            | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "exact": ["x", -1, 1.5, True, None], "seed": SEED},
+            | {"clean": prompts, "corrupt": pairs, "spans": SPANS, "exact": ["x", -1, 1.5, True, None], "seed": SEED}
+            | {"score": SCORES},
         ),
         "contributions": (
             experiment(mmf.contributions, prompts=one, **ABOUT),
@@ -126,7 +146,7 @@ def calls(graph) -> dict:
                 "window": WINDOWS,
                 "size": [*COUNT, 99],
             }
-            | {"controls": DRAWS, "seed": SEED, "row_budget": COUNT},
+            | {"controls": DRAWS, "seed": SEED, "row_budget": COUNT, "score": SCORES},
         ),
         "lens_by_patch": (
             experiment(mmf.lens_by_patch, prompt=one, layers=[4], **ABOUT),

@@ -191,7 +191,7 @@ def test_a_failure_leaves_the_model_clean(graph, monkeypatch):
     def broken(*given):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(sweep, "answer_numbers", broken)
+    monkeypatch.setattr(sweep, "numbers_of", broken)
     with pytest.raises(RuntimeError, match="planted"):
         mmf.flow(graph, prompt, only_correct=False, **QUIET)
     with torch.no_grad():

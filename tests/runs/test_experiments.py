@@ -59,6 +59,8 @@ def test_one_rule_for_prompts_without_an_answer():
     silent, sent = replace(two, answer=None), []
     layer = nano.adapter.roles()["layers"][0].register_forward_pre_hook(lambda *_: sent.append(1))
     for row in JUDGED:
+        if row.settings.get("score") == "caption":  # what the model itself writes needs no answer
+            continue
         settings = {name: value for name, value in row.settings.items() if name != "only_correct"}
         several = isinstance(row.given(nano, one, two)[0], list)
         given = row.given(nano, *((one, silent) if several else (silent, one)))

@@ -351,6 +351,10 @@ def test_a_model_without_weights_has_no_identity(prompts, tmp_path):
         flow(mmf.load("nano", dispatch=False), prompts[:1], tmp_path)
 
 
+def _closed(layer):
+    return mmf.Knockout(source="image", target="last", layers=layer)
+
+
 # Every argument of every experiment either changes its numbers, and is part of its identity, or does not.
 HOW = {"folder", "remote", "workers", "blocking", "progress", "report", "chunks_per_request", "row_budget"}
 NEUTRAL = {
@@ -370,12 +374,15 @@ NEUTRAL = {
     "knockout_by_token": HOW,
     "lens_by_patch": HOW,
     "attention_and_effect": HOW,
+    "sweep": HOW,
+    "accuracy": HOW | {"match", "batch_size", "patterns"},  # each entry says by which patterns it was written
     "features": HOW | {"batch_size"},
 }
 FIRST = {"graph", "prompts", "prompt", "clean", "corrupt", "facts", "others"}
 SAID_AS = {
     "flow": {"window": "windows"},
     "prune_report": {"timed": "timed_on"},
+    "sweep": {"make": "patterns"},
     "knockout_by_token": {"window": "windows", "source": "edges", "target": "edges"},
     "attention_and_effect": {"source": "spans", "controls": "spans", "seed": "spans"},
 }
@@ -390,15 +397,17 @@ def tried(base, tmp_path_factory):
     facts = mmf.nano.edits(base, 1)
     brief = mmf.EditSettings(steps=1)
     runs = {
-        "flow": lambda where: mmf.flow(base, one, EDGES, 1, controls=1, folder=where, **quiet),
-        "causal_trace": lambda where: mmf.causal_trace(base, *pairs, ["last"], ["mlp"], folder=where, **quiet),
+        "flow": lambda where: mmf.flow(base, one, EDGES, 1, controls=1, score="answer", folder=where, **quiet),
+        "causal_trace": lambda where: mmf.causal_trace(
+            base, *pairs, ["last"], ["mlp"], score="answer", folder=where, **quiet
+        ),
         "disruption": lambda where: mmf.disruption(base, one, layers=[3], folder=where, **quiet),
-        "skip_flow": lambda where: mmf.skip_flow(base, one, ["image"], folder=where, **quiet),
+        "skip_flow": lambda where: mmf.skip_flow(base, one, ["image"], score="answer", folder=where, **quiet),
         "lens": lambda where: mmf.lens(base, one, only_correct=False, folder=where, **quiet),
         "saliency": lambda where: mmf.saliency(base, one, folder=where, **quiet),
         "contributions": lambda where: mmf.contributions(base, one, folder=where, **quiet),
         "attribution_patching": lambda where: mmf.attribution_patching(
-            base, *pairs, ["last"], exact=2, folder=where, **quiet
+            base, *pairs, ["last"], exact=2, score="answer", folder=where, **quiet
         ),
         "word_overlap": lambda where: mmf.word_overlap(base, one, window=3, folder=where, **quiet),
         "prune_report": lambda where: mmf.prune_report(
@@ -407,7 +416,11 @@ def tried(base, tmp_path_factory):
         "edit_report": lambda where: mmf.edit_report(
             base, facts, one, 3, fine_tuning=False, bound=0.1, settings=brief, folder=where, **quiet
         ),
-        "knockout_by_patch": lambda where: mmf.knockout_by_patch(base, one[0], window=3, size=4, folder=where, **quiet),
+        "knockout_by_patch": lambda where: mmf.knockout_by_patch(
+            base, one[0], window=3, size=4, score="answer", folder=where, **quiet
+        ),
+        "sweep": lambda where: mmf.sweep(base, one, _closed, [3], "answer", folder=where, **quiet),
+        "accuracy": lambda where: mmf.accuracy(base, one, _closed(3), folder=where, **quiet),
         "knockout_by_token": lambda where: mmf.knockout_by_token(base, one[0], folder=where, **quiet),
         "lens_by_patch": lambda where: mmf.lens_by_patch(base, one[0], layers=[4], top=2, folder=where, **quiet),
         "attention_and_effect": lambda where: mmf.attention_and_effect(

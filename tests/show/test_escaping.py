@@ -66,8 +66,16 @@ def figures(graph, prompts):
     found = mmf.causal_trace(graph, clean, corrupt, ["image", "last"], ["mlp"], **QUIET)
     effect = mmf.attention_and_effect(graph, one, "pa$t$ch", "text('color')", layers=[3], controls=0, progress=False)
     patches = mmf.knockout_by_patch(graph, one, size=4, layers=[4], progress=False)
+    swept = mmf.sweep(graph, prompts, lambda x: mmf.Skip(layers=3, at=x), ["pa$t$ch"], only_correct=False, **QUIET)
+    odd = [replace(each, kind="other" if number else "$x_{$") for number, each in enumerate(prompts)]
+    answers = mmf.accuracy(graph, odd, mmf.Skip(layers=3, at="image"), **QUIET)
+    captions = mmf.flow(graph, one, ["pa$t$ch->last"], 3, score="caption", **QUIET)
     read = mmf.features(graph, prompts, "pa$t$ch", [2, 4], **QUIET)
     return {
+        "sweep": swept.plot,
+        "accuracy": answers.plot,
+        "captions": captions.plot,
+        "caption tokens": captions.plot_tokens,
         "flow": flow.plot,
         "diagram": flow.diagram,
         "lens": mmf.lens(graph, prompts, only_correct=False, progress=False).plot,

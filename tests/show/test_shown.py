@@ -122,6 +122,12 @@ def test_spans_and_a_span(prompt):
 
 MADE = {
     mmf.results.FlowResult: lambda g, p: mmf.flow(g, p, window=3, controls=1, **QUIET),
+    mmf.results.SweepResult: lambda g, p: mmf.sweep(
+        g, p, lambda x: mmf.Knockout(source="image", target="last", layers=x), range(3), **QUIET
+    ),
+    mmf.results.AccuracyResult: lambda g, p: mmf.accuracy(
+        g, p, mmf.Knockout(source="image", target="last", layers=3), **QUIET
+    ),
     mmf.results.LensResult: lambda g, p: mmf.lens(g, p, progress=False),
     mmf.results.SkipFlowResult: lambda g, p: mmf.skip_flow(g, p[:1], ["image"], **QUIET),
     mmf.results.SaliencyResult: lambda g, p: mmf.saliency(g, p[:1], progress=False),

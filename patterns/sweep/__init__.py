@@ -1,0 +1,1 @@
+"""Patterns swept over anything: layers, heads, strengths, spans, budgets."""
