@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    import torch
     from nnsight import Envoy
 
     from nnsight_mmflow.inside.roles import Roles
