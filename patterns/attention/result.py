@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +13,8 @@ import torch
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.prompts.continued import continued, generated_positions
+from nnsight_mmflow.runs.generated import generated_ids
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
 
@@ -75,7 +77,8 @@ class AttentionResult(Result):
         targets: positions that read.
         sources: positions that are read.
         received: (layers, positions): what each position of the whole prompt gets from later ones (see `sinks`).
-        prompt: what was run; None where the maps were loaded without it.
+        prompt: what was run, with the generated tokens behind it if there are any; None where the maps were loaded
+            without it.
     """
 
     weights: Float[torch.Tensor, "layers heads targets sources"] = field(repr=False)
@@ -119,7 +122,8 @@ class AttentionResult(Result):
             **{"layers": list(layers), "heads": list(heads), "targets": list(targets), "sources": list(sources)},
             "patterns": list(patterns),
             "question": prompt.question,
-            "prompt": prompt.digest(),
+            "prompt": (prompt.continues or prompt).digest(),
+            "generated": generated_ids(prompt),
             "tokens": list(prompt.spans.tokens),
             "metric": "attention mass: the sum over a span's sources, mean over targets and heads",
             "versions": versions(),
@@ -154,6 +158,49 @@ class AttentionResult(Result):
                 " mmf.results.AttentionResult.load(folder, prompt)."
             )
         return self.prompt
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """The positions of the generated tokens; () where none were."""
+        written = len(self.header.get("generated", ()))
+        length = len(self.header["tokens"])
+        return tuple(range(length - written, length))
+
+    def whole(self, prompt: Prompt) -> Prompt:
+        """The prompt with the generated tokens of these maps behind it, if there are any."""
+        ids, tokens = self.header.get("generated", ()), self.header["tokens"]
+        if not ids or prompt.continues is not None:
+            return prompt
+        return continued(prompt, ids, tokens[len(prompt) :], int(self.header.get("generated_type", 0)))
+
+    def is_of(self, prompt: Prompt) -> bool:
+        """Whether the maps are of this prompt: as it was asked, or with these generated tokens behind it."""
+        same = (prompt.continues or prompt).digest() == self.header["prompt"]
+        return same and (prompt.continues is None or generated_ids(prompt) == self.header.get("generated"))
+
+    @checked
+    def token(self, k: int) -> AttentionResult:
+        """The maps of one generated token alone, the one at k: its row, of all that it reads.
+
+        Raises:
+            MMFlowError: there is no such token among the targets.
+        """
+        readable = [position for position in self.generated if position in self.targets]
+        place = self.generated[k] if 0 <= k < len(self.generated) else -1
+        if place not in readable:
+            first = self.generated[0] if self.generated else 0
+            there = ", ".join(str(position - first) for position in readable) or "none"
+            raise MMFlowError(f"token({k}): the generated tokens among the targets are {there}, counted from 0.")
+        return self._rows([place])
+
+    def _rows(self, targets: Sequence[int]) -> AttentionResult:
+        """The maps of some targets."""
+        weights = self.weights[:, :, [self.targets.index(position) for position in targets]]
+        positions = {"targets": tuple(targets), "sources": self.sources, "prompt": self.shown_prompt()}
+        found = {"weights": weights, "received": self.received, **positions}
+        return AttentionResult.of(
+            layers=self.layers, heads=self.heads, model=self.model, patterns=self.patterns, **found  # type: ignore[arg-type]
+        )
 
     def part(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> AttentionResult:
         """The maps of some layers and heads.
@@ -257,9 +304,12 @@ class AttentionResult(Result):
                 raise ValueError(f"weights of {tuple(weights.shape)}")
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise DataError(f"{file} does not hold the weights of these maps ({error}): save them again.") from error
-        if prompt is not None and prompt.digest() != header["prompt"]:
+        found = cls(table, header, weights, **held, received=received, prompt=prompt)
+        if prompt is None:
+            return found
+        if not found.is_of(prompt):
             raise DataError(f"the maps in {folder} are of another prompt: its question was {header['question']!r}.")
-        return cls(table, header, weights, **held, received=received, prompt=prompt)
+        return replace(found, prompt=found.whole(prompt))
 
     def _index(self, layer: int) -> int:
         if layer not in self.layers:
