@@ -69,3 +69,8 @@ def in_row(what: str | Span, asked: Prompt, longer: Prompt) -> str | Span:
 def generated_positions(prompt: Prompt) -> tuple[int, ...]:
     """Where the generated tokens stand; () in a prompt that is as it was asked."""
     return prompt.spans.named[GENERATED].positions if prompt.continues is not None else ()
+
+
+def generated_kind(prompt: Prompt) -> int:
+    """What token_type_ids say of a continued prompt's generated tokens; 0 where nothing does."""
+    return next((int(prompt.inputs[name][0, -1]) for name in KINDS if name in prompt.inputs), 0)

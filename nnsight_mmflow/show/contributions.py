@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def contributions_figure(result: ContributionsResult) -> ShownFigure:
     """The source's share of all contributions by layer, and the mean norm of each patch over prompts and layers."""
-    table = result.table[result.table["head"] == -1]
+    table = result.summed()
     shares = table.groupby(["prompt", "layer"])["share"].sum().unstack()
     patches = table.dropna(subset=["row"])
     figure = ShownFigure(figsize=(9.5 if len(patches) else 5.5, 3.6), layout="constrained")

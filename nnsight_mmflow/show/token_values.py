@@ -87,6 +87,8 @@ def of_result(prompt: Prompt, result: Result, layer: int | None, column: str | N
         table = table[table["site"] == "resid"]
     if kind == "contributions":
         table = table[table["head"] == -1]
+    if "generated" in table:  # rows of the target alone; result.token(k) is of one generated token
+        table = table[table["generated"] == -1]
     if layer is not None:
         table = of_layer(table, layer)
     if kind == "flow":

@@ -104,7 +104,7 @@ class Span:
         if type(number) is not int or not 0 <= number < len(self.positions):
             raise SpanError(
                 f"{self.name}[{number!r}] was asked for, but {self.name} holds {len(self.positions)} token(s), counted"
-                " from 0."
+                " from 0; an answer may end before as many as were asked for."
             )
         return Span(f"{self.name}[{number}]", self.positions[number : number + 1], self.row)
 

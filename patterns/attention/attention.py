@@ -21,8 +21,15 @@ from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.arrays import packed, unpacked
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
-from nnsight_mmflow.runs.generated import again, check_forward, check_generated, generated_ids, planned, there_of
-from nnsight_mmflow.runs.generated import with_generated
+from nnsight_mmflow.runs.generated import (
+    again,
+    check_forward,
+    check_generated,
+    generated_ids,
+    planned,
+    there_of,
+    with_generated,
+)
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
 from nnsight_mmflow.spans.edges import resolve

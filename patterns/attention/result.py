@@ -13,7 +13,7 @@ import torch
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.prompts.continued import continued, generated_positions
+from nnsight_mmflow.prompts.continued import continued, generated_kind
 from nnsight_mmflow.runs.generated import generated_ids
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
@@ -124,6 +124,7 @@ class AttentionResult(Result):
             "question": prompt.question,
             "prompt": (prompt.continues or prompt).digest(),
             "generated": generated_ids(prompt),
+            "generated_type": generated_kind(prompt) if prompt.continues else 0,
             "tokens": list(prompt.spans.tokens),
             "metric": "attention mass: the sum over a span's sources, mean over targets and heads",
             "versions": versions(),
@@ -179,18 +180,18 @@ class AttentionResult(Result):
         return same and (prompt.continues is None or generated_ids(prompt) == self.header.get("generated"))
 
     @checked
-    def token(self, k: int) -> AttentionResult:
-        """The maps of one generated token alone, the one at k: its row, of all that it reads.
+    def token(self, index: int) -> AttentionResult:
+        """The maps of one generated token alone, the one at index: its row, of all that it reads.
 
         Raises:
             MMFlowError: there is no such token among the targets.
         """
         readable = [position for position in self.generated if position in self.targets]
-        place = self.generated[k] if 0 <= k < len(self.generated) else -1
+        place = self.generated[index] if 0 <= index < len(self.generated) else -1
         if place not in readable:
             first = self.generated[0] if self.generated else 0
             there = ", ".join(str(position - first) for position in readable) or "none"
-            raise MMFlowError(f"token({k}): the generated tokens among the targets are {there}, counted from 0.")
+            raise MMFlowError(f"token({index}): the generated tokens among the targets are {there}, counted from 0.")
         return self._rows([place])
 
     def _rows(self, targets: Sequence[int]) -> AttentionResult:
@@ -199,7 +200,11 @@ class AttentionResult(Result):
         positions = {"targets": tuple(targets), "sources": self.sources, "prompt": self.shown_prompt()}
         found = {"weights": weights, "received": self.received, **positions}
         return AttentionResult.of(
-            layers=self.layers, heads=self.heads, model=self.model, patterns=self.patterns, **found  # type: ignore[arg-type]
+            layers=self.layers,
+            heads=self.heads,
+            model=self.model,
+            patterns=self.patterns,
+            **found,  # type: ignore[arg-type]
         )
 
     def part(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> AttentionResult:

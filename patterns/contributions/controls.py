@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow.model.graph import Graph
+    from nnsight_mmflow.patterns.contributions.result import ContributionsResult
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.runs.results import Result
 
 
-def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
+def shuffled(result: ContributionsResult, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
     """For each prompt the rows of `ContributionsResult.position_control`."""
     source, target = result.header["source"], result.header["target"]
     if graph.enters_after:
@@ -30,7 +30,7 @@ def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int)
             f"{graph.family} adds image features again in its first {graph.enters_after} layers: shuffling what enters"
             " the first would mix two orders."
         )
-    before = result.table[result.table["head"] == -1].groupby(["prompt", "layer"], sort=False)
+    before = result.summed().groupby(["prompt", "layer"], sort=False)
     for number, prompt in enumerate(prompts):
         span = prompt.spans[source]
         outside = sorted(set(span) - set(prompt.spans["image"]))
@@ -57,9 +57,9 @@ def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int)
         yield rows
 
 
-def per_prompt(result: Result) -> pd.DataFrame:
+def per_prompt(result: ContributionsResult) -> pd.DataFrame:
     """A row per prompt and layer: the norm summed over source tokens, correct, answer_probability."""
-    table = result.table[result.table["head"] == -1]
+    table = result.summed()
     if table["correct"].isna().any():
         raise MMFlowError(
             "some prompts have no answer to compare with: graph.prompt(..., answer=...) before mmf.contributions."
@@ -70,7 +70,7 @@ def per_prompt(result: Result) -> pd.DataFrame:
     return summed.reset_index()
 
 
-def correctness(result: Result, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
+def correctness(result: ContributionsResult, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
     """The table of `ContributionsResult.correctness`."""
     import pandas as pd
 

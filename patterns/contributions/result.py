@@ -24,10 +24,38 @@ class ContributionsResult(Result):
     Columns: prompt, kind, answer (the first token that the model writes), answer_probability, correct, layer, index
     (within the source), position, token, row and column (of an image's patch),
     head (-1: the sum over heads), norm, sum_of_head_norms, projection (on the answer's direction), weight (mean over
-    heads), share (of the norms of all positions).
+    heads), share (of the norms of all positions). With `generated=` also generated: which generated token reads (-1:
+    the target); everything below but `token` is of the target.
     """
 
     kind: ClassVar[str] = "contributions"
+
+    @property
+    def n_generated(self) -> int:
+        """How many generated tokens have rows, at most, over the prompts; 0 where none were asked for."""
+        return int(self.table["generated"].max()) + 1 if "generated" in self.table else 0
+
+    @checked
+    def token(self, index: int) -> ContributionsResult:
+        """What the generated token at `index` takes, as a result of its own: of the prompts that have one.
+
+        Raises:
+            MMFlowError: no prompt has one.
+        """
+        if not 0 <= index < self.n_generated:
+            raise MMFlowError(
+                f"token({index}): the generated tokens are {self.n_generated}, counted from 0; mmf.contributions(...,"
+                " generated=n) asks for them."
+            )
+        table = self.table[self.table["generated"] == index].drop(columns="generated").reset_index(drop=True)
+        count = int(table["prompt"].nunique())
+        told = {"target": f"generated[{index}]", "n_prompts": count, "n_counted": count}
+        return ContributionsResult(table, {**self.header, **told})
+
+    def summed(self) -> pd.DataFrame:
+        """The rows of the target, summed over heads."""
+        table = self.table[self.table["head"] == -1]
+        return table[table["generated"] == -1] if "generated" in table else table
 
     @checked
     def top(self, k: int) -> pd.DataFrame:
@@ -36,7 +64,7 @@ class ContributionsResult(Result):
         Raises:
             MMFlowError: a prompt has fewer source tokens.
         """
-        summed = self.table[self.table["head"] == -1].groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
+        summed = self.summed().groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
         found = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
         short = found.groupby("prompt")["index"].count()
         if not 0 < k <= int(short.min()):
@@ -53,7 +81,7 @@ class ContributionsResult(Result):
         import pandas as pd
 
         rows = []
-        for (_, layer), part in self.table[self.table["head"] == -1].groupby(["prompt", "layer"]):
+        for (_, layer), part in self.summed().groupby(["prompt", "layer"]):
             norms = part["norm"].sort_values(ascending=False).to_numpy()
             rest = norms[k:].mean() if len(norms) > k else float("nan")
             rows.append(
@@ -181,7 +209,7 @@ class ContributionsResult(Result):
 
     def summary(self) -> str:
         """Where the target takes most from the source."""
-        table, header = self.table[self.table["head"] == -1], self.header
+        table, header = self.summed(), self.header
         shares = table.groupby(["prompt", "layer"])["share"].sum().groupby("layer").mean()
         return (
             f"{header['model']}: {header['n_prompts']} prompts, {header['source']}->{header['target']}: largest share"
