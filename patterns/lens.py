@@ -18,7 +18,15 @@ from nnsight_mmflow.inside.readout import read_layers
 from nnsight_mmflow.prompts.continued import generated_positions
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.generated import again, check_forward, check_generated, generated_ids, planned, with_generated
+from nnsight_mmflow.runs.generated import (
+    again,
+    check_forward,
+    check_generated,
+    generated_ids,
+    planned,
+    with_generated,
+    written_of,
+)
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.runs.right_answers import check_answers
@@ -120,8 +128,8 @@ def lens(
         max_new_tokens: how long an answer may get.
         generated: how many tokens the model writes first, greedily (fewer where its answer ends); the lens then
             reads at each of them too, and follows what is written next (columns generated, written,
-            written_probability). `generated` and `generated[k]` are spans too; `result.token(k)` is the result of one. Prompts then need no
-            answer under only_correct=False.
+            written_probability). `generated` and `generated[k]` are spans too; `result.token(k)` is the result of one.
+            Prompts then need no answer under only_correct=False.
         folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
@@ -159,7 +167,8 @@ def lens(
             raise MMFlowError(
                 f"none of {len(given)} prompts was answered correctly; pass only_correct=False to read all."
             )
-        return _result(graph, asked, rows, entries)
+        told = {"generated": generated, "written": written_of(graph, given, entries)} if generated else {}
+        return _result(graph, asked, rows, entries, told)
 
     study = Study(
         name="lens",
@@ -204,7 +213,7 @@ def _places_of(graph: Graph, task: Task, at: str, entry: dict) -> list[int]:
     return _places(again(graph, task.given[0], entry.get("generated", [])), at) * entry["counted"]
 
 
-def _result(graph: Graph, asked: dict[str, object], rows: list[dict], entries: list[dict]) -> LensResult:
+def _result(graph: Graph, asked: dict[str, object], rows: list[dict], entries: list[dict], told: dict) -> LensResult:
     import pandas as pd
 
     header = {
@@ -213,6 +222,7 @@ def _result(graph: Graph, asked: dict[str, object], rows: list[dict], entries: l
         "norm": asked["norm"],
         "top": asked["top"],
         "n_layers": graph.n_layers,
+        **told,
         **counted(["" if entry["counted"] else "answered otherwise" for entry in entries]),
         "metric": "probability of the first sub-token of each word, softmax over the whole vocabulary",
         "versions": versions(),

@@ -88,6 +88,15 @@ def again(graph: Graph, prompt: Prompt, ids: list[int]) -> Prompt:
     return continued(prompt, ids, tokens, graph.adapter.generated_type) if ids else prompt
 
 
+def written_of(graph: Graph, prompts: list[Prompt], entries: list[dict]) -> dict[str, list[str]]:
+    """For each prompt, by its name in results, the tokens that were generated, as text."""
+    decode = graph.processor.tokenizer.decode
+    return {
+        prompt.key or str(number): [decode([one]) for one in entry.get("generated", [])]
+        for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True))
+    }
+
+
 def there_of(positions: list[int], prompt: Prompt, what: str) -> list[int]:
     """Of the positions that were planned those that the answer reached.
 

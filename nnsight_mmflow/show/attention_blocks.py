@@ -11,16 +11,17 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.patterns.attention.result import SINK
+from nnsight_mmflow.patterns.attention.result import SINK, AttentionResult
 from nnsight_mmflow.show.attention_mass import DrawnAttention, drawn_attention
+from nnsight_mmflow.show.generated import token_label
 from nnsight_mmflow.show.pages.circuits import BLUE, circuits, circuits_page
+from nnsight_mmflow.show.pages.slides import pages_slider
 from nnsight_mmflow.spans.groups import Grouping
 from nnsight_mmflow.spans.span import ranges
 
 if TYPE_CHECKING:
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.bridge.span_cache import SpanCache
-    from nnsight_mmflow.patterns.attention.result import AttentionResult
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -51,6 +52,7 @@ def attention(
     Rows are targets, columns sources, the same groups on both. A cell is attention mass: the mean over the row's
     targets of the sum over the column's sources, so that each row sums to 1 where all sources are drawn. The first
     picture is the mean over heads. `page.save(file)` writes a file that opens anywhere; nothing is ever fetched.
+    Maps with generated tokens get a slider: first all of them, then each alone (of the rows, the others are empty).
 
     Args:
         what: AttentionResult; a SpanCache of a TransformerLens run (pooled already); or a tensor (heads, queries, keys)
@@ -76,6 +78,39 @@ def attention(
         nano, layer 6: attention mass by group, mean of 4 heads, percent; rows are targets, columns sources
     """
     circuits()
+    if isinstance(what, AttentionResult) and what.tokens_read:
+        return _by_token(what, layer, prompt, by, heads, max_value, effect)
+    return _page(what, layer, prompt, by, heads, max_value, effect)
+
+
+def _by_token(
+    maps: AttentionResult,
+    layer: int,
+    prompt: Prompt | None,
+    by: Grouping,
+    heads: Sequence[int] | None,
+    max_value: float | int | None,
+    effect: AttentionAndEffectResult | None,
+) -> Page:
+    """All targets, then the prompt's with one generated token after another."""
+    asked = [position for position in maps.targets if position not in maps.generated]
+    pages = [("all", _page(maps, layer, prompt, by, heads, max_value, effect))]
+    for number in maps.tokens_read:
+        cut = maps.rows([*asked, maps.generated[number]], token=number)
+        pages.append((token_label(maps, number), _page(cut, layer, prompt, by, heads, max_value, effect)))
+    return pages_slider(pages, f"attention of generated tokens, layer {layer}")
+
+
+def _page(
+    what: AttentionResult | SpanCache | torch.Tensor,
+    layer: int,
+    prompt: Prompt | None,
+    by: Grouping,
+    heads: Sequence[int] | None,
+    max_value: float | int | None,
+    effect: AttentionAndEffectResult | None,
+) -> Page:
+    """One picture of all heads."""
     from circuitsvis.attention import attention_heads
 
     drawn = drawn_attention(what, layer, prompt, by, heads)

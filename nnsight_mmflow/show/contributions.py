@@ -11,6 +11,7 @@ from nnsight_mmflow.show.curves import STYLES, draw_band, label_layers
 from nnsight_mmflow.show.token_values import of_result
 
 if TYPE_CHECKING:
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.panels import Panels
@@ -52,6 +53,22 @@ def contribution_panels(
     titles = tuple("all layers" if layer is None else f"layer {layer}" for layer in layers)
     edge = f"{result.header['source']} to {result.header['target']}"
     return Panels(numbers, titles, f"contribution, {edge}: norm" + (" (sum over layers)" if layers == [None] else ""))
+
+
+def contributions_on_image(
+    result: ContributionsResult, prompt: Prompt, layers: Sequence[int | None], image: int, view: str | None
+) -> ShownFigure | Page:
+    """The norms on the picture; with generated tokens a page with a slider over them, on one scale."""
+    from nnsight_mmflow.show.generated import by_token
+    from nnsight_mmflow.show.heat import heat_figure, largest
+    from nnsight_mmflow.show.pages.slides import figures_slider
+
+    drawn = [(name, contribution_panels(one, prompt, image, layers)) for name, one in by_token(result)]
+    if not drawn:
+        return heat_figure(prompt, contribution_panels(result, prompt, image, layers), image=image, view=view)
+    ends = max(largest(prompt, panels, image, view) for _, panels in drawn) or None
+    figures = [(name, heat_figure(prompt, panels, image=image, view=view, max_value=ends)) for name, panels in drawn]
+    return figures_slider(figures, f"generated tokens: contributions of {result.header['source']}")
 
 
 def correctness_figure(result: ContributionsResult) -> ShownFigure:

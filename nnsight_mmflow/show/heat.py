@@ -83,6 +83,13 @@ def heat_figure(
     return figure
 
 
+def largest(prompt: Prompt, panels: Panels, image: int = 0, view: str | None = None) -> float:
+    """The size of the largest number that is drawn, for a scale that several figures share."""
+    import numpy as np
+
+    return float(np.nanmax(np.abs(panels.numbers[:, list(drawn_boxes(prompt, image, view).tokens)])))
+
+
 def _scale(
     numbers: np.ndarray, signed: bool | None, max_value: float | int | None, shade: bool
 ) -> tuple[tuple[float, float], Colormap, float | None, str]:

@@ -179,33 +179,40 @@ class AttentionResult(Result):
         same = (prompt.continues or prompt).digest() == self.header["prompt"]
         return same and (prompt.continues is None or generated_ids(prompt) == self.header.get("generated"))
 
+    @property
+    def tokens_read(self) -> tuple[int, ...]:
+        """Which generated tokens are among the targets, counted from 0: pictures have a slider over them."""
+        if "token" in self.header:
+            return ()
+        return tuple(number for number, position in enumerate(self.generated) if position in set(self.targets))
+
     @checked
     def token(self, index: int) -> AttentionResult:
-        """The maps of one generated token alone, the one at index: its row, of all that it reads.
+        """The maps of one generated token alone, the one at `index`: its row, of all that it reads.
 
         Raises:
             MMFlowError: there is no such token among the targets.
         """
-        readable = [position for position in self.generated if position in self.targets]
-        place = self.generated[index] if 0 <= index < len(self.generated) else -1
-        if place not in readable:
-            first = self.generated[0] if self.generated else 0
-            there = ", ".join(str(position - first) for position in readable) or "none"
+        if index not in self.tokens_read:
+            there = ", ".join(map(str, self.tokens_read)) or "none"
             raise MMFlowError(f"token({index}): the generated tokens among the targets are {there}, counted from 0.")
-        return self._rows([place])
+        return self.rows([self.generated[index]], token=index)
 
-    def _rows(self, targets: Sequence[int]) -> AttentionResult:
-        """The maps of some targets."""
+    def rows(self, targets: Sequence[int], **told: object) -> AttentionResult:
+        """The maps of some targets; `told` goes to the header."""
         weights = self.weights[:, :, [self.targets.index(position) for position in targets]]
-        positions = {"targets": tuple(targets), "sources": self.sources, "prompt": self.shown_prompt()}
-        found = {"weights": weights, "received": self.received, **positions}
-        return AttentionResult.of(
-            layers=self.layers,
-            heads=self.heads,
-            model=self.model,
-            patterns=self.patterns,
-            **found,  # type: ignore[arg-type]
+        found = AttentionResult.of(
+            weights,
+            self.layers,
+            self.heads,
+            tuple(targets),
+            self.sources,
+            self.received,
+            self.shown_prompt(),
+            self.model,
+            self.patterns,
         )
+        return replace(found, header={**found.header, **told})
 
     def part(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> AttentionResult:
         """The maps of some layers and heads.

@@ -15,7 +15,7 @@ from nnsight_mmflow.patterns.contributions.result import ContributionsResult
 from nnsight_mmflow.patterns.contributions.run import Answer, read_prompt
 from nnsight_mmflow.prompts.continued import generated_positions
 from nnsight_mmflow.runs.experiment import experiment
-from nnsight_mmflow.runs.generated import again, check_generated, generated_ids, planned, with_generated
+from nnsight_mmflow.runs.generated import again, check_generated, generated_ids, planned, with_generated, written_of
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.runner import Cells, Study, Task, counted, listed, prompt_task, run_study
@@ -110,7 +110,7 @@ def contributions(
             "target": target,
             "n_layers": graph.n_layers,
             **counted([""] * len(entries)),
-            **({"generated": generated} if generated else {}),
+            **({"generated": generated, "written": written_of(graph, given, entries)} if generated else {}),
             "largest_error": max(entry["error"] for entry in entries),
             "metric": "norm of attention weight times value through the output projection, summed over heads",
             "versions": versions(),

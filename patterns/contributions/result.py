@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -200,12 +201,13 @@ class ContributionsResult(Result):
     @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
-    ) -> ShownFigure:
-        """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None)."""
+    ) -> ShownFigure | Page:
+        """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None).
+
+        With generated tokens it is a page with a slider: the target, then one token after another.
+        """
         layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return later("heat_figure")(
-            prompt, later("contribution_panels")(self, prompt, image, layers), image=image, view=view
-        )
+        return later("contributions_on_image")(self, prompt, layers, image, view)
 
     def summary(self) -> str:
         """Where the target takes most from the source."""
