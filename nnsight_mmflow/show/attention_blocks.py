@@ -94,10 +94,11 @@ def _by_token(
 ) -> Page:
     """All targets, then the prompt's with one generated token after another."""
     asked = [position for position in maps.targets if position not in maps.generated]
-    pages = [("all", _page(maps, layer, prompt, by, heads, max_value, effect))]
-    for number in maps.tokens_read:
-        cut = maps.rows([*asked, maps.generated[number]], token=number)
-        pages.append((token_label(maps, number), _page(cut, layer, prompt, by, heads, max_value, effect)))
+    cuts = [(token_label(maps, k), maps.rows([*asked, maps.generated[k]], token=k)) for k in maps.tokens_read]
+    parts, scale = [("all", maps), *cuts], max_value
+    if scale is None:  # one for all of them
+        scale = max(_largest(_with_mean(drawn_attention(one, layer, prompt, by, heads))) for _, one in parts)
+    pages = [(name, _page(one, layer, prompt, by, heads, scale, effect, own=max_value is None)) for name, one in parts]
     return pages_slider(pages, f"attention of generated tokens, layer {layer}")
 
 
@@ -109,16 +110,17 @@ def _page(
     heads: Sequence[int] | None,
     max_value: float | int | None,
     effect: AttentionAndEffectResult | None,
+    own: bool | None = None,
 ) -> Page:
-    """One picture of all heads."""
+    """One picture of all heads; `own`: the scale is that of the numbers, and not one that was asked for."""
     from circuitsvis.attention import attention_heads
 
     drawn = drawn_attention(what, layer, prompt, by, heads)
     _check_size(drawn)
     small = len(drawn.heads) > FEW_HEADS
-    mass, names = drawn.mass, [f"{'' if small else 'head '}{head}" for head in drawn.heads]
+    mass, names = _with_mean(drawn), [f"{'' if small else 'head '}{head}" for head in drawn.heads]
     if len(names) > 1:
-        mass, names = torch.cat([mass.mean(0, keepdim=True), mass]), ["mean", *names]
+        names = ["mean", *names]
     largest = _largest(mass) if max_value is None else float(max_value)
     if not 0 < largest < float("inf"):
         raise MMFlowError(f"max_value={largest:g}: the full colour stands for a mass above 0.")
@@ -136,11 +138,17 @@ def _page(
     )
     title = f"{drawn.model + ', ' if drawn.model else ''}layer {layer}"
     above = f"<h1>{escape(title)}: attention mass, {len(drawn.heads)} head(s), {len(drawn.groups)} groups</h1>"
-    below = _caption(drawn, largest, max_value is None) + _table(drawn)
+    below = _caption(drawn, largest, max_value is None if own is None else own) + _table(drawn)
     if effect is not None:
         below += effect.beside(layer)
     page = circuits_page(picture, f"attention, {title}", above, below, _as_text(drawn, title))
     return replace(page, style=page.style + SMALL) if small else page
+
+
+def _with_mean(drawn: DrawnAttention) -> torch.Tensor:
+    """The mass of each head, the mean over heads before them where there are several."""
+    mass = drawn.mass
+    return torch.cat([mass.mean(0, keepdim=True), mass]) if len(mass) > 1 else mass
 
 
 def axis_name(name: str, marked: bool = False) -> str:

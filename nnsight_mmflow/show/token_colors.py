@@ -76,7 +76,7 @@ def tokens(
         return _page(prompt, span, values, layer, column, label, max_value)
     drawn = [(name, values_of(prompt, span, part, layer, column)[0]) for name, part in parts]
     ends = max_value or max(abs(one) for _, numbers in drawn for one in numbers) or None
-    pages = [(name, _page(prompt, span, part, layer, column, label, ends)) for name, part in parts]
+    pages = [(name, _page(prompt, span, part, layer, column, label, max_value, ends)) for name, part in parts]
     return pages_slider(pages, f"{span.name}: generated tokens")
 
 
@@ -88,8 +88,9 @@ def _page(
     column: str | None,
     label: str,
     max_value: float | int | None,
+    common: float | int | None = None,
 ) -> Page:
-    """One picture of the tokens."""
+    """One picture of the tokens; `common` is where a scale ends that several share."""
     from circuitsvis.tokens import colored_tokens
 
     if not len(span):
@@ -101,7 +102,8 @@ def _page(
         )
     numbers, told = values_of(prompt, span, values, layer, column)
     label = label or told
-    largest = max(map(abs, numbers)) if max_value is None else float(max_value)
+    ends = common if max_value is None else max_value
+    largest = max(map(abs, numbers)) if ends is None else float(ends)
     if not 0 < largest < float("inf"):
         raise MMFlowError(f"every value is 0, or max_value={max_value}: no colour can be told from another.")
     tokens = [_readable(prompt.spans.tokens[position]) for position in span]

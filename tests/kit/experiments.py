@@ -118,6 +118,8 @@ ROWS = (
     Row("knockout_by_patch", "KnockoutByPatchResult", first, {"size": 4, "window": 3}),
     Row("lens_by_patch", "LensByPatchResult", first),
     Row("attention", "AttentionResult", first, {"layers": [2, 5], "target": "question"}),
+    Row("attention by generation", "AttentionResult", first, {"layers": [2], "target": "generated[0]", "generated": 2}),
+    Row("lens by generation", "LensResult", both, {"generated": 2, **LOOSE}),
     Row(
         "attention_and_effect",
         "AttentionAndEffectResult",
