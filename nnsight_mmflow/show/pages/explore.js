@@ -72,12 +72,12 @@ const figure = (picture, select, point) => {
   const pair = make("div", { className: "pair" }), bare = make("div", { className: "bare" });
   bare.append(make("img", { src: picture.source, alt: "the picture as it is" }));
   for (const [left, top, right, bottom] of picture.boxes) {
-    for (const under of [frame, bare]) {
+    for (const [under, above] of [[frame, marks], [bare, null]]) {
       const box = make("i", { className: "box" });
       const [x, y] = [100 / picture.width, 100 / picture.height];
       Object.assign(box.style, { left: left * x + "%", top: top * y + "%" });
       Object.assign(box.style, { width: (right - left) * x + "%", height: (bottom - top) * y + "%" });
-      under.append(box);
+      under.insertBefore(box, above);
     }
   }
   pair.append(frame, bare);
