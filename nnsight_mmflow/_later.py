@@ -25,7 +25,7 @@ ROOMS = {
     "show.heat": ("heat_figure",),
     "show.heat_on_image": ("on_image",),
     "show.pages.flow": ("flow_page",),
-    "show.patches": ("words_figure",),
+    "show.patches": ("patch_panels", "words_figure"),
     "show.patterns": ("pattern_html", "plan_html"),
     "show.prompts": ("batch_html", "prompt_html", "span_html", "spans_html"),
     "show.pruning": ("kept_panels", "prune_figure"),

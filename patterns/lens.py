@@ -10,7 +10,6 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.generated import lag_of
@@ -36,7 +35,6 @@ from nnsight_mmflow.runs.sweep import answer_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.runs.workers import Workers
 
@@ -55,6 +53,7 @@ class LensResult(Result):
     """
 
     kind: ClassVar[str] = "lens"
+    drawn_by: ClassVar[str] = "lens_figure"  # the followed probabilities by layer, a panel per site
 
     @property
     def n_generated(self) -> int:
@@ -80,10 +79,6 @@ class LensResult(Result):
     def of_at(self) -> pd.DataFrame:
         """The rows of the positions of `at`: the table, without those of generated tokens beside them."""
         return self.table[self.table["generated"] == -1] if "generated" in self.table else self.table
-
-    def plot(self) -> ShownFigure:
-        """The followed probabilities by layer, a panel per site."""
-        return later("lens_figure")(self)
 
     def summary(self) -> str:
         """Where the answer appears."""

@@ -45,6 +45,7 @@ class SaliencyResult(Result):
     """
 
     kind: ClassVar[str] = "saliency"
+    drawn_by: ClassVar[str] = "saliency_figure"  # two panels: the three groups, the two flows
 
     @checked
     def curves(self, names: Sequence[str] = GROUPS, normalise: bool = True) -> pd.DataFrame:
@@ -72,10 +73,6 @@ class SaliencyResult(Result):
             for index, value in enumerate(list(row.from_image_tokens))  # type: ignore[arg-type]
         ]
         return pd.DataFrame(rows)
-
-    def plot(self) -> ShownFigure:
-        """Two panels: the three groups, and the two flows, each scaled together."""
-        return later("saliency_figure")(self)
 
     @checked
     def on_image(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nnsight_mmflow._errors import DataError, MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.prompts.continued import continued, generated_kind
 from nnsight_mmflow.runs.generated import generated_ids
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.spans.row_spans import Spans
 
@@ -89,6 +87,7 @@ class AttentionResult(Result):
     received: Float[torch.Tensor, "layers positions"] = field(repr=False)
     prompt: Prompt | None = field(default=None, repr=False)
     kind: ClassVar[str] = "attention"
+    drawn_by: ClassVar[str] = "attention_figure"  # a heat map: which span reads which, layer by layer
 
     @classmethod
     def of(
@@ -284,10 +283,6 @@ class AttentionResult(Result):
             found = [f"{self.header['tokens'][at]!r} ({at})" for at in self.sinks(layer)]
             lines.append(f"layer {layer}, sinks: {', '.join(found[:8]) or 'none'}{' ...' if len(found) > 8 else ''}")
         return "\n".join(lines)
-
-    def plot(self) -> ShownFigure:
-        """A heat map: which span reads which, layer by layer."""
-        return later("attention_figure")(self)
 
     def _more_files(self) -> Mapping[str, bytes]:
         """The weights, as attention.safetensors."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.runs.results import Result
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -30,6 +32,7 @@ class ContributionsResult(Result):
     """
 
     kind: ClassVar[str] = "contributions"
+    drawn_by: ClassVar[str] = "contributions_figure"  # the source's share by layer, and the mean norm of each patch
 
     @property
     def n_generated(self) -> int:
@@ -184,19 +187,26 @@ class ContributionsResult(Result):
 
         return correctness(self, layers, seed)
 
-    def plot_correctness(self) -> ShownFigure:
-        """The mean summed norm by layer, of prompts answered rightly and wrongly, with 95% intervals."""
-        return later("correctness_figure")(self)
+    def plot_correctness(
+        self,
+        *,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
+        """The mean summed norm by layer, of prompts answered rightly and wrongly, with 95% intervals.
+
+        Arguments as in `plot`; the names are "right" and "wrong".
+        """
+        return later("correctness_figure")(self, Look(ax, rows, figsize, colors, labels))
 
     def _same(self, prompts: Sequence[Prompt]) -> list[str]:
         names = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
         if names != list(dict.fromkeys(self.table["prompt"])):
             raise MMFlowError("these are not the prompts that the result is of, in their order.")
         return names
-
-    def plot(self) -> ShownFigure:
-        """The source's share of all contributions by layer, and (for one image) the mean norm of each patch."""
-        return later("contributions_figure")(self)
 
     @checked
     def on_image(

@@ -11,7 +11,6 @@ import nnsight
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.gradients import heads_and_gradients
@@ -29,7 +28,6 @@ from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.patterns.trace.corruption import Corruption
@@ -46,6 +44,9 @@ class AttributionPatchingResult(Result):
     """
 
     kind: ClassVar[str] = "attribution"
+    drawn_by: ClassVar[str] = (
+        "attribution_figure"  # heat maps, head by layer, a panel per span; estimates against exact
+    )
 
     @property
     def correlation(self) -> float:
@@ -58,10 +59,6 @@ class AttributionPatchingResult(Result):
         """The k heads and spans with the largest mean estimate, either way: span, layer, head, estimate, exact."""
         means = self.table.groupby(["span", "layer", "head"], sort=False)[["estimate", "exact"]].mean().reset_index()
         return means.reindex(means["estimate"].abs().sort_values(ascending=False).index).head(k).reset_index(drop=True)
-
-    def plot(self) -> ShownFigure:
-        """Heat maps, head by layer, a panel per span; and estimates against what was measured."""
-        return later("attribution_figure")(self)
 
     def summary(self) -> str:
         """The correlation with exact patching, and the heads that matter most."""
