@@ -85,6 +85,7 @@ def label_layers(axes: Axes, x: str, n_layers: int) -> None:
     axes.set_xlabel(x)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlim(-0.4, n_layers - 0.6)
+    axes.margins(y=0.09)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
@@ -172,7 +173,7 @@ def overlap_figure(result: WordOverlapResult, look: Look = PLAIN) -> Figure:
     words = f"top {header['top']} words"
     axes.set_ylabel(f"overlap, {words}" if drawing.small else f"Jaccard overlap of the {words}")
     drawing.legend()
-    drawing.title(f"{short(header['model'])}, at {header['at']}", ": mean and 95% bootstrap band")
+    drawing.title(f"Word overlap at {header['at']}, {short(header['model'])}", ": mean and 95% bootstrap band")
     return drawing.done()
 
 

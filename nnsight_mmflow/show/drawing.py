@@ -117,17 +117,15 @@ class Drawing:
         if not found:
             return
         size = self.size("legend")
-        most = self.letters("legend", self.width - 0.6)
-        texts = [_wrapped(label, most) for label in found]
-        style = {"frameon": False, "fontsize": size, "title": title, "title_fontsize": size}
+        style: dict[str, Any] = {"frameon": False, "fontsize": size, "title": title, "title_fontsize": size}
         if self.small:
             style |= {"handlelength": 2.4, "columnspacing": 1.0, "labelspacing": 0.3, "handletextpad": 0.5}
             style |= {"borderaxespad": 0.2, "borderpad": 0.1}
         if not self.own:
-            self.axes[0].legend(list(found.values()), texts, **style)
+            self.axes[0].legend(list(found.values()), [_wrapped(label, 30) for label in found], **style)
             return
-        widest = max(len(line) for text in texts for line in text.splitlines()) * LETTER * size / 72
-        across = max(1, min(len(texts), int((self.width - 0.1) / (widest + 4.2 * size / 72))))
+        handle = (3.9 if self.small else 4.8) * size / 72
+        texts, across = _columns(list(found), self.width - 0.15, handle, size)
         self.figure.legend(list(found.values()), texts, loc="outside lower center", ncols=across, **style)
 
     def colorbar(self, shown: ScalarMappable, axes: Sequence[Axes], label: str, **kwargs: Any) -> Colorbar:
@@ -155,6 +153,33 @@ class Drawing:
     def _across(self) -> int:
         spec = self.axes[0].get_subplotspec()
         return 1 if spec is None else int(spec.get_gridspec().ncols)
+
+
+def _columns(labels: Sequence[str], width: float, handle: float, size: float) -> tuple[list[str], int]:
+    """(the labels, folded; in how many columns): as low as the width allows, and as few columns as that takes."""
+    best: tuple[int, int, list[str]] | None = None
+    for across in range(1, min(len(labels), 6) + 1):
+        rows = -(-len(labels) // across)
+        across = -(-len(labels) // rows)
+        for letters in (60, 34, 26, 20, 16):
+            texts = [_wrapped(label, letters) for label in labels]
+            parts = [texts[start : start + rows] for start in range(0, len(texts), rows)]
+            if sum(max(_width(text, size) for text in part) + handle for part in parts) > width:
+                continue
+            lines = max(sum(text.count("\n") + 1 for text in part) for part in parts)
+            if best is None or (lines, across) < best[:2]:
+                best = lines, across, texts
+            break
+    return (best[2], best[1]) if best else ([_wrapped(label, 16) for label in labels], 1)
+
+
+def _width(text: str, size: float) -> float:
+    """Inches of the longest line."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    letters = FontProperties(size=size)
+    return max(float(TextPath((0, 0), line or " ", prop=letters).get_extents().x1) for line in text.splitlines()) / 72
 
 
 def _wrapped(text: str, letters: int) -> str:

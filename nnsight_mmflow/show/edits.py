@@ -82,7 +82,7 @@ def report_figure(result: EditReport, look: Look = PLAIN) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     drawing.axes[0].set_ylabel("as wanted" if drawing.small else "answered as wanted")
     drawing.legend()
-    drawing.title(short(header["model"]), f": {header['together']} edits at once; 95% intervals over edits")
+    drawing.title(f"Edits, {short(header['model'])}", f": {header['together']} edits at once; 95% intervals over edits")
     figure = drawing.done()
     for axes in drawing.axes:
         axes.tick_params(axis="x", labelsize=drawing.size("cell"))
@@ -108,5 +108,5 @@ def layers_figure(result: EditReport, look: Look = PLAIN) -> Figure:
     axes.set_ylabel("answered as wanted")
     axes.set_ylim(-0.02, 1.04)
     drawing.legend()
-    drawing.title(short(result.header["model"]), ": single edits in each layer, 95% intervals over edits")
+    drawing.title(f"Edits, {short(result.header['model'])}", ": single edits in each layer, 95% intervals over edits")
     return drawing.done()

@@ -80,8 +80,9 @@ def heat_figure(
     axes, boxes = drawing.axes, prompt.boxes if image == 0 else ()
     _picture(axes[0], prompt.images[image], boxes)
     drawing.panel(axes[0], "picture")
-    room = drawing.letters("note", drawing.width / across - 0.3)
-    axes[0].set_xlabel(_folded(prompt.question, room), fontsize=drawing.size("note"), parse_math=False)
+    if len(chosen) <= 3 or not drawing.small:
+        room = drawing.letters("note", drawing.width / across - 0.3)
+        axes[0].set_xlabel(_folded(prompt.question, room), fontsize=drawing.size("note"), parse_math=False)
     behind = prompt.images[image] if shade else _faint(prompt.images[image])
     for axis, row, title in zip(axes[1:], numbers, chosen, strict=True):
         _picture(axis, behind, boxes)
@@ -152,13 +153,18 @@ def _drawing(picture: Picture, panels: int, wide: bool, look: Look) -> tuple[Dra
         drawing = Drawing(look, size, 1, 2, ratios=(beside, WIDE))
         drawing.axes[0].set_anchor("N")
         return drawing, 5
-    width = WIDTH if look.figsize is None else float(look.figsize[0])
-    most = 2 if shape < 0.45 else MOST_ACROSS if panels > 7 else 4
-    across = min(panels + 1, most if width > 4.6 or panels > 3 else 2)
+    across = min(panels + 1, 2 if shape < 0.45 else MOST_ACROSS if panels > 7 else 4)
+    if look.figsize is not None:
+        across = max(range(1, panels + 2), key=lambda count: _side(count, panels + 1, shape, *look.figsize))
     down = math.ceil((panels + 1) / across)
     each = min(4.0, (WIDTH - 1.1) / across, 6.0 / shape)
     size = each * across + 1.1, down * (each * shape + 0.3) + 0.35
     return Drawing(look, size, down, across, count=panels + 1), across
+
+
+def _side(across: int, count: int, shape: float, width: float, height: float) -> float:
+    """How wide a picture gets, in inches, if so many stand side by side in a figure of that size."""
+    return min((width - 0.8) / across, ((height - 0.5) / math.ceil(count / across) - 0.3) / shape)
 
 
 def _picture(axis: Axes, picture: Picture, boxes: Sequence[Box] = ()) -> None:
@@ -168,7 +174,7 @@ def _picture(axis: Axes, picture: Picture, boxes: Sequence[Box] = ()) -> None:
     axis.imshow(picture, extent=(0, width, height, 0), interpolation="antialiased")
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     for x0, y0, x1, y1 in boxes:
-        for color, line, dash in (("white", 2.0, "-"), (BOX, 1.2, "--")):
+        for color, line, dash in (("white", 1.6, "-"), (BOX, 1.0, "--")):
             style = {"fill": False, "edgecolor": color, "linewidth": line, "linestyle": dash, "zorder": 4}
             axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
 

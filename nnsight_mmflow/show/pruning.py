@@ -49,10 +49,11 @@ def prune_figure(result: PruneReport, look: Look = PLAIN) -> Figure:
     )
     axes.set_ylabel("right answers")
     axes.set_xlim(0, 1.02)
+    axes.margins(y=0.09)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     drawing.legend()
-    drawing.title(short(header["model"]), ": 95% intervals over prompts")
+    drawing.title(f"Pruning, {short(header['model'])}", ": 95% intervals over prompts")
     return drawing.done()
 
 

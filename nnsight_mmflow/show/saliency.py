@@ -85,7 +85,7 @@ def disruption_figure(result: DisruptionResult, look: Look = PLAIN) -> Figure:
         label_layers(
             axes, "first cut layer" if header["scope"] == "from_layer" else "cut layer", int(header["n_layers"])
         )
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(-0.05, 1.07)
         drawing.panel(axes, told)
     drawing.legend()
     drawing.title(f"Disruption ({header['stage']}-softmax), {short(header['model'])}", ": mean over prompts")
