@@ -26,7 +26,7 @@ class TrueTypeFigure(Figure):
         from matplotlib.backends.backend_pdf import PdfPages
 
         with rc_context({} if isinstance(fname, PdfPages) else TRUETYPE):
-            super().savefig(fname, **kwargs)
+            super().savefig(fname, **kwargs)  # type: ignore[arg-type]
 
 
 class ShownFigure(TrueTypeFigure):

@@ -14,7 +14,6 @@ from nnsight_mmflow.show.token_values import of_result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -60,13 +59,14 @@ def contribution_panels(
 
 def contributions_on_image(
     result: ContributionsResult, prompt: Prompt, layers: Sequence[int | None], image: int, view: str | None
-) -> ShownFigure | Page:
+) -> Figure | Page:
     """The norms on the picture; with generated tokens a page with a slider over them, on one scale."""
     from nnsight_mmflow.show.generated import by_token
     from nnsight_mmflow.show.heat import heat_figure, largest
     from nnsight_mmflow.show.pages.slides import figures_slider
 
-    drawn = [(name, contribution_panels(one, prompt, image, layers)) for name, one in by_token(result)]
+    parts = [(name, one) for name, one in by_token(result) if isinstance(one, type(result))]
+    drawn = [(name, contribution_panels(one, prompt, image, layers)) for name, one in parts]
     if not drawn:
         return heat_figure(prompt, contribution_panels(result, prompt, image, layers), image=image, view=view)
     ends = max(largest(prompt, panels, image, view) for _, panels in drawn) or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnsight_mmflow._look import PLAIN, Look
 from nnsight_mmflow.runs.results import Band, bootstrap_band
@@ -44,7 +44,7 @@ def styles_of(look: Look, names: Sequence[str], labels: Mapping[str, str] | None
     own = {name: STYLES[number % len(STYLES)] for number, name in enumerate(names)}
     colors = look.color_of(chosen, {name: own[name][0] for name in chosen}, names)
     called = look.label_of(chosen, labels or {}, names)
-    return {name: Style(colors[name], *own[name][1:], called[name]) for name in chosen}
+    return {name: Style(colors[name], own[name][1], own[name][2], called[name]) for name in chosen}
 
 
 class Style(NamedTuple):
@@ -62,7 +62,7 @@ class Style(NamedTuple):
     marker: str
     label: str
 
-    def line(self) -> dict[str, object]:
+    def line(self) -> dict[str, Any]:
         """For matplotlib's plot and errorbar."""
         return {"color": self.color, "linestyle": self.dash, "marker": self.marker, "markersize": 4.5}
 

@@ -44,13 +44,13 @@ class Drawing:
     def __init__(
         self,
         look: Look,
-        size: tuple[float, float],
+        size: tuple[float | int, float | int],
         down: int = 1,
         across: int = 1,
         *,
         count: int | None = None,
         share: str = "",
-        ratios: Sequence[float] | None = None,
+        ratios: Sequence[float | int] | None = None,
     ) -> None:
         """Makes it.
 
@@ -68,7 +68,7 @@ class Drawing:
         self.figure: Figure
         if self.own:
             self.figure = ShownFigure(figsize=look.figsize or size, layout="constrained")
-            shared = {"sharex": "x" in share, "sharey": "y" in share, "width_ratios": ratios}
+            shared: dict[str, Any] = {"sharex": "x" in share, "sharey": "y" in share, "width_ratios": ratios}
             places = self.figure.subplots(down, across, squeeze=False, **shared).flatten().tolist()
             for spare in places[count:]:
                 spare.remove()
@@ -86,13 +86,14 @@ class Drawing:
                 if "y" in share:
                     axes.sharey(self.axes[0])
         if self.small and self.own:
-            self.figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.02)
+            tight: Any = self.figure.get_layout_engine()
+            tight.set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.02)
 
     def size(self, what: str) -> float:
         """The size of letters, in points."""
         return SIZES[what][self.small]
 
-    def letters(self, what: str, inches: float) -> int:
+    def letters(self, what: str, inches: float | int) -> int:
         """How many letters have room there."""
         return max(6, int(72 * inches / (LETTER * self.size(what))))
 
@@ -186,7 +187,7 @@ def _wrapped(text: str, letters: int) -> str:
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, letters)) or text
 
 
-def _given(ax: object, down: int, across: int, count: int, ratios: Sequence[float] | None) -> list[Axes]:
+def _given(ax: Any, down: int, across: int, count: int, ratios: Sequence[float | int] | None) -> list[Axes]:
     """The caller's axes, one for each panel; a single one is divided.
 
     Raises:
@@ -205,7 +206,7 @@ def _given(ax: object, down: int, across: int, count: int, ratios: Sequence[floa
     return _divided(listed[0], down, across, count, ratios)
 
 
-def _divided(axes: Axes, down: int, across: int, count: int, ratios: Sequence[float] | None) -> list[Axes]:
+def _divided(axes: Axes, down: int, across: int, count: int, ratios: Sequence[float | int] | None) -> list[Axes]:
     """Panels in the place of one; it becomes the first of them."""
     spec, figure = axes.get_subplotspec(), axes.figure
     if spec is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._look import PLAIN, Look
 from nnsight_mmflow.show.boxes import drawn_boxes, mosaic
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image as Picture
 
+    from nnsight_mmflow._look import Size
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.boxes import DrawnBoxes
     from nnsight_mmflow.show.panels import Panels
@@ -155,15 +156,16 @@ def _drawing(picture: Picture, panels: int, wide: bool, look: Look) -> tuple[Dra
         return drawing, 5
     across = min(panels + 1, 2 if shape < 0.45 else MOST_ACROSS if panels > 7 else 4)
     if look.figsize is not None:
-        across = max(range(1, panels + 2), key=lambda count: _side(count, panels + 1, shape, *look.figsize))
+        across = max(range(1, panels + 2), key=lambda count: _side(count, panels + 1, shape, look.figsize))
     down = math.ceil((panels + 1) / across)
     each = min(4.0, (WIDTH - 1.1) / across, 6.0 / shape)
     size = each * across + 1.1, down * (each * shape + 0.3) + 0.35
     return Drawing(look, size, down, across, count=panels + 1), across
 
 
-def _side(across: int, count: int, shape: float, width: float, height: float) -> float:
+def _side(across: int, count: int, shape: float, figsize: Size) -> float:
     """How wide a picture gets, in inches, if so many stand side by side in a figure of that size."""
+    width, height = figsize or (WIDTH, WIDTH)
     return min((width - 0.8) / across, ((height - 0.5) / math.ceil(count / across) - 0.3) / shape)
 
 
@@ -175,7 +177,13 @@ def _picture(axis: Axes, picture: Picture, boxes: Sequence[Box] = ()) -> None:
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     for x0, y0, x1, y1 in boxes:
         for color, line, dash in (("white", 1.6, "-"), (BOX, 1.0, "--")):
-            style = {"fill": False, "edgecolor": color, "linewidth": line, "linestyle": dash, "zorder": 4}
+            style: dict[str, Any] = {
+                "fill": False,
+                "edgecolor": color,
+                "linewidth": line,
+                "linestyle": dash,
+                "zorder": 4,
+            }
             axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
 
 

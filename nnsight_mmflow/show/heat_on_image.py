@@ -13,7 +13,8 @@ from nnsight_mmflow.show.image_values import panels_of
 from nnsight_mmflow.show.pages.slides import figures_slider
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._figure import ShownFigure
+    from matplotlib.figure import Figure
+
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.image_values import Drawable
@@ -30,7 +31,7 @@ def on_image(
     titles: Sequence[str] | None = None,
     signed: bool | None = None,
     max_value: float | int | None = None,
-) -> ShownFigure | Page:
+) -> Figure | Page:
     """A figure: the picture, and beside it a heat map over it for each row of values, each token at its own pixels.
 
     All panels share one scale. The notes below say which tokens have no pixels (row ends, class tokens), which lie

@@ -56,7 +56,7 @@ def layer_heat(
     if across / len(layers) >= CELL and tall:
         for (row, column), value in np.ndenumerate(values):
             written = f"{value:.2f}".replace("-0.00", "0.00")
-            color = _ink(image, value)
+            color = _ink(image, float(value))
             axes.text(column, row, written, ha="center", va="center", fontsize=drawing.size("cell"), color=color)
     return image
 
@@ -72,5 +72,5 @@ def _name(name: str, letters: int, lines: int) -> str:
 
 def _ink(image: AxesImage, value: float) -> str:
     """Black or white, whichever is read on the cell's colour."""
-    red, green, blue, _ = image.cmap(image.norm(value))
+    red, green, blue, _ = image.to_rgba(np.array([value]))[0]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"

@@ -70,7 +70,8 @@ def tokens(
     circuits()
     if isinstance(values, AttentionResult) and values.is_of(prompt):
         prompt = values.whole(prompt)
-    span = prompt.spans[at] if isinstance(at, str) else in_row(at, prompt.continues or prompt, prompt)
+    here = in_row(at, prompt.continues or prompt, prompt)
+    span = here if isinstance(here, Span) else prompt.spans[here]
     parts = [] if isinstance(values, LensResult) else by_token(values)
     if not parts:
         return _page(prompt, span, values, layer, column, label, max_value)

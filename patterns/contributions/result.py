@@ -14,7 +14,6 @@ from nnsight_mmflow.runs.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.model.graph import Graph
@@ -211,7 +210,7 @@ class ContributionsResult(Result):
     @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
-    ) -> ShownFigure | Page:
+    ) -> Figure | Page:
         """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None).
 
         With generated tokens it is a page with a slider: the target, then one token after another.

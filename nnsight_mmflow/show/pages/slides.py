@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,7 +13,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._page import Page
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._figure import ShownFigure
+    from matplotlib.figure import Figure
 
 MOST = 128  # pictures in one document
 BODY = """
@@ -74,7 +75,7 @@ def pages_slider(pages: Sequence[tuple[str, Page]], title: str) -> Page:
     return _page(title, slides, style, {"element": one.data["element"]}, one.arrays, str(one))
 
 
-def figures_slider(figures: Sequence[tuple[str, ShownFigure]], title: str) -> Page:
+def figures_slider(figures: Sequence[tuple[str, Figure]], title: str) -> Page:
     """Figures as one page with a slider; each comes with the label of its place."""
     _check(len(figures))
     slides = [Slide(label, f'<img alt="{escape(label)}" src="{_embedded(figure)}">') for label, figure in figures]
@@ -95,5 +96,7 @@ def _page(title: str, slides: list[Slide], style: str, data: dict, arrays: dict,
     return Page(title, BODY, SCRIPT, style + STYLE, {**data, "slides": plain}, arrays, f"{told}\n{first}".strip())
 
 
-def _embedded(figure: ShownFigure) -> str:
-    return f"data:image/png;base64,{base64.b64encode(figure._repr_png_()).decode()}"
+def _embedded(figure: Figure) -> str:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
