@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
 
 
-def lag_of(logits: Float[torch.Tensor, "steps vocabulary"], ids: Int[torch.Tensor, " steps"]) -> tuple[float, float]:
+def lag_of(logits: Float[torch.Tensor, "steps vocabulary"], ids: torch.Tensor) -> tuple[float, float]:
     """Inside a trace: (how far a token's logit lies below its step's largest, at most; the largest logit's size).
 
     Args:
         logits: of the steps that write the tokens.
-        ids: of the tokens.
+        ids: (steps,): of the tokens.
     """
     steps = logits.detach().float()
     chosen = steps.gather(1, ids.to(steps.device)[:, None])[:, 0]

@@ -36,6 +36,20 @@ def wrong_of(results, look) -> list[str]:
     return [f"{name}: {fault}" for name, result in results.items() for fault in look(name, result)]
 
 
+def test_the_check_finds_what_it_is_for():
+    """Planted: a text over another, one that leaves the figure, one too small to read."""
+    figure = Figure(figsize=COLUMN)
+    for x, y, size, word in (
+        (0.2, 0.5, 8, "one"),
+        (0.21, 0.5, 8, "two"),
+        (0.9, 0.9, 8, "a long way"),
+        (0.5, 0.2, 4, "tiny"),
+    ):
+        figure.text(x, y, word, fontsize=size)
+    kinds = [fault.split(":")[0] for fault in faults(figure)]
+    assert kinds == ["outside", "small", "overlap"]
+
+
 def test_every_plot_takes_them():
     for row in ROWS:
         taken = inspect.signature(getattr(mmf.results, row.result).plot).parameters
@@ -62,7 +76,7 @@ def test_figsize_and_axes(results):
         wrong += [] if right.has_data() else ["nothing on the axes"]
         wrong += ["drawn on the other axes"] if left.has_data() else []
         wrong += ["the figure's own title"] if own.get_suptitle() else []
-        own.canvas.draw()
+        plt.close(own)
         alone = Figure(figsize=(6, 4))
         place = alone.add_axes((0.1, 0.1, 0.8, 0.8))
         return wrong + ([] if result.plot(ax=place) is alone and place.has_data() else ["axes without a grid"])
