@@ -58,7 +58,7 @@ class Look:
         """
         if self.rows is None:
             return list(names)
-        asked = [self.rows] if isinstance(self.rows, str) else list(self.rows)
+        asked = [self.rows] if isinstance(self.rows, str) or not isinstance(self.rows, Iterable) else list(self.rows)
         self._known(self.word, asked, names)
         if not asked or len(set(asked)) < len(asked):
             raise MMFlowError(f"{self.word}={self.rows!r}: name each once, at least one of {', '.join(names)}.")

@@ -17,17 +17,13 @@ if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
-MOST = 4096  # tokens: more are a slip
-
 
 def check_generated(prompts: list[Prompt], generated: int) -> None:
-    """Refuses a number of tokens that is none, and prompts that are continued already.
+    """Refuses to continue what is continued already.
 
     Raises:
-        MMFlowError: with what came.
+        MMFlowError: a prompt holds generated tokens.
     """
-    if not 0 <= generated <= MOST:
-        raise MMFlowError(f"generated={generated}: how many tokens are generated, from 0 to {MOST}.")
     if generated and any(prompt.continues is not None for prompt in prompts):
         raise MMFlowError("generated= continues a prompt that was asked, but this one holds generated tokens already.")
 

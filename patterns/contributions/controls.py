@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow.model.graph import Graph
-    from nnsight_mmflow.patterns.contributions.result import ContributionsResult
     from nnsight_mmflow.prompts.prompt import Prompt
+    from nnsight_mmflow.runs.results import Result
 
 
-def shuffled(result: ContributionsResult, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
+def summed(result: Result) -> pd.DataFrame:
+    """The rows of the target, summed over heads: not those of generated tokens beside them."""
+    table = result.table[result.table["head"] == -1]
+    return table[table["generated"] == -1] if "generated" in table else table
+
+
+def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
     """For each prompt the rows of `ContributionsResult.position_control`."""
     source, target = result.header["source"], result.header["target"]
     if graph.enters_after:
@@ -30,7 +36,7 @@ def shuffled(result: ContributionsResult, graph: Graph, prompts: Sequence[Prompt
             f"{graph.family} adds image features again in its first {graph.enters_after} layers: shuffling what enters"
             " the first would mix two orders."
         )
-    before = result.summed().groupby(["prompt", "layer"], sort=False)
+    before = summed(result).groupby(["prompt", "layer"], sort=False)
     for number, prompt in enumerate(prompts):
         span = prompt.spans[source]
         outside = sorted(set(span) - set(prompt.spans["image"]))
@@ -57,9 +63,9 @@ def shuffled(result: ContributionsResult, graph: Graph, prompts: Sequence[Prompt
         yield rows
 
 
-def per_prompt(result: ContributionsResult) -> pd.DataFrame:
+def per_prompt(result: Result) -> pd.DataFrame:
     """A row per prompt and layer: the norm summed over source tokens, correct, answer_probability."""
-    table = result.summed()
+    table = summed(result)
     if table["correct"].isna().any():
         raise MMFlowError(
             "some prompts have no answer to compare with: graph.prompt(..., answer=...) before mmf.contributions."
@@ -70,7 +76,7 @@ def per_prompt(result: ContributionsResult) -> pd.DataFrame:
     return summed.reset_index()
 
 
-def correctness(result: ContributionsResult, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
+def correctness(result: Result, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
     """The table of `ContributionsResult.correctness`."""
     import pandas as pd
 

@@ -57,8 +57,9 @@ class ContributionsResult(Result):
 
     def summed(self) -> pd.DataFrame:
         """The rows of the target, summed over heads."""
-        table = self.table[self.table["head"] == -1]
-        return table[table["generated"] == -1] if "generated" in table else table
+        from nnsight_mmflow.patterns.contributions.controls import summed
+
+        return summed(self)
 
     @checked
     def top(self, k: int) -> pd.DataFrame:

@@ -138,7 +138,7 @@ def test_what_is_refused(graph, prompts, maps):
         mmf.attention(graph, prompts[0], pattern, generated=2)
     with pytest.raises(mmf.MMFlowError, match="this one holds generated tokens already"):
         mmf.attention(graph, maps.prompt, generated=2)
-    with pytest.raises(mmf.MMFlowError, match="generated=-1: how many tokens"):
+    with pytest.raises(mmf.MMFlowError, match="generated=-1: a whole number of at least 0"):
         mmf.lens(graph, prompts[0], generated=-1)
     with pytest.raises(mmf.MMFlowError, match=r"GB, more than 0.0 GB"):
         mmf.attention(graph, prompts[0], generated=4, most_bytes=1000)
