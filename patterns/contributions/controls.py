@@ -70,10 +70,10 @@ def per_prompt(result: Result) -> pd.DataFrame:
         raise MMFlowError(
             "some prompts have no answer to compare with: graph.prompt(..., answer=...) before mmf.contributions."
         )
-    summed = table.groupby(["prompt", "layer"], sort=False).agg(
+    found = table.groupby(["prompt", "layer"], sort=False).agg(
         norm=("norm", "sum"), correct=("correct", "first"), confidence=("answer_probability", "first")
     )
-    return summed.reset_index()
+    return found.reset_index()
 
 
 def correctness(result: Result, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:
