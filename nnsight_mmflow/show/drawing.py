@@ -77,7 +77,7 @@ class Drawing:
             self.small = self.width < COLUMN
         else:
             self.axes = _given(look.ax, down, across, count, ratios)
-            self.figure = self.axes[0].get_figure(root=True)
+            self.figure = self.axes[0].figure.figure  # of a subfigure the figure
             box = self.axes[0].get_position()
             self.width = float(self.figure.get_figwidth() * box.width * across * 1.3)
             self.height = float(self.figure.get_figheight() * box.height * down * 1.3)
