@@ -48,8 +48,8 @@ class Gemma3(Adapter):
                 for view in range(len(views))
                 for cell in whole(base.grid, view)
             ]
-            found = settings(self.processor.image_processor, squared)
-            result.append(ImageGeometry(size, tuple(views), tuple(cells), **found))
+            processing = settings(self.processor.image_processor, squared)
+            result.append(ImageGeometry(size, tuple(views), tuple(cells), **processing))
         return result
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:
@@ -65,9 +65,9 @@ class Gemma3(Adapter):
 
     def _crops(self, size: tuple[int, int]) -> list[Step]:
         """Where the processor cuts its crops out: its own rule, applied to coordinates instead of colours."""
-        processor, given = self.processor.image_processor, image_defaults(self.processor)
+        processor, defaults = self.processor.image_processor, image_defaults(self.processor)
         names = [f"pan_and_scan_{name}" for name in ("min_crop_size", "max_num_crops", "min_ratio_to_activate")]
-        how = {name: given.get(name, getattr(processor, name, None)) for name in ("do_pan_and_scan", *names)}
+        how = {name: defaults.get(name, getattr(processor, name, None)) for name in ("do_pan_and_scan", *names)}
         if not how.pop("do_pan_and_scan"):
             return []
         width, height = size

@@ -48,7 +48,7 @@ class Idefics3(Adapter):
         self, inputs: Mapping[str, torch.Tensor], sizes: list[tuple[int, int]], squared: bool
     ) -> list[ImageGeometry]:
         """A view of tiles and one of the whole picture per image; the latter alone where it is not divided."""
-        found = settings(self.processor.image_processor, squared)
+        processing = settings(self.processor.image_processor, squared)
         side = self._side(inputs)
         result = []
         for size in sizes:
@@ -56,14 +56,14 @@ class Idefics3(Adapter):
             whole_view = View(size, (*steps, Step("resize", side, side)), self._patch(), (self._per_side(side),) * 2)
             tiles = (height // side, width // side)
             if not self._divides() or tiles == (1, 1):
-                result.append(ImageGeometry(size, (whole_view,), whole(whole_view.grid), **found))
+                result.append(ImageGeometry(size, (whole_view,), whole(whole_view.grid), **processing))
                 continue
             per_side = self._per_side(side)
             rows, columns = (tile_stretches(count, side, self._patch()) for count in tiles)
             divided = View(size, steps, self._patch(), (len(rows), len(columns)), "tiles", rows, columns)
             base = View(size, whole_view.steps, self._patch(), whole_view.grid, "base")
             cells = (*tiled(tiles, (per_side, per_side)), *whole(base.grid, 1))
-            result.append(ImageGeometry(size, (divided, base), cells, **found))
+            result.append(ImageGeometry(size, (divided, base), cells, **processing))
         return result
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:

@@ -36,7 +36,7 @@ class InternVL(Adapter):
         side, per_side = inputs["pixel_values"].shape[-1], self._per_side()
         self.check_seen((inputs["pixel_values"].shape[-1], inputs["pixel_values"].shape[-2]))
         patch = side // per_side
-        found = settings(self.processor.image_processor, squared)
+        processing = settings(self.processor.image_processor, squared)
         result = []
         for size in sizes:
             views: tuple[View, ...]
@@ -50,7 +50,7 @@ class InternVL(Adapter):
                     resized_view(size, squared, (side, side), patch, "base"),
                 )
                 cells = (*tiled((rows, columns), (per_side, per_side)), *whole(views[1].grid, 1))
-            result.append(ImageGeometry(size, views, cells, **found))
+            result.append(ImageGeometry(size, views, cells, **processing))
         return result
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:

@@ -29,11 +29,11 @@ class LlavaNext(Adapter):
     ) -> list[ImageGeometry]:
         """A base view and one of tiles per image."""
         self.check_seen((inputs["pixel_values"].shape[-1], inputs["pixel_values"].shape[-2]))
-        vision, found = self.config.vision_config, settings(self.processor.image_processor, squared)
+        vision, processing = self.config.vision_config, settings(self.processor.image_processor, squared)
         result = []
         for size, cells in zip(sizes, self.cells(inputs), strict=True):
             base = resized_view(size, squared, (vision.image_size,) * 2, vision.patch_size, "base")
-            result.append(ImageGeometry(size, (base, self.tiles(size, squared)), cells, **found))
+            result.append(ImageGeometry(size, (base, self.tiles(size, squared)), cells, **processing))
         return result
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:

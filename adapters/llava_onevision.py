@@ -35,17 +35,17 @@ class LlavaOnevision(LlavaNext):
         if len(sizes) == 1:
             return super().images(inputs, sizes, squared)
         side = self.config.vision_config.image_size
-        found = settings(self.processor.image_processor, squared)
+        processing = settings(self.processor.image_processor, squared)
         views = [resized_view(size, True, (side, side), self.config.vision_config.patch_size) for size in sizes]
-        return [ImageGeometry(view.size, (view,), (*whole(view.grid), NEWLINE), **found) for view in views]
+        return [ImageGeometry(view.size, (view,), (*whole(view.grid), NEWLINE), **processing) for view in views]
 
     def cells(self, inputs: Mapping[str, torch.Tensor]) -> list[tuple[Cell | str, ...]]:
         """The place of each token of each image; those of a group are one grid and one newline."""
         alone = [count == 1 for count in inputs["batch_num_images"].tolist() for _ in range(count)]
         vision = self.config.vision_config
-        one: tuple[Cell | str, ...] = (*whole((vision.image_size // vision.patch_size,) * 2), NEWLINE)
+        undivided: tuple[Cell | str, ...] = (*whole((vision.image_size // vision.patch_size,) * 2), NEWLINE)
         sizes = inputs["image_sizes"].tolist()
-        return [self.cells_of((h, w)) if divided else one for (h, w), divided in zip(sizes, alone, strict=True)]
+        return [self.cells_of((h, w)) if divided else undivided for (h, w), divided in zip(sizes, alone, strict=True)]
 
     def cells_of(self, size: tuple[int, int]) -> tuple[Cell | str, ...]:
         """The place of each token of an image of (height, width)."""

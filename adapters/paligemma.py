@@ -43,8 +43,8 @@ class PaliGemma(Adapter):
         seen = (inputs["pixel_values"].shape[-1], inputs["pixel_values"].shape[-2])
         self.check_seen(seen)
         views = [resized_view(size, squared, seen, vision.patch_size) for size in sizes]
-        found = settings(self.processor.image_processor, squared)
-        return [ImageGeometry(view.size, (view,), whole(view.grid), **found) for view in views]
+        processing = settings(self.processor.image_processor, squared)
+        return [ImageGeometry(view.size, (view,), whole(view.grid), **processing) for view in views]
 
     def feature_counts(self, inputs: Mapping[str, torch.Tensor]) -> list[int]:
         """One feature per patch."""

@@ -44,16 +44,16 @@ def check_image_token(adapter: Adapter) -> None:
     Raises:
         ModelError: with both ids.
     """
-    processor, found = adapter.processor, []
+    processor, ids = adapter.processor, []
     for holder in (
         processor,
         processor.tokenizer,
     ):  # some families put another token in the text, and this one in the ids
         number = getattr(holder, "image_token_id", None)
-        found += [number] if isinstance(number, int) else []
-    if found and adapter.image_token_id not in found:
+        ids += [number] if isinstance(number, int) else []
+    if ids and adapter.image_token_id not in ids:
         raise ModelError(
-            f"the processor's image token {processor.image_token!r} has the id {found[0]}, the model puts image"
+            f"the processor's image token {processor.image_token!r} has the id {ids[0]}, the model puts image"
             f" features at the id {adapter.image_token_id}: the processor (or its tokenizer) belongs to another model."
         )
 

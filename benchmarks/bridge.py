@@ -11,10 +11,10 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import replace
+
+from processes import each_in_a_process
 
 WHAT = (
     "model",
@@ -100,13 +100,7 @@ def main() -> None:
     if given.only:
         one(given)
         return
-    found: dict[str, dict] = {}
-    for what in WHAT:
-        shown = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--only", what], capture_output=True, text=True, check=True
-        ).stdout
-        found[what] = json.loads(shown.splitlines()[-1])
-        print(what, found[what], file=sys.stderr)
+    found = each_in_a_process(__file__, WHAT)
     base, plain = found["model and bridge"]["peak_mb"], found["bridge forward"]
     model = found["model"]
     model["growth_by_bridge"] = base / model["peak_mb"] - 1

@@ -25,7 +25,7 @@ from nnsight_mmflow.patterns.flow.edges import PAPER
 from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.runs.results import versions
-from nnsight_mmflow.runs.sweep import run_by_rows, run_clean
+from nnsight_mmflow.runs.sweep import run_sweep
 
 
 class Peak:
@@ -119,15 +119,15 @@ def main() -> None:
             return model(**inputs, use_cache=False, logits_to_keep=1).logits
 
     def by_rows():
-        clean = run_clean(graph, prompt, start, 1)
-        return clean, run_by_rows(graph, plan, clean)
+        swept = run_sweep(graph, plan, prompt, start, 1, None)
+        return swept["numbers"][0], torch.tensor(swept["cells"], dtype=torch.float64)
 
     plain()
     with Peak(given.device) as plain_peak:
         plain_seconds, _ = timed(plain, given.device, 3)
     by_rows()
     with Peak(given.device) as row_peak:
-        row_seconds, (clean, rows) = timed(by_rows, given.device, 3)
+        row_seconds, ((base, token), rows) = timed(by_rows, given.device, 3)
 
     limited = plan
     if given.forwards:
@@ -141,7 +141,7 @@ def main() -> None:
         )
     run = len(set(limited.row_of))
     forward_seconds, forwards = timed(
-        lambda: run_by_forwards(graph, limited, prompt, clean.numbers[0, 1].long()), given.device
+        lambda: run_by_forwards(graph, limited, prompt, torch.tensor(int(token))), given.device
     )
     forward_seconds = forward_seconds / run * plan.n_rows + plain_seconds
     where = [plan.cells.index(cell) for cell in limited.cells]
@@ -187,7 +187,7 @@ def main() -> None:
         "probability_difference": difference,
         "log_probability_difference": log_difference,
         # what the agreement is to be compared with: how much any window changes
-        "largest_log_probability_change": float((rows[:, 0] - clean.numbers[0, 0]).abs().max()),
+        "largest_log_probability_change": float((rows[:, 0] - base).abs().max()),
         "row_flops": plan.row_flops,
         "naive_flops": plan.naive_flops,
         "plain_peak_mb": plain_peak.total,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
+
+from processes import each_in_a_process
 
 WHAT = ("model", "forward and backward", "saliency")
 
@@ -64,12 +64,7 @@ def main() -> None:
     if given.only:
         peak(given)
         return
-    found: dict[str, dict] = {}
-    for what in WHAT:
-        shown = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--only", what], capture_output=True, text=True, check=True
-        ).stdout
-        found[what] = json.loads(shown.splitlines()[-1])
+    found = each_in_a_process(__file__, WHAT)
     base = found["model"]["peak_mb"]
     one, other = (found[what]["peak_mb"] - base for what in WHAT[1:])
     found["ratio"] = {

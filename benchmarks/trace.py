@@ -22,7 +22,7 @@ from nnsight_mmflow.inside.restore import Cell
 from nnsight_mmflow.patterns.trace.run import clean_values, one_forward
 from nnsight_mmflow.runs.restored import run_cells
 from nnsight_mmflow.runs.results import versions
-from nnsight_mmflow.runs.sweep import run_clean
+from nnsight_mmflow.runs.sweep import answer_of
 
 
 def main() -> None:
@@ -53,21 +53,20 @@ def main() -> None:
     places = {position: row for row, position in enumerate(positions)}
 
     def by_rows():
-        clean = run_clean(graph, prompt, len(prompt) - 1, 1)
-        broken = run_clean(graph, corrupt.prompt, positions[0], 1)
-        token = clean.numbers[0, 1].long()
-        values = clean_values(graph, prompt, ["mlp", "attn"], positions)
-        return token, values, run_cells(graph, cells, broken, values, places, token, ROW_BUDGET)
+        token = torch.tensor(answer_of(graph, prompt, 1).token)
+        start = positions[0]  # LLaVA's image tokens read no later ones: no row needs more
+        return token, run_cells(graph, prompt, corrupt.prompt, corrupt.patterns, cells, start, token, ROW_BUDGET, ())
 
     by_rows()
-    row_seconds, (token, values, rows) = timed(by_rows, given.device, 3)
+    row_seconds, (token, rows) = timed(by_rows, given.device, 3)
+    values = clean_values(graph, prompt, ["mlp", "attn"], positions)
     some = [cells[i] for i in np.linspace(0, len(cells) - 1, given.forwards or len(cells)).round().astype(int)]
 
     def by_forwards():
         return [one_forward(graph, corrupt, cell, values, places, token) for cell in some]
 
     forward_seconds, forwards = timed(by_forwards, given.device)
-    plain_seconds, _ = timed(lambda: run_clean(graph, prompt, len(prompt) - 1, 1), given.device, 3)
+    plain_seconds, _ = timed(lambda: answer_of(graph, prompt, 1), given.device, 3)
     forward_seconds = forward_seconds / len(some) * len(cells) + 2 * plain_seconds
     difference = max(float((rows[cell] - found)[0].abs()) for cell, found in zip(some, forwards, strict=True))
     logs = torch.stack([rows[cell][0] for cell in cells])

@@ -106,20 +106,20 @@ def deprecated(old: str, new: str) -> None:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
         frame = frame.f_back
-    told = f"{old} is now {new}; the old name goes away in 0.4."
-    warnings.warn_explicit(told, FormerNameWarning, frame.f_code.co_filename, frame.f_lineno)
+    warning = f"{old} is now {new}; the old name goes away in 0.4."
+    warnings.warn_explicit(warning, FormerNameWarning, frame.f_code.co_filename, frame.f_lineno)
 
 
 def with_new_names(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment's keyword arguments by their names of now; the earlier ones are told."""
-    found = dict(given)
+    renamed = dict(given)
     for old, (new, value_of) in ARGUMENTS.get(run, {}).items():
-        if found.get(old) is not None and new not in found:
+        if renamed.get(old) is not None and new not in renamed:
             deprecated(f"{old}= of mmf.{run}", f"{new}=")
-            found[new] = value_of(found[old])
-        if new in found:
-            found.pop(old, None)
-    if run in ("prune_report", "causal_trace", "knockout_by_patch") and isinstance(found.get("controls"), bool):
-        deprecated(f"controls={found['controls']} of mmf.{run}", f"controls={int(found['controls'])}")
-        found["controls"] = int(found["controls"])
-    return found
+            renamed[new] = value_of(renamed[old])
+        if new in renamed:
+            renamed.pop(old, None)
+    if run in ("prune_report", "causal_trace", "knockout_by_patch") and isinstance(renamed.get("controls"), bool):
+        deprecated(f"controls={renamed['controls']} of mmf.{run}", f"controls={int(renamed['controls'])}")
+        renamed["controls"] = int(renamed["controls"])
+    return renamed

@@ -19,12 +19,12 @@ def whole(name: str, value: object, least: int | None = None, most: int | None =
     """A whole number within limits; True and False are none, numpy's are."""
     if isinstance(value, bool) or type(value).__name__ == "bool" or not isinstance(value, Integral):
         raise MMFlowError(f"{name} is a whole number, but {came(value)} came.")
-    found = int(value)
-    if (least is not None and found < least) or (most is not None and found > most):
+    count = int(value)
+    if (least is not None and count < least) or (most is not None and count > most):
         limits = f"at least {least}" if least is not None else ""
         limits += f"{' and ' if limits else ''}at most {most}" if most is not None else ""
-        raise MMFlowError(f"{name}={found}: a whole number of {limits} is expected.")
-    return found
+        raise MMFlowError(f"{name}={count}: a whole number of {limits} is expected.")
+    return count
 
 
 def number(name: str, value: object, endless: bool = False) -> float | int:
@@ -38,7 +38,7 @@ def number(name: str, value: object, endless: bool = False) -> float | int:
 
 def numbers(name: str, value: object) -> object:
     """One number or several."""
-    return tuple(number(name, one) for one in value) if isinstance(value, list | tuple) else number(name, value)
+    return tuple(number(name, item) for item in value) if isinstance(value, list | tuple) else number(name, value)
 
 
 def flag(name: str, value: object) -> bool:
@@ -62,7 +62,7 @@ def texts(name: str, value: object, empty: bool = False) -> tuple[str, ...]:
     several: tuple[object, ...] = (value,) if isinstance(value, str) else tuple(value)
     if not several and not empty:
         raise MMFlowError(f"{name}={value!r} is empty: name at least one, or leave {name} out.")
-    wrong = [one for one in several if not isinstance(one, str) or not one.strip()]
+    wrong = [item for item in several if not isinstance(item, str) or not item.strip()]
     if wrong:
         raise MMFlowError(f"{name} are texts, such as {EXAMPLES.get(name, ['image'])}, but they hold {came(wrong[0])}.")
     return tuple(map(str, several))
@@ -96,29 +96,29 @@ def layers_of(name: str, value: object) -> int | list[int] | tuple[int, ...] | r
         return int(value)
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
         raise MMFlowError(f"{name}: a layer is a whole number, several are a list of them; {came(value)} came.")
-    several = [whole(f"each of {name}", one) for one in value]
+    several = [whole(f"each of {name}", layer) for layer in value]
     return several if isinstance(value, list) else tuple(several)
 
 
 def single_or_several(name: str, value: object) -> object:
     """A layer or several, not none."""
-    found = layers_of(name, value)
-    if not isinstance(found, int) and not len(found):
+    layers = layers_of(name, value)
+    if not isinstance(layers, int) and not len(layers):
         raise MMFlowError(f"{name}={value!r} names no layer.")
-    return found
+    return layers
 
 
 def heads_of(name: str, value: object) -> list[int] | tuple[int, ...] | range:
     """One head or several, as several. Whether they exist is known where the model is."""
-    found = layers_of(name, value) if not isinstance(value, Integral) else (whole(name, value),)
-    return (found,) if isinstance(found, int) else found
+    heads = layers_of(name, value) if not isinstance(value, Integral) else (whole(name, value),)
+    return (heads,) if isinstance(heads, int) else heads
 
 
 def windows_of(name: str, value: object) -> object:
     """A size in layers, or several."""
     if isinstance(value, Integral | str | bytes | Mapping) or not isinstance(value, Iterable):
         return whole(name, value)
-    return tuple(whole(f"each {name}", one) for one in value)
+    return tuple(whole(f"each {name}", window) for window in value)
 
 
 def folder_of(name: str, value: object) -> object:

@@ -17,7 +17,12 @@ ROOMS = {
     "bridge.bridge": ("graph_for", "to_bridge"),
     "bridge.hooks": ("hooked", "hooks_of"),
     "show.attention_heat": ("attention_figure",),
-    "show.contributions": ("contributions_figure", "contributions_on_image", "correctness_figure"),
+    "show.contributions": (
+        "contribution_panels",
+        "contributions_figure",
+        "contributions_on_image",
+        "correctness_figure",
+    ),
     "show.curves": ("flow_figure", "lens_figure", "overlap_figure", "skip_figure"),
     "show.diagram": ("diagram_figure",),
     "show.edits": ("edit_figure", "report_figure"),

@@ -103,7 +103,7 @@ class Names(dict[str, Any]):
         raise KeyError(name)  # a builtin
 
     def __contains__(self, name: object) -> bool:
-        return any(name in vars(sys.modules[one]) or name in _for_type_checkers(one) for one in self.modules)
+        return any(name in vars(sys.modules[module]) or name in _for_type_checkers(module) for module in self.modules)
 
 
 def look_up(module: str, name: str) -> Any:
@@ -120,23 +120,23 @@ def look_up(module: str, name: str) -> Any:
     source = str(statement.module) if isinstance(statement, ast.ImportFrom) else imported
     if find_spec(source.split(".")[0]) is None:
         return Any
-    found = import_module(source)
+    source_module = import_module(source)
     if isinstance(statement, ast.Import):
-        return found
-    return getattr(found, imported) if hasattr(found, imported) else look_up(source, imported)
+        return source_module
+    return getattr(source_module, imported) if hasattr(source_module, imported) else look_up(source, imported)
 
 
 @cache
 def _for_type_checkers(module: str) -> dict[str, tuple[ast.stmt, str]]:
     """The names that a module's `if TYPE_CHECKING:` binds: the statement, and what it imports under the name."""
-    found: dict[str, tuple[ast.stmt, str]] = {}
+    imports: dict[str, tuple[ast.stmt, str]] = {}
     there = sys.modules[module]
     source = "".join(getlines(str(there.__file__), vars(there)))
     for node in ast.parse(source).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for statement in node.body:
                 if isinstance(statement, ast.Import | ast.ImportFrom):
-                    found |= {one.asname or one.name: (statement, one.name) for one in statement.names}
+                    imports |= {alias.asname or alias.name: (statement, alias.name) for alias in statement.names}
                 elif isinstance(statement, ast.AnnAssign):
-                    found[ast.unparse(statement.target)] = (statement, "")
-    return found
+                    imports[ast.unparse(statement.target)] = (statement, "")
+    return imports

@@ -56,12 +56,12 @@ class AttentionAndEffectResult(Result):
         change_percent_high. Without controls these are NaN.
         """
         table = self.table
-        found = table[table["span"] == "source"].set_index("layer")[["mass", "change_percent"]]
+        wide = table[table["span"] == "source"].set_index("layer")[["mass", "change_percent"]]
         drawn = table[table["span"] != "source"].groupby("layer")
         for name in ("mass", "change_percent"):
             for ending, reduced in (("control", "mean"), ("low", "min"), ("high", "max")):
-                found[f"{name}_{ending}"] = drawn[name].agg(reduced).reindex(found.index)
-        return found
+                wide[f"{name}_{ending}"] = drawn[name].agg(reduced).reindex(wide.index)
+        return wide
 
     @checked
     def beside(self, layer: int) -> str:
@@ -142,21 +142,23 @@ def attention_and_effect(
         prompt: one prompt; whatever the model answers counts.
         source: the span that is read, such as prompt.spans["image"].box(*prompt.boxes).
         target: the span that reads.
-        layers: which; all unless given.
+        layers: the layers that are measured; all unless given.
         controls: how many random spans; 0 for none.
-        seed: of the draws.
-        folder: where the numbers are written as they are done, and the result.
+        seed: of the random spans.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: an edge that is not open anywhere.
         MMFlowError: too few image tokens outside the source to draw as many from.
 
-    Source: needs 18 (attention is not explanation): LLaVA issue 1080, VisAttnSink (arXiv 2503.03321).
+    Source: attention is not explanation: LLaVA issue 1080; attention sinks: VisAttnSink (arXiv 2503.03321).
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -234,8 +236,8 @@ def measure(
 ) -> dict:
     """What the journal keeps of the prompt: the sweep's numbers, and by layer and span the attention mass."""
     start = min(chunk.start for chunk in plan.chunks)
-    found = run_sweep(graph, plan, prompt, start, 16, None)
-    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
+    swept = run_sweep(graph, plan, prompt, start, 16, None)
+    text = graph.processor.tokenizer.decode(swept["tokens"], skip_special_tokens=True).strip()
     everything = list(prompt.spans["all"])
     maps = read_weights(graph, prompt, (), layers, list(range(graph.n_heads)), list(target), everything)
     mean, masses, sunk = maps["weights"].mean((1, 2)), [], []
@@ -243,8 +245,8 @@ def measure(
         sinks = set((maps["received"][index] > SINK).nonzero().flatten().tolist())
         masses.append([float(mean[index, list(spans[name])].sum()) for name in names])
         sunk.append([float(mean[index, sorted(sinks & set(spans[name]))].sum()) for name in names])
-    base, _ = found["numbers"][0]
-    return {"prediction": text, "base": base, "cells": found["cells"], "mass": masses, "sink_mass": sunk}
+    base, _ = swept["numbers"][0]
+    return {"prediction": text, "base": base, "cells": swept["cells"], "mass": masses, "sink_mass": sunk}
 
 
 def random_spans(prompt: Prompt, source: Span, count: int, seed: int) -> list[Span]:

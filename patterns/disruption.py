@@ -111,14 +111,16 @@ def disruption(
         scope: "layer" (that layer alone), or "from_layer" (that layer and all behind it: what the released code does).
         stage: "pre" (closed before the softmax: the other weights grow, as in the released code), or "post" (zeroed
             after it, as the paper says).
-        layers: which; None: every layer.
-        seed: of the control's draw.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        layers: the layers that are closed, one after the other; None: every layer.
+        seed: of the control's random positions.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: unknown ways, scope or stage; image tokens that would have nothing left to read.
@@ -134,7 +136,7 @@ def disruption(
         12
     """
     graph = graph.at(remote)
-    given = listed(prompts, "disruption")
+    prompt_list = listed(prompts, "disruption")
     wrong = [way for way in ways if way not in WAYS]
     if wrong or not ways:
         raise MMFlowError(f"ways are of {', '.join(WAYS)}, not {list(ways)}.")
@@ -151,16 +153,16 @@ def disruption(
 
         header = {"model": graph.name, **asked, "attention": graph.backend, **counted([""] * len(entries))}
         header |= {"n_layers": graph.n_layers, "versions": versions()}
-        return DisruptionResult(pd.DataFrame(rows_of(given, entries)), header)
+        return DisruptionResult(pd.DataFrame(rows_of(prompt_list, entries)), header)
 
     planned = [(way, layer) for way in ways for layer in chosen]
-    names = [prompt_identity(prompt) for prompt in given]
+    names = [prompt_identity(prompt) for prompt in prompt_list]
     study = Study(
         name="disruption",
         settings=asked,
         tasks=[
             prompt_task(prompt, name, list(ways), stage, chosen, where, drawn_by(seed, name))
-            for prompt, name in zip(given, names, strict=True)
+            for prompt, name in zip(prompt_list, names, strict=True)
         ],
         measure=measure,
         collect=collect,
@@ -185,7 +187,9 @@ def measure(
     rows = []
     for way in ways:
         source, target = _edge(prompt, way, drawn)
-        cut: list[tuple[Pattern, ...]] = [(STAGES[stage](source=source, target=target, layers=one),) for one in where]
+        cut: list[tuple[Pattern, ...]] = [
+            (STAGES[stage](source=source, target=target, layers=layers),) for layers in where
+        ]
         for layer, after in zip(chosen, next_under(graph, prompt, cut, answer, TOP), strict=True):
             now = set(after.top)
             rows.append(

@@ -71,12 +71,14 @@ def knockout_by_patch(
             tokens the distribution over tokens is the control: `summary` and `spread` tell it.
         seed: of the random patches.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
-        folder: where the numbers are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: no image token, or one that the target cannot read in these layers.
@@ -98,7 +100,7 @@ def knockout_by_patch(
     span = prompt.spans[source]
     regions = regions_of(span, size)
     spans = {TARGET: prompt.spans[target] if isinstance(target, str) else target, WHOLE: span}
-    spans |= {f"region_{k}": Span(f"region_{k}", one.positions, span.row) for k, one in enumerate(regions)}
+    spans |= {f"region_{k}": Span(f"region_{k}", region.positions, span.row) for k, region in enumerate(regions)}
     for draw in range(controls if size > 1 else 0):
         drawn = {f"random_{draw}_{k}": held for k, held in enumerate(random_partners(regions, seed + draw))}
         spans |= {name: Span(name, held, span.row) for name, held in drawn.items()}
@@ -110,8 +112,8 @@ def knockout_by_patch(
     def collect(entries: list[dict]) -> KnockoutByPatchResult:
         (kept,) = entries
         token, base = kept["token"], kept["base"]
-        found = zip(plan.cells, kept["cells"], strict=True)
-        changes = {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in found}
+        measured = zip(plan.cells, kept["cells"], strict=True)
+        changes = {(edge, centre): (log, int(top)) for (edge, _, centre), (log, top) in measured}
         whole = [math.expm1(changes[f"{WHOLE}->{TARGET}", centre][0] - base) * 100 for centre in centres]
         header = {
             "model": graph.name,
@@ -126,7 +128,7 @@ def knockout_by_patch(
             "answer": graph.processor.tokenizer.decode([token]).strip(),
             "base_probability": math.exp(base),
             "whole_change_percent": whole,
-            "left_out": {"tokens that show no patch": len(span) - sum(len(one.positions) for one in regions)},
+            "left_out": {"tokens that show no patch": len(span) - sum(len(region.positions) for region in regions)},
             "plan": repr(plan),
             "metric": "change of the probability of the model's first answer token, in percent of the clean run's",
             "versions": versions(),
@@ -149,9 +151,9 @@ def knockout_by_patch(
 def measure(graph: Graph, prompt: Prompt, plan: Plan) -> dict:
     """What the journal keeps of the prompt: the answer's token, its log-probability, and each cell's numbers."""
     start = min(chunk.start for chunk in plan.chunks)
-    found = run_sweep(graph, plan, prompt, start, 1, None)
-    base, token = found["numbers"][0]
-    return {"token": int(token), "base": base, "cells": found["cells"]}
+    swept = run_sweep(graph, plan, prompt, start, 1, None)
+    base, token = swept["numbers"][0]
+    return {"token": int(token), "base": base, "cells": swept["cells"]}
 
 
 def _windows(chosen: list[int], window: int | None) -> tuple[int, tuple[int, ...]]:
@@ -187,7 +189,7 @@ def _table(
         for number, region in enumerate(regions):
             log, top = changes[f"region_{number}->{TARGET}", centre]
             drawn = [changes.get((f"random_{draw}_{number}->{TARGET}", centre)) for draw in range(controls)]
-            partners = [math.expm1(one[0] - base) * 100 for one in drawn if one is not None]
+            partners = [math.expm1(numbers[0] - base) * 100 for numbers in drawn if numbers is not None]
             rows.append(
                 {
                     "prompt": prompt.key or "0",

@@ -92,10 +92,10 @@ class KnockoutByPatchResult(Result):
         """The most harmful region of each window, beside the distribution over regions and the control."""
         header = self.header
         size = header["size"]
-        what = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
+        unit = "image tokens" if size == 1 else f"squares of {size} x {size} patches"
         lines = [
             f"{header['model']}: {header['source']}->{header['target']}, closed for each of {header['n_regions']}"
-            f" {what}; the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
+            f" {unit}; the answer is {header['answer']!r}, p = {header['base_probability']:.3f}"
         ]
         for row in self.spread().to_dict("records"):
             part = self.table[self.table["layer"] == row["layer"]].sort_values("change_percent")

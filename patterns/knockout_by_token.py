@@ -46,12 +46,14 @@ def knockout_by_token(
         source: the span whose tokens are knocked out, one at a time.
         target: the span that may not read them.
         window: how many consecutive layers are blocked at once.
-        folder: where the numbers are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: no token of the source can be read by the target.
@@ -71,11 +73,11 @@ def knockout_by_token(
             " Are source and target swapped?"
         )
     named = {f"token_{position}": Span(f"token_{position}", (position,), span.row) for position in tokens}
-    one = replace(prompt, spans=prompt.spans.having(**named))
+    with_tokens = replace(prompt, spans=prompt.spans.having(**named))
     edges = [f"{name}->{target}" for name in named]
     return flow(
         graph,
-        one,
+        with_tokens,
         edges,
         window,
         only_correct=False,

@@ -125,12 +125,14 @@ def lens(
             reads at each of them too, and follows what is written next (columns generated, written,
             written_probability). `generated` and `generated[k]` are spans too; `result.token(k)` is the result of one.
             Prompts then need no answer under only_correct=False.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: no prompt counted, or one without an answer.
@@ -146,29 +148,29 @@ def lens(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "lens")
-    check_generated(given, generated)
+    prompt_list = listed(prompts, "lens")
+    check_generated(prompt_list, generated)
     if only_correct or not generated:
-        check_answers(given, "lens", why="and it is the answer that a lens follows, whatever only_correct says")
-    for prompt in given:
+        check_answers(prompt_list, "lens", why="and it is the answer that a lens follows, whatever only_correct says")
+    for prompt in prompt_list:
         planned(graph, prompt, generated).spans[at]  # refused before any forward
     asked = {"at": at, "norm": norm, "top": top, "only_correct": only_correct, "max_new_tokens": max_new_tokens}
     asked |= {"generated": generated} if generated else {}
     layers = range(-1, graph.n_layers)
 
     def collect(entries: list[dict]) -> LensResult:
-        rows = rows_of(given, entries)
+        rows = rows_of(prompt_list, entries)
         if not rows:
             raise MMFlowError(
-                f"none of {len(given)} prompts was answered correctly; pass only_correct=False to read all."
+                f"none of {len(prompt_list)} prompts was answered correctly; pass only_correct=False to read all."
             )
-        told = {"generated": generated, "written": written_of(graph, given, entries)} if generated else {}
+        told = {"generated": generated, "written": written_of(graph, prompt_list, entries)} if generated else {}
         return _result(graph, asked, rows, entries, told)
 
     study = Study(
         name="lens",
         settings=asked,
-        tasks=[prompt_task(prompt, prompt_identity(prompt), *asked.values()) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), *asked.values()) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: "a forward and an answer each.",

@@ -120,14 +120,16 @@ def lens_by_patch(
         graph: the model.
         prompt: one prompt with an image.
         source: the image span whose tokens are read, such as "image[0].base".
-        layers: which; all unless given.
+        layers: the layers after which tokens are read; all unless given.
         top: how many words of each token to keep.
-        folder: where the numbers are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: the span holds no image token.
@@ -199,7 +201,7 @@ def _table(
 
     ids = torch.tensor([best for best, _ in read]).flatten().tolist()
     tokenizer = graph.processor.tokenizer
-    words = {one: tokenizer.decode([one]) for one in sorted(set(ids))}
+    words = {token: tokenizer.decode([token]) for token in sorted(set(ids))}
     numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
     places = places_of(prompt, [numbers[position] for position in positions])
     places.insert(0, "prompt", prompt.key or "0")
@@ -207,7 +209,7 @@ def _table(
     table = places.iloc[np.tile(np.repeat(np.arange(len(places)), top), len(chosen))].reset_index(drop=True)
     table["layer"] = np.repeat(chosen, len(places) * top)
     table["rank"] = np.tile(np.arange(top), len(places) * len(chosen))
-    table["word"] = [words[one] for one in ids]
+    table["word"] = [words[token] for token in ids]
     table["word_id"] = ids
     table["probability"] = torch.tensor([sure for _, sure in read]).flatten().numpy()
     return table

@@ -73,11 +73,11 @@ class Patch(Pattern):
         check_fields(self)
         if self.site not in AT:
             layers = [self.layers] if isinstance(self.layers, int) else self.layers
-            site, found = site_named(self.site, None if layers is None else list(layers), AT)
+            site, named_layers = site_named(self.site, None if layers is None else list(layers), AT)
             if self.site.endswith("attn.hook_z") and self.heads is None:
                 raise MMFlowError(f"{self.site!r} is by head: give heads, such as heads=[3].")
             object.__setattr__(self, "site", site)
-            object.__setattr__(self, "layers", found)
+            object.__setattr__(self, "layers", named_layers)
 
     def check(self, graph: Graph, rows: tuple[Spans, ...], form: Form | None) -> None:
         """Refuses, before any forward, what cannot be done."""
@@ -250,7 +250,7 @@ def written(
     Args:
         before: (rows, positions, width) what stands there now.
         positions: for each prompt those that are written.
-        values: as in `write_all`.
+        values: for each layer and prompt (positions, width), or what is made on the spot.
         number: the site's, among those that are written.
         columns: which columns of the width; None for all.
         held: what the forward holds: of which prompt each row is, and which positions.

@@ -17,7 +17,7 @@ def places_of(prompt: Prompt, tokens: Sequence[int]) -> pd.DataFrame:
     """A row per image token: token, position, image, view, tile, row, column.
 
     Args:
-        prompt: whose they are.
+        prompt: the prompt that the tokens are of.
         tokens: numbers among all its image tokens, counted from 0.
     """
     import pandas as pd

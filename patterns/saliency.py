@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 import nnsight
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.heads import QueryKeyReader
@@ -19,14 +18,14 @@ from nnsight_mmflow.remote.words import needs_gradients
 from nnsight_mmflow.runs.answers import with_target
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
-from nnsight_mmflow.runs.results import Result, versions
+from nnsight_mmflow.runs.image_results import ImageResult
+from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_cells, rows_of, run_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.workers import Workers
@@ -37,7 +36,7 @@ GROUPS = ("S_sys", "S_img", "S_ins")
 FLOWS = ("S_vv", "S_vt")
 
 
-class SaliencyResult(Result):
+class SaliencyResult(ImageResult):
     """Saliency by layer. One table row per prompt and layer.
 
     Columns: prompt, kind, layer, S_sys, S_img, S_ins (per token of the group), S_vv (image to image) and S_vt (image to
@@ -46,6 +45,7 @@ class SaliencyResult(Result):
 
     kind: ClassVar[str] = "saliency"
     drawn_by: ClassVar[str] = "saliency_figure"  # two panels: the three groups, the two flows
+    panels: ClassVar[str] = "saliency_panels"
 
     @checked
     def curves(self, names: Sequence[str] = GROUPS, normalise: bool = True) -> pd.DataFrame:
@@ -73,16 +73,6 @@ class SaliencyResult(Result):
             for index, value in enumerate(list(row.from_image_tokens))  # type: ignore[arg-type]
         ]
         return pd.DataFrame(rows)
-
-    @checked
-    def on_image(
-        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
-    ) -> ShownFigure:
-        """What flows from each image token, on the picture: of one layer, several (a panel each), or summed (None)."""
-        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return later("heat_figure")(
-            prompt, later("saliency_panels")(self, prompt, image, layers), image=image, view=view
-        )
 
     def summary(self) -> str:
         """Where each group matters most, and the image's share."""
@@ -118,17 +108,19 @@ def saliency(
 
     Args:
         graph: the model.
-        prompts: with `answer` set: the loss is the cross entropy of its first token.
+        prompts: one prompt or several, with `answer` set: the loss is the cross entropy of its first token.
         mode: "paper" (equations 1 to 6, sums by source token; equation 6 with its indices put right), or "released"
             (the released code: A * A * dL/dA, means of absolute values over heads, sums by target token, flows not
             divided, and the answer's bare token). Both are needed: the paper's figures were made by neither alone.
         heads_at_once: heads whose weights are held at a time.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: a prompt without an answer, or an unknown mode.
@@ -146,11 +138,11 @@ def saliency(
     graph = graph.at(remote)
     needs_gradients(graph, "saliency")
     whole_here(graph, "saliency")
-    given = listed(prompts, "saliency")
+    prompt_list = listed(prompts, "saliency")
     if mode not in MODES:
         raise MMFlowError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
-    check_answers(given, "saliency", why="and the loss needs one")
-    for number, prompt in enumerate(given):
+    check_answers(prompt_list, "saliency", why="and the loss needs one")
+    for number, prompt in enumerate(prompt_list):
         if not len(prompt.spans["image"]):
             raise NoEffectError(f"prompt {number} has no image: nothing flows from it.")
 
@@ -165,12 +157,12 @@ def saliency(
             "groups": SPANS,
             "versions": versions(),
         }
-        return SaliencyResult(pd.DataFrame(rows_of(given, entries)), header)
+        return SaliencyResult(pd.DataFrame(rows_of(prompt_list, entries)), header)
 
     study = Study(
         name="saliency",
         settings={"mode": mode},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), mode, heads_at_once) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), mode, heads_at_once) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: "a forward and a backward each.",
@@ -182,17 +174,17 @@ def saliency(
 def measure(graph: Graph, prompt: Prompt, mode: str, heads_at_once: int) -> dict:
     """What the journal keeps of one prompt."""
     released = mode == "released"
-    loss, found = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
+    loss, by_layer = flows_of(graph, prompt, _token(graph, prompt, mode), released, heads_at_once)
     sizes = [len(prompt.spans[span]) for span in SPANS.values()]
     image = list(prompt.spans["image"])
     rows = [
         {
             "layer": layer,
-            **grouped(one, sizes, released),
+            **grouped(flow, sizes, released),
             "loss": loss,
-            "from_image_tokens": one.received.sum(0)[image].tolist(),
+            "from_image_tokens": flow.received.sum(0)[image].tolist(),
         }
-        for layer, one in enumerate(found)
+        for layer, flow in enumerate(by_layer)
     ]
     return {"rows": rows}
 
@@ -213,8 +205,8 @@ def flows_of(graph: Graph, prompt: Prompt, token: int, released: bool, heads_at_
         loss, read = read_flows(
             layers, n_layers, reader, model, token, spans, causal, scale, cap, released, heads_at_once
         )
-        found = nnsight.save([loss, [vars(one) for one in read]])  # plain values: a server cannot return our classes
-    return found[0], [Flows(**one) for one in found[1]]
+        saved = nnsight.save([loss, [vars(flow) for flow in read]])  # plain values: a server cannot return our classes
+    return saved[0], [Flows(**flow) for flow in saved[1]]
 
 
 def grouped(flows: Flows, sizes: Sequence[int], released: bool) -> dict[str, float]:

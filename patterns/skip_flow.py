@@ -92,23 +92,25 @@ def skip_flow(
 
     Args:
         graph: the model.
-        prompts: one or several.
+        prompts: one prompt or several.
         spans: which pass unchanged; "all" leaves the layer out altogether.
         window: how many consecutive layers at once, an odd number.
         scope: "window", or "from_layer" (every layer from that one on: where do the span's positions leave the stack?).
         part: "layer", "attn" or "mlp", as in Skip.
         only_correct: leave out prompts that the model answers otherwise, and count them; False counts every prompt,
             and then none needs an answer.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: unknown scope or part, a prompt without an answer, or none that counts.
-        NoEffectError: an empty span.
+        NoEffectError: a span that holds no position.
 
     Example:
         >>> import nnsight_mmflow as mmf
@@ -119,10 +121,10 @@ def skip_flow(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "skip_flow")
+    prompt_list = listed(prompts, "skip_flow")
     if scope not in SCOPES or part not in PARTS:
         raise MMFlowError(f"scope is one of {', '.join(SCOPES)}, part of {', '.join(PARTS)}: {scope!r}, {part!r} came.")
-    check_answers(given, "skip_flow", only_correct=only_correct)
+    check_answers(prompt_list, "skip_flow", only_correct=only_correct)
     depth = graph.n_layers
     windows = [
         window_layers(layer, window, depth) if scope == "window" else range(layer, depth) for layer in range(depth)
@@ -132,9 +134,9 @@ def skip_flow(
     def collect(entries: list[dict]) -> SkipFlowResult:
         import pandas as pd
 
-        rows = rows_of(given, entries)
+        rows = rows_of(prompt_list, entries)
         if not rows:
-            raise MMFlowError(f"none of {len(given)} prompts was answered correctly: pass only_correct=False.")
+            raise MMFlowError(f"none of {len(prompt_list)} prompts was answered correctly: pass only_correct=False.")
         header = {"model": graph.name, **asked, "attention": graph.backend, "n_layers": depth}
         header |= counted(["" if entry["rows"] else "answered otherwise" for entry in entries])
         return SkipFlowResult(pd.DataFrame(rows), {**header, "versions": versions()})
@@ -144,7 +146,8 @@ def skip_flow(
         name="skip flow",
         settings=asked,
         tasks=[
-            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct) for prompt in given
+            prompt_task(prompt, prompt_identity(prompt), list(spans), windows, part, only_correct)
+            for prompt in prompt_list
         ],
         measure=measure,
         collect=collect,
@@ -164,7 +167,7 @@ def measure(
     rows: list[dict] = []
     for span in spans if correct or not only_correct else ():
         skips = [Skip(layers=window, at=None if span == ALL else span, part=part) for window in windows]
-        for layer, (log, top) in enumerate(next_under(graph, prompt, [(one,) for one in skips], token)):
+        for layer, (log, top) in enumerate(next_under(graph, prompt, [(skip,) for skip in skips], token)):
             rows.append(
                 {
                     "span": span,

@@ -37,7 +37,7 @@ class MeanOf:
     """The mean activation over all positions of a span, over several runs.
 
     Attributes:
-        prompts: the prompts.
+        prompts: the prompts whose runs the mean is over.
         at: the span in each; None for the same expression as the target's.
     """
 

@@ -64,16 +64,18 @@ def word_overlap(
 
     Args:
         graph: the model.
-        prompts: one or several.
+        prompts: one prompt or several.
         at: the span that is silenced and read.
         window: how many consecutive layers, truncated at both ends.
         top: how many words to compare.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: the module's output there was zero already.
@@ -89,9 +91,9 @@ def word_overlap(
         True
     """
     graph = graph.at(remote)
-    given = listed(prompts, "word_overlap")
+    prompt_list = listed(prompts, "word_overlap")
     top = min(top, graph.vocabulary)
-    for number, prompt in enumerate(given):
+    for number, prompt in enumerate(prompt_list):
         if not len(prompt.spans[at]):
             raise NoEffectError(f"{at!r} holds no position of prompt {number}, so there is nothing to silence.")
     windows = [tuple(window_layers(layer, window, graph.n_layers)) for layer in range(graph.n_layers)]
@@ -100,7 +102,7 @@ def word_overlap(
         import pandas as pd
 
         columns = ["prompt", "kind", "site", "window", "layer", "jaccard"]
-        table = pd.DataFrame(rows_of(given, entries)).assign(window=window)[columns]
+        table = pd.DataFrame(rows_of(prompt_list, entries)).assign(window=window)[columns]
         header = {
             "model": graph.name,
             "at": at,
@@ -117,7 +119,7 @@ def word_overlap(
     study = Study(
         name="word overlap",
         settings={"at": at, "window": window, "top": top},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), at, windows, top) for prompt in given],
+        tasks=[prompt_task(prompt, prompt_identity(prompt), at, windows, top) for prompt in prompt_list],
         measure=measure,
         collect=collect,
         cost=lambda left: f"{2 * graph.n_layers + 2} forwards each, most of them of the span and what follows it.",

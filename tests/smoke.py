@@ -37,7 +37,7 @@ from kit.ten_lines import ten_lines  # noqa: E402
 from kit.tiny import picture  # noqa: E402
 
 import nnsight_mmflow as mmf  # noqa: E402
-from nnsight_mmflow.runs.sweep import run_clean  # noqa: E402
+from nnsight_mmflow.runs.sweep import run_sweep  # noqa: E402
 
 torch.set_num_threads(1)
 SHOWN = (
@@ -75,8 +75,8 @@ def a_family(name):
     with torch.no_grad():
         ids = graph.adapter.model.generate(**prompt.inputs, **GREEDY)[0, -4:].tolist()
         logits = graph.adapter.model(**prompt.inputs).logits[0, -1]
-    found = run_clean(graph, prompt, len(prompt) - 1, 4).tokens
-    assert found == ids[: len(found)], f"the experiments' greedy answer is {found}, transformers' is {ids}"
+    tokens = run_sweep(graph, None, prompt, len(prompt) - 1, 4, None)["tokens"]
+    assert tokens == ids[: len(tokens)], f"the experiments' greedy answer is {tokens}, transformers' is {ids}"
     spans = str(prompt.spans).splitlines()
     return {
         "conformance": outcomes,

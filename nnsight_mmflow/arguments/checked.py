@@ -170,14 +170,14 @@ def value_of(name: str, value: object, default: object, kind: str) -> object:
     if name == "methods" and "Prune" not in kind:
         return texts(name, value)
     if name in BY_NAME and not (name == "heads" and kind == "int"):
-        found = BY_NAME[name](name, value)
+        converted = BY_NAME[name](name, value)
         if name == "window" and "Sequence" not in kind:
-            found = whole(name, value)
-        if name in ("layers", "control_layers") and isinstance(found, int) and not kind.startswith("int"):
-            found = (found,)
-        if name == "prompt" and "Batch" not in kind and type(found).__name__ == "Batch":
+            converted = whole(name, value)
+        if name in ("layers", "control_layers") and isinstance(converted, int) and not kind.startswith("int"):
+            converted = (converted,)
+        if name == "prompt" and "Batch" not in kind and type(converted).__name__ == "Batch":
             raise MMFlowError("this takes one prompt, but a Batch came: one of batch.prompts.")
-        return found
+        return converted
     if name in EXPRESSIONS:
         return expression(name, value, spans_too="Span" in kind.replace("SpanCache", ""))
     if name in LISTS:

@@ -65,11 +65,11 @@ def questions_of(name: str, value: object) -> object:
     """Questions, or questions with constraints."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise MMFlowError(f"{name}: a list of questions is expected (mmf.data.read_questions), but {came(value)} came.")
-    found = list(value)
-    wrong = [one for one in found if not hasattr(one, "image") or not hasattr(one, "question")]
+    questions = list(value)
+    wrong = [question for question in questions if not hasattr(question, "image") or not hasattr(question, "question")]
     if wrong:
         raise MMFlowError(f"{name}: each is an mmf.data.Question, but {came(wrong[0])} came.")
-    return found
+    return questions
 
 
 def methods_of(name: str, value: object) -> object:
@@ -78,7 +78,7 @@ def methods_of(name: str, value: object) -> object:
         return [value]
     if isinstance(value, Mapping):
         _several(name, list(value.values()), "Prune", "such as mmf.FastV(k=2, r=0.5)")
-        return {text(f"each name of {name}", key): one for key, one in value.items()}
+        return {text(f"each name of {name}", key): method for key, method in value.items()}
     return _several(name, value, "Prune", "such as mmf.FastV(k=2, r=0.5)")
 
 
@@ -90,9 +90,9 @@ def pattern_of(name: str, value: object) -> object:
 
 def patterns_of(value: object) -> object:
     """Patterns, as graph.trace takes them."""
-    for one in value:  # type: ignore[attr-defined]
-        if not is_a(one, "Pattern"):
-            raise MMFlowError(f"a pattern is expected, such as mmf.Knockout(...), but {came(one)} came.")
+    for pattern in value:  # type: ignore[attr-defined]
+        if not is_a(pattern, "Pattern"):
+            raise MMFlowError(f"a pattern is expected, such as mmf.Knockout(...), but {came(pattern)} came.")
     return value
 
 
@@ -116,8 +116,8 @@ def same_of(name: str, value: object) -> object:
 def _several(name: str, value: object, kind: str, how: str) -> list:
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise MMFlowError(f"{name}: one {kind} or a list of them is expected ({how}), but {came(value)} came.")
-    found = list(value)
-    wrong = [number for number, one in enumerate(found) if not is_a(one, kind)]
+    items = list(value)
+    wrong = [number for number, item in enumerate(items) if not is_a(item, kind)]
     if wrong:
-        raise MMFlowError(f"{name}: each is a {kind} ({how}), but number {wrong[0]} is {came(found[wrong[0]])}.")
-    return found
+        raise MMFlowError(f"{name}: each is a {kind} ({how}), but number {wrong[0]} is {came(items[wrong[0]])}.")
+    return items

@@ -185,12 +185,12 @@ class BoundBridge:
         }
         check_pictures(self.graph, {"do_sample": True, **settings}, {"input_ids": tokens, **self.image})
         form = form_of(self.graph.at(False), {"do_sample": True, **settings}, tokens.shape)
-        told = form.several or (
+        problem = form.several or (
             "a static cache" if form.static else "a prompt in parts" if form.parts(tokens.shape[1]) else ""
         )
-        if told:
+        if problem:
             raise MMFlowError(
-                f"{told}: hooks of a bridge cannot tell which positions such a forward holds. Leave it out, or use"
+                f"{problem}: hooks of a bridge cannot tell which positions such a forward holds. Leave it out, or use"
                 " graph.generate(prompt, ...), which can."
             )
         return self.bridge.hf_generate(tokens, **given)
@@ -199,7 +199,7 @@ class BoundBridge:
         """Refused: TransformerLens' streaming takes no image.
 
         Raises:
-            MMFlowError: always.
+            MMFlowError: each time; it names `generate` instead.
         """
         raise MMFlowError(
             "TransformerLens' generate_stream takes no image, so it would answer without one: use generate."
@@ -215,10 +215,10 @@ class BoundBridge:
             )
         if input.is_floating_point():
             return input
-        there, given = ((ids == self.graph.image_token_id).sum(-1).tolist() for ids in (self.tokens, input))
-        if input.shape != self.tokens.shape or there != given:
+        there, asked = ((ids == self.graph.image_token_id).sum(-1).tolist() for ids in (self.tokens, input))
+        if input.shape != self.tokens.shape or there != asked:
             raise PromptError(
-                f"the tokens have shape {tuple(input.shape)} and {given} image tokens by row; the bound prompt has"
+                f"the tokens have shape {tuple(input.shape)} and {asked} image tokens by row; the bound prompt has"
                 f" {tuple(self.tokens.shape)} and {there}. Bind the prompt that these tokens belong to."
             )
         return input

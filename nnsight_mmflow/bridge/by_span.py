@@ -35,7 +35,7 @@ def cache_by_span(
         NoEffectError: a span that holds no position.
         MMFlowError: the cache is of another prompt.
     """
-    if not hasattr(cache, "items") or not all(isinstance(one, torch.Tensor) for _, one in cache.items()):
+    if not hasattr(cache, "items") or not all(isinstance(activation, torch.Tensor) for _, activation in cache.items()):
         raise MMFlowError(f"cache is what run_with_cache returned, tensors by name, but {came(cache)} came.")
     names, masks = span_masks(prompt.rows(), spans)
     held = {name: reduced(name, tensor, masks) for name, tensor in cache.items() if has_positions(name, tensor, masks)}

@@ -37,8 +37,8 @@ def why_inert(bridge: TransformerBridge, name: str) -> tuple[str, bool]:
 
     Reading is right at all of them.
     """
-    found = AFTER_WEIGHTS.match(name)
-    if found and not computes_attention(bridge.get_submodule(found["attention"])):
+    match = AFTER_WEIGHTS.match(name)
+    if match and not computes_attention(bridge.get_submodule(match["attention"])):
         return (
             f"TransformerLens leaves this attention to Hugging Face, which has used the weights when {name} fires."
             + (
@@ -54,12 +54,12 @@ def why_inert(bridge: TransformerBridge, name: str) -> tuple[str, bool]:
         return "", True
     depth = int(graph.adapter.config.vision_config.num_hidden_layers)
     last = chosen - 1 if chosen >= 0 else depth + chosen  # the tower's layer whose output the projector takes
-    told = f"{graph.family} takes the output of the tower's layer {last}, and not what comes behind it. {INSTEAD}"
+    why = f"{graph.family} takes the output of the tower's layer {last}, and not what comes behind it. {INSTEAD}"
     if name.startswith(TOWER_END):
-        return told, False
+        return why, False
     layer = TOWER_LAYER.match(name)
     if layer and int(layer["layer"]) > last:
-        return told, False
+        return why, False
     if layer and int(layer["layer"]) == last and layer["rest"] in ("hook_out", "hook_resid_post"):
         return (
             f"Hugging Face has taken the output of the tower's layer {last} before {name} fires: changing the tensor in"
@@ -93,10 +93,10 @@ def guarded(bridge: TransformerBridge, user: Edit, fired: dict[int, int], number
     """The hook, counted, and refused where its edit would be lost; wherever it fires, by name or by a filter.
 
     Args:
-        bridge: the bridge.
-        user: the user's function.
-        fired: by number, how often each ran.
-        number: this one's.
+        bridge: the TransformerLens bridge that runs.
+        user: the user's hook function.
+        fired: how often each hook ran, by its number.
+        number: the number of this hook.
     """
 
     def run(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:

@@ -64,15 +64,16 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
 
     Raises:
         ModelError: TransformerLens does not compute this model's attention itself, so that scores cannot be edited.
-        NoEffectError, MMFlowError: as in a trace.
+        NoEffectError: the pattern would change nothing.
+        MMFlowError: the pattern cannot do what it asks for on this model or prompt.
     """
     graph, rows = graph_of(bridge), spans if isinstance(spans, tuple) else (spans,)
     pattern.check(graph, rows, _form(pattern))
-    counted, made = Counted(pattern), []
+    counted, hooks = Counted(pattern), []
     edits = pattern.prepared(graph, rows).edits(graph, rows, None)
     for edit in edits:
         if isinstance(edit, HookEdit):
-            made.append((edit.name, _hook(bridge, edit, counted, edit is edits[-1])))
+            hooks.append((edit.name, _hook(bridge, edit, counted, edit is edits[-1])))
             continue
         if not computes_attention(bridge.blocks[edit.layer].attn):
             raise ModelError(
@@ -80,8 +81,8 @@ def hooks_of(pattern: Pattern, bridge: TransformerBridge, spans: Spans | tuple[S
                 f" do nothing. Use `with graph.hooks(bridge, prompt, {type(pattern).__name__}(...)):`, which closes"
                 " edges in the mask."
             )
-        made.append((f"blocks.{edit.layer}.attn.hook_attn_scores", _counting(edit, counted, edit is edits[-1])))
-    return made
+        hooks.append((f"blocks.{edit.layer}.attn.hook_attn_scores", _counting(edit, counted, edit is edits[-1])))
+    return hooks
 
 
 @contextmanager

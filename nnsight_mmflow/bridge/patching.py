@@ -40,7 +40,7 @@ def patch_by_span(
         metric: from logits to a number.
         activation: TransformerLens' short name: "resid_pre", "attn_out", "mlp_out", "z" and the like.
         spans: names or expressions; the prompt's parts unless given.
-        layers: all unless given.
+        layers: the layers that are patched, one after the other; all unless given.
 
     Raises:
         NoEffectError: the clean activations are those of the corrupt run, in every cell.
@@ -84,10 +84,10 @@ def patch_by_span(
             if get_act_name(activation, layer) not in clean_cache:
                 raise MMFlowError(f"the clean cache lacks {get_act_name(activation, layer)}: widen its names_filter.")
         before = float(metric(corrupt()))
-        found = generic_activation_patch(corrupt, corrupt.tokens, clean_cache, metric, put, activation, index_df=cells)
+        after = generic_activation_patch(corrupt, corrupt.tokens, clean_cache, metric, put, activation, index_df=cells)
     if not changed:
         raise NoEffectError("the clean cache holds what the corrupt run computes: is it of the same picture and words?")
-    frame = pd.DataFrame(found.reshape(len(chosen), len(names)).cpu().numpy(), list(chosen), list(names))
+    frame = pd.DataFrame(after.reshape(len(chosen), len(names)).cpu().numpy(), list(chosen), list(names))
     frame.index.name = "layer"
     frame.attrs["corrupt"] = before
     return frame
@@ -110,7 +110,7 @@ def attribution_by_span(
         clean: the bridge bound to the clean prompt.
         corrupt: the same bridge bound to the corrupt prompt, of as many positions.
         metric: from logits to a number.
-        activation: as in `patch_by_span`.
+        activation: TransformerLens' short name: "resid_pre", "attn_out", "mlp_out", "z" and the like.
         spans: names or expressions; the prompt's parts unless given.
 
     Raises:

@@ -38,11 +38,11 @@ def site_named(name: str, layers: list[int] | None, known: tuple[str, ...]) -> t
     """
     if name in known:
         return name, layers
-    found = BLOCK.match(name)
-    if found and layers is not None:
-        raise MMFlowError(f"{name!r} names its layer: leave layers out, or write {found['rest']!r}.")
-    rest = found["rest"] if found else name
-    layers = [int(found["layer"])] if found else layers
+    match = BLOCK.match(name)
+    if match and layers is not None:
+        raise MMFlowError(f"{name!r} names its layer: leave layers out, or write {match['rest']!r}.")
+    rest = match["rest"] if match else name
+    layers = [int(match["layer"])] if match else layers
     if rest.endswith(WEIGHTS):
         raise MMFlowError(
             f"{name!r} holds attention weights, which are closed and not written: Knockout (renormalised) or"

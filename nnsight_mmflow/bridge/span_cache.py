@@ -143,9 +143,9 @@ def _by_point(bridge: TransformerBridge, names: list[str]) -> dict[str, list[str
     hook_embed is taken from what enters the first layer: the merged embedding, as in BoundBridge.run_with_cache.
     """
     first: dict[int, str] = {}
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in names:
         real = "blocks.0.hook_in" if name == "hook_embed" else name
         point = first.setdefault(id(bridge.hook_dict[real]), real)
-        found.setdefault(point, []).append(name)
-    return found
+        names_of.setdefault(point, []).append(name)
+    return names_of

@@ -28,6 +28,6 @@ def parity(subject: Subject) -> str:
         with torch.no_grad(), graph.trace(prompt, *chosen, use_cache=False):
             wanted = graph.model.output.logits[0, -1].float().cpu().save()
         with torch.no_grad(), graph.hooks(bridge, prompt, *chosen) as bound:
-            found = bound()[0, -1].float().cpu()
-        said.append(subject.agree("logits", found, wanted))
+            logits = bound()[0, -1].float().cpu()
+        said.append(subject.agree("logits", logits, wanted))
     return "; ".join(said)

@@ -34,11 +34,11 @@ def by_hand(subject: Subject) -> str:
         for name in ("eager", "sdpa"):
             try:
                 with backend(subject, name):
-                    found = _knocked_out(subject, subject.prompt, source, target)
+                    logits = _knocked_out(subject, subject.prompt, source, target)
             except NotApplicable as reason:
                 said.append(f"{name}: {reason}")
                 continue
-            said.append(f"{source}->{target}, {name}: {subject.agree('logits', found, gold)}")
+            said.append(f"{source}->{target}, {name}: {subject.agree('logits', logits, gold)}")
     return "; ".join(said)
 
 
@@ -62,12 +62,12 @@ def generated(subject: Subject) -> str:
     pattern = Knockout(source="image", target="question | last", layers=_middle(subject), when="all")
     settings = plain_settings(graph, max_new_tokens=steps)
     with torch.no_grad(), graph.generate(prompt, pattern, **settings) as tracer:
-        found = tracer.result.save()
+        output = tracer.result.save()
     with backend(subject, "eager"):
         wanted: list[int] = []
         while len(wanted) < steps and not (wanted and wanted[-1] in end_tokens(graph)):
             wanted.append(int(_hand_masked(subject, prompt, "image", "question | last", wanted).argmax()))
-    tokens = found[0, len(prompt) :].tolist()
+    tokens = output[0, len(prompt) :].tolist()
     if tokens != wanted:
         raise Failed(f"tokens {tokens}, but {wanted} when each is computed anew")
     return f"{len(tokens)} tokens"
@@ -85,11 +85,11 @@ def _by_rows(subject: Subject, edges: tuple[str, ...], window: int, centres: set
     blocks = graph.adapter.bidirectional(prompt.spans)
     plan = make_plan(sizes_of(graph, prompt), prompt.spans, edges, (window,), blocks=blocks)
     chosen = [i for i, (_, _, centre) in enumerate(plan.cells) if centre in centres]
-    found = run_sweep(graph, plan, prompt, min(chunk.start for chunk in plan.chunks), 2, None)  # as experiments run it
-    base, token = found["numbers"][0]
+    swept = run_sweep(graph, plan, prompt, min(chunk.start for chunk in plan.chunks), 2, None)  # as experiments run it
+    base, token = swept["numbers"][0]
     few = replace(plan, cells=tuple(plan.cells[i] for i in chosen), row_of=tuple(plan.row_of[i] for i in chosen))
     by_forwards = run_by_forwards(graph, few, prompt, torch.tensor(int(token)))
-    by_rows = torch.tensor(found["cells"], dtype=by_forwards.dtype, device=by_forwards.device)[chosen]
+    by_rows = torch.tensor(swept["cells"], dtype=by_forwards.dtype, device=by_forwards.device)[chosen]
     effect = float((by_forwards[:, 0] - base).abs().max())
     if effect < 1e-6:
         raise Failed("no window of any edge changes the answer's log-probability")

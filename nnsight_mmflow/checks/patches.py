@@ -21,8 +21,8 @@ def another_run(subject: Subject) -> str:
     for site, layers in places.items():
         patch = Patch(at="all", site=site, layers=layers, value=from_run(other))
         with torch.no_grad(), graph.trace(subject.prompt, patch, use_cache=False):
-            found = graph.model.output.logits[0, -1].float().cpu().save()
-        said.append(f"{site}: {subject.agree('logits', found, wanted)}")
+            logits = graph.model.output.logits[0, -1].float().cpu().save()
+        said.append(f"{site}: {subject.agree('logits', logits, wanted)}")
     try:
         with torch.no_grad(), graph.trace(other, Patch(at="image", site="embed", value=from_run(other))):
             graph.model.output.logits.save()

@@ -29,11 +29,11 @@ def merged(subject: Subject) -> str:
             features = model.get_image_features(**taken, return_dict=True).pooler_output
         parts = features if isinstance(features, list | tuple) else [features]
         made = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]).float().cpu()
-        found = subject.merged(prompt)[list(prompt.spans["image"])]
-        if made.shape != found.shape:
-            raise Failed(f"the model makes features of shape {tuple(made.shape)}, the span holds {tuple(found.shape)}")
-        ratio = float((found / made).nanmedian())  # some families scale what they merge
-        subject.agree("features and what stands at the image's positions", found, made * ratio)
+        held = subject.merged(prompt)[list(prompt.spans["image"])]
+        if made.shape != held.shape:
+            raise Failed(f"the model makes features of shape {tuple(made.shape)}, the span holds {tuple(held.shape)}")
+        ratio = float((held / made).nanmedian())  # some families scale what they merge
+        subject.agree("features and what stands at the image's positions", held, made * ratio)
         shapes.append(str(len(made)))
     return f"{' and '.join(shapes)} features"
 
@@ -86,8 +86,8 @@ def perturbed(subject: Subject) -> str:
     return f"{tried} regions"
 
 
-def _same_view(geometry: ImageGeometry, one: int, other: int) -> bool:
-    return _view(geometry, one) is _view(geometry, other)
+def _same_view(geometry: ImageGeometry, first: int, second: int) -> bool:
+    return _view(geometry, first) is _view(geometry, second)
 
 
 def _view(geometry: ImageGeometry, token: int) -> View:
@@ -147,10 +147,10 @@ def _silenced(tower: nn.Module) -> Iterator[None]:
             return (torch.zeros_like(output[0]), *output[1:])
         return torch.zeros_like(output)  # type: ignore[call-overload]
 
-    found = [module for module in tower.modules() if type(module).__name__.endswith("Attention")]
-    if not found:
+    attentions = [module for module in tower.modules() if type(module).__name__.endswith("Attention")]
+    if not attentions:
         raise Failed(f"no attention module was found in {type(tower).__name__}")
-    handles = [module.register_forward_hook(zero) for module in found]
+    handles = [module.register_forward_hook(zero) for module in attentions]
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ def pixels_matter(subject: Subject) -> str:
 
 def partition(subject: Subject) -> str:
     """Prefix, image, question and suffix hold every position once, and the image's ids are where the span says."""
-    found = []
+    sums = []
     for prompt in (subject.prompt, subject.other):
         spans = prompt.spans
         held = sorted(position for part in PARTS for position in spans[part])
@@ -56,18 +56,18 @@ def partition(subject: Subject) -> str:
         ids = (prompt.inputs["input_ids"][0] == subject.graph.image_token_id).nonzero().flatten().tolist()
         if ids != list(spans["image"]):
             raise Failed(f"{len(ids)} image ids, {len(spans['image'])} positions in the image span")
-        found.append(" + ".join(str(len(spans[part])) for part in PARTS))
-    return " and ".join(found)
+        sums.append(" + ".join(str(len(spans[part])) for part in PARTS))
+    return " and ".join(sums)
 
 
 def several_images(subject: Subject) -> str:
     """Two pictures of different shapes: each has its own tokens, the span `image` all of them."""
     pictures = [subject.picture(2), subject.picture(3, (0.5, 1.5))]
     image = subject.graph.prompt(pictures, QUESTION).spans["image"]  # type: ignore[arg-type]
-    one, two = image[0], image[1]
-    if set(one) & set(two) or set(one) | set(two) != set(image):
-        raise Failed(f"{len(one)} and {len(two)} tokens of two pictures do not make up {len(image)}")
-    return f"{len(one)} + {len(two)} tokens"
+    first, second = image[0], image[1]
+    if set(first) & set(second) or set(first) | set(second) != set(image):
+        raise Failed(f"{len(first)} and {len(second)} tokens of two pictures do not make up {len(image)}")
+    return f"{len(first)} + {len(second)} tokens"
 
 
 def text_alone(subject: Subject) -> str:

@@ -23,13 +23,13 @@ def dropped(subject: Subject) -> str:
         raise NotApplicable(f"{graph.n_layers} layers leave no room for two prunes")
     method, said = HiMAP(k1=first, k2=first + 1), []
     for prompt in (subject.prompt, subject.graph.batch([subject.prompt, subject.other])):
-        found = []
+        ways = []
         for pattern in (method, replace(method, mode="mask")):
             with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False):
                 logits = graph.model.output.logits[:, -1].float().cpu().save()
-            found.append(logits)
-        said.append(subject.agree("logits", *found))
-    if float((found[0][0] - subject.logits(subject.prompt)).abs().max()) < 1e-6:
+            ways.append(logits)
+        said.append(subject.agree("logits", *ways))
+    if float((ways[0][0] - subject.logits(subject.prompt)).abs().max()) < 1e-6:
         raise Failed("three quarters of the image tokens make no difference, so that the comparison says nothing")
     return "; ".join(said)
 

@@ -28,9 +28,11 @@ def logits_of(graph: Graph, prompt: Prompt | Batch, *patterns: Pattern) -> torch
 
 def answers(subject: Subject) -> str:
     """The server runs the model, and another picture gives other logits."""
-    one, other = (logits_of(subject.graph, subject.graph.prompt(subject.picture(seed), QUESTION)) for seed in (0, 1))
-    difference = float((one - other).abs().max())
-    if not difference > 0 or not one.isfinite().all():
+    logits, others = (
+        logits_of(subject.graph, subject.graph.prompt(subject.picture(seed), QUESTION)) for seed in (0, 1)
+    )
+    difference = float((logits - others).abs().max())
+    if not difference > 0 or not logits.isfinite().all():
         raise Failed(f"two pictures give logits that differ by {difference}")
     return f"two pictures give logits that differ by up to {difference:.2g}"
 
@@ -54,9 +56,9 @@ def patched(subject: Subject) -> str:
     from nnsight_mmflow.patterns.values import from_run
 
     graph = subject.graph
-    one, other = (graph.prompt(subject.picture(seed), QUESTION) for seed in (0, 1))
-    found = logits_of(graph, one, Patch(at="image", site="embed", value=from_run(other)))
-    return subject.agree("logits", found, logits_of(graph, other))
+    prompt, other = (graph.prompt(subject.picture(seed), QUESTION) for seed in (0, 1))
+    logits = logits_of(graph, prompt, Patch(at="image", site="embed", value=from_run(other)))
+    return subject.agree("logits", logits, logits_of(graph, other))
 
 
 def dropped(subject: Subject) -> str:
@@ -64,8 +66,8 @@ def dropped(subject: Subject) -> str:
     from nnsight_mmflow.patterns.prune.methods import FastV
 
     method = FastV(k=max(1, subject.graph.enters_after))
-    found = [logits_of(subject.graph, subject.prompt, one) for one in (method, replace(method, mode="mask"))]
-    return subject.agree("logits", *found)
+    logits = [logits_of(subject.graph, subject.prompt, pattern) for pattern in (method, replace(method, mode="mask"))]
+    return subject.agree("logits", *logits)
 
 
 def generated(subject: Subject) -> str:
@@ -76,8 +78,8 @@ def generated(subject: Subject) -> str:
     method = FastV(k=graph.enters_after + 1)
     if method.k >= graph.n_layers:
         raise NotApplicable("image features are added in every layer")
-    found = [logits_of_steps(graph, subject.prompt, one) for one in (method, replace(method, mode="mask"))]
-    return subject.agree("logits", *found)
+    logits = [logits_of_steps(graph, subject.prompt, pattern) for pattern in (method, replace(method, mode="mask"))]
+    return subject.agree("logits", *logits)
 
 
 def logits_of_steps(graph: Graph, prompt: Prompt, pattern: Pattern) -> torch.Tensor:
@@ -96,11 +98,11 @@ def swept(subject: Subject) -> str:
     graph = subject.graph
     quiet: dict[str, Any] = {"progress": False, "report": str}
     settings: dict[str, Any] = {"edges": ["image->last"], "window": graph.n_layers // 2 * 2 - 1, "only_correct": False}
-    found = [
+    tables = [
         flow(graph, subject.prompt, engine=engine, **settings, **quiet).to_frame()["log_probability_change"]
         for engine in ("rows", "forward")
     ]
-    return subject.agree("log-probabilities", *(torch.tensor(one.to_numpy()) for one in found))
+    return subject.agree("log-probabilities", *(torch.tensor(table.to_numpy()) for table in tables))
 
 
 def no_op(subject: Subject) -> str:
@@ -133,13 +135,13 @@ def beside(subject: Subject) -> str:
     graph, prompt = subject.graph, subject.prompt
     if graph.n_layers < 3 or graph.enters_after + 1 >= graph.n_layers:
         raise NotApplicable("the model is too small to tell")
-    method, found = FastV(k=graph.enters_after + 1, mode="mask"), []
+    method, logits = FastV(k=graph.enters_after + 1, mode="mask"), []
     for trusted in (True, False):
         try:
-            found.append(logits_of_steps(graph.at(None, trusted=trusted), prompt, method))
+            logits.append(logits_of_steps(graph.at(None, trusted=trusted), prompt, method))
         except Exception as error:
             return f"beside the model ({type(error).__name__} in a step): patterns attend by themselves in generations"
-    near = float((found[0] - found[1]).abs().max()) <= max(0.05, subject.allowed(found[1]))
+    near = float((logits[0] - logits[1]).abs().max()) <= max(0.05, subject.allowed(logits[1]))
     return "in the model's process: graph.at(True, trusted=True)" if near else "beside it"
 
 

@@ -32,8 +32,8 @@ class CheckReport:
     """What the suite found.
 
     Attributes:
-        model: what was checked.
-        lines: one per check.
+        model: the name of the model that was checked.
+        lines: what each check found, in order.
     """
 
     model: str

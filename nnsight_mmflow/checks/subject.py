@@ -74,13 +74,13 @@ class Subject:
             hidden = layers[0].inputs[0][0][0].float().cpu().save()
         return hidden
 
-    def agree(self, what: str, one: torch.Tensor, other: torch.Tensor) -> str:
+    def agree(self, what: str, tensor: torch.Tensor, other: torch.Tensor) -> str:
         """The difference in words.
 
         Raises:
             Failed: it is larger than the number type explains.
         """
-        difference, allowed = float((one - other).abs().max()), self.allowed(other)
+        difference, allowed = float((tensor - other).abs().max()), self.allowed(other)
         said = f"{what} differ by {difference:.1e} (largest {float(other.abs().max()):.3g})"
         if not difference <= allowed:
             raise Failed(f"{said}; {allowed:.1e} is allowed for {self.dtype}")

@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     debug = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", help=debug)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, told in COMMANDS.items():
-        command = commands.add_parser(name, help=told, description=told)
+    for name, meaning in COMMANDS.items():
+        command = commands.add_parser(name, help=meaning, description=meaning)
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug)
         if name in EXPERIMENTS:
             _experiment(command, name, EXPERIMENTS[name])
@@ -53,8 +53,8 @@ def _experiment(command: argparse.ArgumentParser, name: str, experiment: Experim
     for option in experiment.options:
         group.add_argument(option.flag, **option.keywords)  # type: ignore[arg-type]
     if experiment.judged:
-        told = "count prompts that the model answers wrongly as well"
-        group.add_argument("--all", action="store_true", help=told)
+        meaning = "count prompts that the model answers wrongly as well"
+        group.add_argument("--all", action="store_true", help=meaning)
 
 
 def _spans(command: argparse.ArgumentParser) -> None:

@@ -64,10 +64,10 @@ def add_common(command: argparse.ArgumentParser, name: str, nano: int) -> None:
     group = command.add_argument_group("where it runs, and writes")
     group.add_argument("--out", default=f"mmflow-{name}", metavar="DIR", help=f"where results go (mmflow-{name})")
     where_to_run(group)
-    told = "so many processes with a model each, by Ray (needs the extra `ray`)"
-    group.add_argument("--workers", type=at_least(1), metavar="N", help=told)
-    told = "of a Ray cluster, such as auto or 10.0.0.1:6379 (RAY_ADDRESS, else this machine alone)"
-    group.add_argument("--ray-address", metavar="ADDRESS", help=told)
+    meaning = "so many processes with a model each, by Ray (needs the extra `ray`)"
+    group.add_argument("--workers", type=at_least(1), metavar="N", help=meaning)
+    meaning = "of a Ray cluster, such as auto or 10.0.0.1:6379 (RAY_ADDRESS, else this machine alone)"
+    group.add_argument("--ray-address", metavar="ADDRESS", help=meaning)
 
 
 def how_to_load(group: argparse._ActionsContainer) -> None:
@@ -79,8 +79,8 @@ def how_to_load(group: argparse._ActionsContainer) -> None:
 
 def where_to_run(group: argparse._ActionsContainer) -> None:
     """Here, or on NDIF."""
-    told = "run on NDIF (or on HOST), with the key of `nnsight login` or NDIF_API_KEY"
-    group.add_argument("--remote", nargs="?", const=True, default=False, metavar="HOST", help=told)
+    meaning = "run on NDIF (or on HOST), with the key of `nnsight login` or NDIF_API_KEY"
+    group.add_argument("--remote", nargs="?", const=True, default=False, metavar="HOST", help=meaning)
     group.add_argument("--trusted", action="store_true", help="the key's blocks run in the model's process there")
 
 
@@ -111,5 +111,5 @@ def what_to_write(command: argparse.ArgumentParser) -> None:
 
 
 def _answers(group: argparse._ActionsContainer) -> None:
-    told = "JSON: the right answers of VQA-Constraints given as --data, by subject, or known facts"
-    group.add_argument("--answers", metavar="FILE", help=told)
+    meaning = "JSON: the right answers of VQA-Constraints given as --data, by subject, or known facts"
+    group.add_argument("--answers", metavar="FILE", help=meaning)

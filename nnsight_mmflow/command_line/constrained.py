@@ -71,13 +71,13 @@ def read_constrained(given: argparse.Namespace) -> Rows:
         if given.answers:
             raise MMFlowError(f"--answers says nothing to {given.data}, which has the answer of each question.")
         questions, bad = read_questions(given.data, given.images, skip_bad=given.skip_bad)
-        return Rows([Row(one, given.constraint or "") for one in questions[: given.limit]], bad)
+        return Rows([Row(question, given.constraint or "") for question in questions[: given.limit]], bad)
     if given.constraint:
         raise MMFlowError(f"--constraint says nothing to {given.data}, which names the constraint of each question.")
     constrained, bad = read_constraint_questions(given.data, given.images, given.answers, skip_bad=given.skip_bad)
     rows = [
-        Row(one, one.constraints[0].text, one.replacement, (one.replaced_answers or ("",))[0])
-        for one in constrained[: given.limit]
+        Row(question, question.constraints[0].text, question.replacement, (question.replaced_answers or ("",))[0])
+        for question in constrained[: given.limit]
     ]
     return Rows(rows, bad)
 

@@ -99,7 +99,7 @@ def _report(
                 folder=output_folder(folder, name),
                 **who_measures(given),
             )
-    told = ", ".join(map(str, layers))
+    edited = ", ".join(map(str, layers))
     for name, result in results.items():
         where = output_folder(folder, name)
         result.save(where)  # again: a run tells that it could not be saved, a command ends with it
@@ -108,7 +108,7 @@ def _report(
         if name == ONE and controls:
             write_figure(where / "layers.png", layers_figure(result), dpi=150)
             late = f"edit, layer {graph.n_layers - 1}"
-            kept = [one for one in result.header["methods"] if one.endswith(f" {told}") or one == late]
+            kept = [method for method in result.header["methods"] if method.endswith(f" {edited}") or method == late]
             shown = result.only(kept)
         write_figure(where / "edit_report.png", shown.plot(), dpi=150)
         say(result.summary())

@@ -48,8 +48,8 @@ def ended(run: Callable[[], int | None], given: argparse.Namespace) -> int:
         _say(given, f"{_sentence(str(error))} {_kept(given)}")
     except Exception as error:
         _trace(given)
-        what = f"{type(error).__name__}: {_sentence(str(error))}".rstrip(": ")
-        _say(given, f"went wrong in a way that was not foreseen ({what}). {_kept(given)} --debug shows where.")
+        message = f"{type(error).__name__}: {_sentence(str(error))}".rstrip(": ")
+        _say(given, f"went wrong in a way that was not foreseen ({message}). {_kept(given)} --debug shows where.")
     return WRONG
 
 

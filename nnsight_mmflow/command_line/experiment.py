@@ -52,34 +52,34 @@ def run(given: argparse.Namespace) -> None:
     folder = output_folder(given.out)
     experiment = EXPERIMENTS[given.command]
     graph, runs = _runs(given)
-    names = dict.fromkeys(_dest(one) for one in experiment.options)
+    names = dict.fromkeys(_dest(option) for option in experiment.options)
     asked = {name: value for name in names if (value := getattr(given, name, None)) is not None}
     measured: Callable[..., Result] = getattr(mmf, experiment.function)
     tables: list[pd.DataFrame] = []
     kind = ""
-    for one in runs:
-        where = output_folder(folder, one.name) if one.name else folder
+    for plan in runs:
+        where = output_folder(folder, plan.name) if plan.name else folder
         try:
-            result = measured(graph, *one.given, **{**asked, **one.settings}, **who_measures(given), folder=where)
+            result = measured(graph, *plan.given, **{**asked, **plan.settings}, **who_measures(given), folder=where)
         except MMFlowError as error:
-            raise type(error)(f"{one.of}: {error}" if one.of else str(error)) from None
+            raise type(error)(f"{plan.of}: {error}" if plan.of else str(error)) from None
         kind = result.kind
         result.save(where)  # again: a run tells that it could not be saved, a command ends with it
         figure, table = result.plot(), result.to_frame()
-        if isinstance(result, FlowResult) and one.prompt is not None:
-            write_words(figure, one.prompt)
-            add_words(table, one.prompt)
+        if isinstance(result, FlowResult) and plan.prompt is not None:
+            write_words(figure, plan.prompt)
+            add_words(table, plan.prompt)
         write_figure(where / f"{kind}.png", figure, dpi=150)
         write_csv(where / f"{kind}.csv", table)
-        say(f"{one.of}: {result.summary()}" if one.of else result.summary())
-        table.insert(0, "run", one.name)
+        say(f"{plan.of}: {result.summary()}" if plan.of else result.summary())
+        table.insert(0, "run", plan.name)
         tables.append(table)
     files = f"{kind}.png, {kind}.csv, {kind}.parquet"
     if not runs[0].name:
         say(f"written to {folder}: {files}")
         return
     write_csv(folder / f"{kind}.csv", pd.concat(tables, ignore_index=True))
-    say(f"written to {folder}: {kind}.csv of all, and in {', '.join(one.name for one in runs)} each: {files}")
+    say(f"written to {folder}: {kind}.csv of all, and in {', '.join(plan.name for plan in runs)} each: {files}")
 
 
 def _dest(option: Option) -> str:
@@ -92,7 +92,7 @@ def _runs(given: argparse.Namespace) -> tuple[Graph, list[Run]]:
     experiment = EXPERIMENTS[given.command]
     if experiment.takes == PAIRS:
         graph, pairs = graph_and_pairs(given)
-        return graph, [Run(name, (one.clean, one.corrupt), of=name) for name, one in pairs.items()]
+        return graph, [Run(name, (pair.clean, pair.corrupt), of=name) for name, pair in pairs.items()]
     graph, prompts = graph_and_prompts(given)
     if experiment.takes == EACH:
         one_of_many = not given.image

@@ -87,8 +87,8 @@ def _fact(given: argparse.Namespace) -> None:
     needed = ("layers",) if given.data else ("image", "question", "constraint", "target", "layers")
     missing = [name for name in needed if not getattr(given, name)]
     if missing:
-        told = ", ".join(f"--{name}" for name in missing)
+        flags = ", ".join(f"--{name}" for name in missing)
         raise MMFlowError(
-            f"which fact should be edited in {given.model}? {told} missing: a picture, a question about it, the words"
+            f"which fact should be edited in {given.model}? {flags} missing: a picture, a question about it, the words"
             " of the question that stand for the thing, the new answer, and the layers."
         )

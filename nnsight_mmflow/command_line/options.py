@@ -78,8 +78,8 @@ def refuse_ignored(given: argparse.Namespace) -> None:
             f"{flag(given, empty[0])} is empty (a variable of the shell that is not set?): leave it out, or say it."
         )
     for name, needed in {**NEEDS.get(given.command, {}), "trusted": ("remote",)}.items():
-        if _there(given, name) and not any(_there(given, one) for one in needed):
-            wanted = " or ".join(flag(given, one) for one in needed)
+        if _there(given, name) and not any(_there(given, option) for option in needed):
+            wanted = " or ".join(flag(given, option) for option in needed)
             raise MMFlowError(f"{flag(given, name)} says nothing without {wanted}: give both.")
     for name, other, why in BESIDE.get(given.command, ()):
         if _there(given, name) and _there(given, other):
@@ -108,8 +108,10 @@ def _of_another_action(given: argparse.Namespace) -> None:
     used = NANO[given.action]
     unused = [name for names in NANO.values() for name in names if name not in used and _there(given, name)]
     if unused:
-        told = ", ".join(flag(given, name) for name in used)
-        raise MMFlowError(f"{flag(given, unused[0])} says nothing to `mmflow nano {given.action}`, which takes {told}.")
+        flags = ", ".join(flag(given, name) for name in used)
+        raise MMFlowError(
+            f"{flag(given, unused[0])} says nothing to `mmflow nano {given.action}`, which takes {flags}."
+        )
 
 
 def _there(given: argparse.Namespace, name: str) -> bool:

@@ -21,35 +21,35 @@ class Option:
     keywords: dict[str, object]
 
 
-def option(flag: str, told: str, **keywords: object) -> Option:
+def option(flag: str, meaning: str, **keywords: object) -> Option:
     """An option with its help."""
-    return Option(flag, {"help": told, **keywords})
+    return Option(flag, {"help": meaning, **keywords})
 
 
-def count(flag: str, told: str, default: int | None, least: int = 1) -> Option:
+def count(flag: str, meaning: str, default: int | None, least: int = 1) -> Option:
     """A whole number from `least`."""
     shown = "" if default is None else f" ({default})"
-    return option(flag, told + shown, type=at_least(least), default=default, metavar="N")
+    return option(flag, meaning + shown, type=at_least(least), default=default, metavar="N")
 
 
-def span(flag: str, told: str, default: str | None) -> Option:
+def span(flag: str, meaning: str, default: str | None) -> Option:
     """An expression over the prompt's spans."""
-    return option(flag, told + (f" ({default})" if default else ""), default=default, metavar="SPAN")
+    return option(flag, meaning + (f" ({default})" if default else ""), default=default, metavar="SPAN")
 
 
-def spans(told: str, default: list[str] | None = None) -> Option:
+def spans(meaning: str, default: list[str] | None = None) -> Option:
     """Several of them."""
-    return option("--spans", told, nargs="+", default=default, metavar="SPAN")
+    return option("--spans", meaning, nargs="+", default=default, metavar="SPAN")
 
 
-def layers(told: str) -> Option:
+def layers(meaning: str) -> Option:
     """Layers by number."""
-    return option("--layers", told, nargs="+", type=int, metavar="N")
+    return option("--layers", meaning, nargs="+", type=int, metavar="N")
 
 
-def one_of(flag: str, told: str, *names: str) -> Option:
+def one_of(flag: str, meaning: str, *names: str) -> Option:
     """One of a few names, the first unless given."""
-    return option(flag, told, choices=names, default=names[0])
+    return option(flag, meaning, choices=names, default=names[0])
 
 
 def formerly(flag: str, dest: str, **keywords: object) -> Option:

@@ -127,7 +127,7 @@ def report_text(result: PruneReport) -> str:
         for row in scores.to_dict("records")
         if row["method"] != "unpruned" and row["right"] >= 0.95 * scores["right"].iloc[0]
     ]
-    lines += ["", "## As found", "", *([f"- {one}" for one in kept] or ["- No method keeps 95%."]), ""]
+    lines += ["", "## As found", "", *([f"- {line}" for line in kept] or ["- No method keeps 95%."]), ""]
     lines += [
         "## Keep in mind",
         "",

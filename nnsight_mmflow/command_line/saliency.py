@@ -27,21 +27,21 @@ def run(given: argparse.Namespace) -> None:
         say(result.summary())
         lines += [f"## {mode} mode", "", markdown(result.summary()) + ".", "", f"![saliency]({mode}/saliency.png)", ""]
     where = output_folder(folder, "disruption")
-    found = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=where, **workers)
-    found.save(where)
-    write_figure(where / "disruption.png", found.plot(), dpi=150)
-    write_csv(where / "disruption.csv", found.to_frame())
-    say(found.summary())
+    disrupted = mmf.disruption(graph, prompts, scope=given.scope, stage=given.stage, folder=where, **workers)
+    disrupted.save(where)
+    write_figure(where / "disruption.png", disrupted.plot(), dpi=150)
+    write_csv(where / "disruption.csv", disrupted.to_frame())
+    say(disrupted.summary())
     lines += [
         "## Disruption",
         "",
-        *map(markdown, found.summary().splitlines()),
+        *map(markdown, disrupted.summary().splitlines()),
         "",
         "![disruption](disruption/disruption.png)",
         "",
     ]
     lines += ["D_l = log(E_vv / E_vt), E = 1 - score consistency:", "", "| layer | D |", "|---|---|"]
-    lines += [f"| {row.layer} | {row.D:+.2f} |" for row in found.dominance().itertuples()]
+    lines += [f"| {row.layer} | {row.D:+.2f} |" for row in disrupted.dominance().itertuples()]
     lines += [
         "",
         "## Keep in mind",

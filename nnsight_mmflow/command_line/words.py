@@ -22,6 +22,6 @@ def write_words(figure: Figure, prompt: Prompt) -> None:
     """The words in the legend of such edges."""
     for legend in figure.legends:
         for text in legend.get_texts():
-            found = re.match(r"token (\d+) ", text.get_text())
-            if found:
-                text.set_text(f"{prompt.spans.tokens[int(found[1])]} ({found[1]}) {text.get_text()[found.end() :]}")
+            token = re.match(r"token (\d+) ", text.get_text())
+            if token:
+                text.set_text(f"{prompt.spans.tokens[int(token[1])]} ({token[1]}) {text.get_text()[token.end() :]}")

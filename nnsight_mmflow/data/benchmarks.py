@@ -70,8 +70,8 @@ def read_benchmark(
         source: the file, or rows, such as a `datasets.Dataset` (whose `image` column holds the pictures).
         images: where pictures lie: ScienceQA's folder of splits, COCO's folder, TextVQA's train_images. Not needed
             where the rows hold pictures.
-        split: of ScienceQA's file.
-        limit: the first so many questions.
+        split: which part of ScienceQA's file; other benchmarks have one part a file.
+        limit: how many questions to read, from the first on; None: all.
 
     Raises:
         DataError: an unknown benchmark, a file or row that is not in its format, or a picture that is missing.
@@ -96,15 +96,15 @@ def read_benchmark(
         if limit is not None and len(questions) == limit:
             break
         try:
-            made = read(str(number), row, split)
+            asked = read(str(number), row, split)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{name}, row {number}: not in the published format ({type(error).__name__}: {error})."
             ) from None
-        if made is None:
+        if asked is None:
             continue
-        key, image, text, right = made
-        wrong = [one for one in (key, text, *right) if not isinstance(one, str) or bad_text(one)]
+        key, image, text, right = asked
+        wrong = [written for written in (key, text, *right) if not isinstance(written, str) or bad_text(written)]
         if wrong or not right:
             raise DataError(
                 f"{name}, row {number}: {wrong[0]!r:.80} is no text." if wrong else f"{name}, row {number}: no answer."
@@ -156,7 +156,7 @@ def _aokvqa(number: str, row: Mapping, split: str) -> Made | None:
 
 def _textvqa(number: str, row: Mapping, split: str) -> Made | None:
     image = row.get("image") or f"{row['image_id']}.jpg"
-    return str(row["question_id"]), image, _asked(row), tuple(str(one) for one in _listed(row["answers"]))
+    return str(row["question_id"]), image, _asked(row), tuple(str(answer) for answer in _listed(row["answers"]))
 
 
 def _pope(number: str, row: Mapping, split: str) -> Made | None:
@@ -198,7 +198,7 @@ def _rows(name: str, source: str | PathLike[str], split: str) -> Iterable[tuple[
     try:
         text = read_text(path)
         if name == "pope":
-            return [(line, _line(line, one)) for line, one in enumerate(text.split("\n")) if one.strip()]
+            return [(line, _line(line, written)) for line, written in enumerate(text.split("\n")) if written.strip()]
         read = json_value(text)
     except DataError as error:
         raise DataError(f"{name}: {str(path)!r} cannot be read ({error}).") from None

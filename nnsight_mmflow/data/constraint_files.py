@@ -14,7 +14,8 @@ from pathlib import Path
 
 from nnsight_mmflow._errors import DataError
 from nnsight_mmflow.data.constraints import Constraint, ConstraintQuestion, joined_answers
-from nnsight_mmflow.data.question_files import ENDINGS, refuse_bad_rows
+from nnsight_mmflow.data.question_files import ENDINGS
+from nnsight_mmflow.data.question_rows import questions_of_rows
 from nnsight_mmflow.files.rows import INDEX, is_json, read_rows, unknown
 from nnsight_mmflow.files.user_files import bad_text, checked_file, checked_folder, in_folder, json_value, read_text
 from nnsight_mmflow.prompts.pictures import check_picture
@@ -72,34 +73,20 @@ def read_constraint_questions(
         raise DataError(f"candidate is which picture to take, counted from 0, not {candidate!r}.")
     known = _answers(answers)
     needed, allowed = ((), (*NEEDED, *FORMS, *TEXTS)) if is_json(path) else (NEEDED, tuple(FORMS))
-    found: list[ConstraintQuestion] = []
-    lines: dict[str, int] = {}
-    bad = []
-    for line, row, problem in read_rows(path, needed, allowed, ignore, LISTS if is_json(path) else (), EXPECTED):
-        try:
-            if problem:
-                raise DataError(problem)
-            made = _own(row) if "visual" in row else _released(row, path, line)
-            if made.key in lines:
-                raise DataError(f"key {made.key!r} stands on line {lines[made.key]} already")
-            image = made.image
-            if folder is not None:
-                image = find_image(folder, str(made.image), candidate)
-                check_picture(image)
-            right = next(
-                (known[name] for name in (made.key, made.subject, made.question) if name in known), made.answers
-            )
-            found.append(
-                replace(made, image=image, answers=joined_answers(right), replacement=replacement or made.replacement)
-            )
-            lines[made.key] = line
-        except DataError as error:
-            bad.append(f"line {line}: {error}")
-    if not skip_bad:
-        refuse_bad_rows(path, bad, len(found) + len(bad))
-    if not found:
-        raise DataError(f"{path} holds no usable question" + (f": {bad[0]}" if bad else "."))
-    return found, bad
+
+    def question_of(row: dict, line: int) -> ConstraintQuestion:
+        asked = _own(row) if "visual" in row else _released(row, path, line)
+        image = asked.image
+        if folder is not None:
+            image = find_image(folder, str(asked.image), candidate)
+            check_picture(image)
+        right = next(
+            (known[name] for name in (asked.key, asked.subject, asked.question) if name in known), asked.answers
+        )
+        return replace(asked, image=image, answers=joined_answers(right), replacement=replacement or asked.replacement)
+
+    rows = read_rows(path, needed, allowed, ignore, LISTS if is_json(path) else (), EXPECTED)
+    return questions_of_rows(path, rows, question_of, "key", skip_bad)
 
 
 def find_image(folder: Path, name: str, candidate: int = 0) -> Path:
@@ -113,7 +100,7 @@ def find_image(folder: Path, name: str, candidate: int = 0) -> Path:
     try:
         path = _spelled(folder, name)
         if path.is_dir():
-            pictures = [one for one in path.iterdir() if one.suffix.lower() in ENDINGS]
+            pictures = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS]
             pictures.sort(key=_number)
             if candidate >= len(pictures):
                 raise DataError(
@@ -138,7 +125,7 @@ def _spelled(folder: Path, name: str) -> Path:
     for part in Path(name).parts:
         wanted = unicodedata.normalize("NFC", part)
         inside = path.iterdir() if path.is_dir() else iter(())
-        near = [one for one in inside if unicodedata.normalize("NFC", one.name) == wanted]
+        near = [file for file in inside if unicodedata.normalize("NFC", file.name) == wanted]
         if not near:
             raise DataError(f"image {name!r} is missing in {folder}")
         path = near[0]
@@ -180,11 +167,11 @@ def _own(row: dict) -> ConstraintQuestion:
         if wrong:
             raise DataError(f"{wrong[0]} is {type(row[wrong[0]]).__name__} ({row[wrong[0]]!r:.80}), expected text")
         visual = None if row["visual"] is None else _constraint(row["visual"])
-        textual = tuple(_constraint(one) for one in row.get("textual", ()))
+        textual = tuple(_constraint(constraint) for constraint in row.get("textual", ()))
         lists = {name: _texts(name, row.get(name, [])) for name in ("answers", "replaced_answers")}
         rest = {name: row[name] for name in ("subject", "replacement", "source", "kind") if name in row}
-        made = ConstraintQuestion(row["key"], row["image"], row["question"], visual, textual, **rest)
-        return replace(made, **lists)  # type: ignore[arg-type]
+        question = ConstraintQuestion(row["key"], row["image"], row["question"], visual, textual, **rest)
+        return replace(question, **lists)  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise DataError(f"has not the fields of a ConstraintQuestion ({type(error).__name__}: {error})") from None
 
@@ -193,7 +180,7 @@ def _constraint(value: object) -> Constraint:
     if not isinstance(value, dict) or set(value) != {"text", "start", "end"}:
         raise DataError(f"the constraint is {value!r:.80}, expected text, start and end")
     places = [value["start"], value["end"]]
-    if not isinstance(value["text"], str) or not all(type(one) is int and one >= 0 for one in places):
+    if not isinstance(value["text"], str) or not all(type(place) is int and place >= 0 for place in places):
         raise DataError(f"the constraint is {value!r:.80}, expected text, and start and end in characters")
     return Constraint(**value)
 
@@ -201,11 +188,11 @@ def _constraint(value: object) -> Constraint:
 def _texts(name: str, value: object) -> tuple[str, ...]:
     """One text or a list of them, as a tuple."""
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(one, str) and one.strip() for one in values):
+    if not isinstance(values, list) or not all(isinstance(text, str) and text.strip() for text in values):
         raise DataError(f"{name} is {value!r:.80}, expected a text or a list of texts")
-    told = next((problem for one in values if (problem := bad_text(one))), "")
-    if told:
-        raise DataError(f"{name} {told}")
+    fault = next((problem for text in values if (problem := bad_text(text))), "")
+    if fault:
+        raise DataError(f"{name} {fault}")
     return tuple(values)
 
 
@@ -213,16 +200,16 @@ def _answers(answers: object) -> dict[str, tuple[str, ...]]:
     if answers is None:
         return {}
     if isinstance(answers, Mapping):
-        return {name: _texts(f"the answer of {name!r}", _listed(one)) for name, one in answers.items()}
+        return {name: _texts(f"the answer of {name!r}", _listed(answer)) for name, answer in answers.items()}
     path = Path(answers)  # type: ignore[arg-type]
     try:
         read = json_value(read_text(path))
     except DataError as error:
         raise DataError(f"no answers can be read from {str(path)!r} ({error}).") from None
-    if isinstance(read, list) and all(isinstance(one, dict) and {"subject", "attribute"} <= set(one) for one in read):
-        return {str(one["subject"]): _texts("attribute", _stripped(one["attribute"])) for one in read}
-    if isinstance(read, dict) and all(isinstance(one, str | list) for one in read.values()):
-        return {name: _texts(f"the answer of {name!r}", one) for name, one in read.items()}
+    if isinstance(read, list) and all(isinstance(row, dict) and {"subject", "attribute"} <= set(row) for row in read):
+        return {str(row["subject"]): _texts("attribute", _stripped(row["attribute"])) for row in read}
+    if isinstance(read, dict) and all(isinstance(text, str | list) for text in read.values()):
+        return {name: _texts(f"the answer of {name!r}", text) for name, text in read.items()}
     raise DataError(
         f"{path} is neither a mapping from key, subject or question to answers, nor a list of known facts (objects with"
         " subject and attribute)."

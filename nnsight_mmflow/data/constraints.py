@@ -53,9 +53,9 @@ class ConstraintQuestion:
     Attributes:
         key: its id, as text.
         image: a picture, or the path of one.
-        question: the question.
+        question: what is asked, without the image or a template.
         visual: the visual constraint; None where the question names its subject.
-        textual: the text constraints.
+        textual: the constraints that the question's words give.
         subject: what the question is about, by name, where the data says.
         answers: those that count as right; the first stands for all.
         replacement: what may stand for the visual constraint (else the first textual one) in a corrupt run.
@@ -80,12 +80,12 @@ class ConstraintQuestion:
         """Refuses constraints that are not what stands at their place in the question."""
         if not self.constraints:
             raise DataError(f"question {self.key!r} has no constraint.")
-        for one in self.constraints:
-            there = self.question[one.start : one.end]
-            if there != one.text or not one.text:
+        for part in self.constraints:
+            there = self.question[part.start : part.end]
+            if there != part.text or not part.text:
                 raise DataError(
-                    f"question {self.key!r}: characters {one.start} to {one.end} of {self.question!r} are {there!r},"
-                    f" not the constraint {one.text!r}."
+                    f"question {self.key!r}: characters {part.start} to {part.end} of {self.question!r} are {there!r},"
+                    f" not the constraint {part.text!r}."
                 )
 
     @property
@@ -124,10 +124,10 @@ class ConstraintQuestion:
 def write_constraint_questions(questions: Iterable[ConstraintQuestion], file: str | PathLike[str]) -> Path:
     """Writes questions whose images are paths as JSON lines, in the form that `read_constraint_questions` reads."""
     lines = []
-    for one in questions:
-        if not isinstance(one.image, str | Path):
-            raise DataError(f"question {one.key!r} holds a picture, not the path of one: save the picture first.")
-        lines.append(json.dumps({**asdict(replace(one, image="")), "image": str(one.image)}))
+    for question in questions:
+        if not isinstance(question.image, str | Path):
+            raise DataError(f"question {question.key!r} holds a picture, not the path of one: save the picture first.")
+        lines.append(json.dumps({**asdict(replace(question, image="")), "image": str(question.image)}))
     return write_text(file, "".join(line + "\n" for line in lines))
 
 

@@ -5,11 +5,12 @@ One schema for both; `read_questions` states it. Source: Cross-modal Information
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 
-from nnsight_mmflow._errors import DataError, PromptError
+from nnsight_mmflow._errors import DataError
+from nnsight_mmflow.data.question_rows import questions_of_rows
 from nnsight_mmflow.data.questions import Question
 from nnsight_mmflow.files.rows import read_rows
 from nnsight_mmflow.files.user_files import checked_file, checked_folder, in_folder
@@ -89,41 +90,8 @@ def read_questions(
         '007'
     """
     path, folder = checked_file(file), checked_folder(images)
-    found: list[Question] = []
-    lines: dict[str, int] = {}
-    bad = []
-    for line, row, problem in read_rows(path, NEEDED, KNOWN, ignore, LISTS):
-        try:
-            if problem:
-                raise DataError(problem)
-            made = _question(row, line, path, folder)
-            if made.key in lines:
-                raise DataError(f"question_id {made.key!r} stands on line {lines[made.key]} already")
-            lines[made.key] = line
-            found.append(made)
-        except (DataError, PromptError) as error:
-            bad.append(f"line {line}: {error}")
-    if not skip_bad:
-        refuse_bad_rows(path, bad, len(bad) + len(found))
-    if not found:
-        raise DataError(
-            f"{path} holds no usable question" + (f"; {len(bad)} bad rows, the first: {bad[0]}" if bad else ".")
-        )
-    return found, bad
-
-
-def refuse_bad_rows(file: Path, bad: Sequence[str], total: int) -> None:
-    """Raises if there are bad rows; each is told, up to ten.
-
-    Raises:
-        DataError: there are.
-    """
-    if bad:
-        shown = "\n  ".join(bad[:10]) + (f"\n  ... and {len(bad) - 10} more" if len(bad) > 10 else "")
-        raise DataError(
-            f"{len(bad)} of {total} rows of {file} are bad:\n  {shown}\n"
-            "Use --skip-bad (skip_bad=True) to go on without them."
-        )
+    rows = read_rows(path, NEEDED, KNOWN, ignore, LISTS)
+    return questions_of_rows(path, rows, lambda row, line: _question(row, line, path, folder), "question_id", skip_bad)
 
 
 def _question(row: dict[str, object], line: int, file: Path, folder: Path | None) -> Question:

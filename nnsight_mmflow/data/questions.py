@@ -25,11 +25,11 @@ class Question:
     Attributes:
         key: question_id, as text (leading zeros count).
         image: the picture: a path, or the id where no folder of images was given, or a picture itself.
-        question: the question.
+        question: what is asked, without the image or a template.
         answer: the right answer.
         options: (true, false) option, where the question offers two.
         boxes: (x0, y0, x1, y1) of what it is about, in pixels of the upright picture.
-        kind: the question's type.
+        kind: the question's type, by which results are grouped.
         line: where it stands in its file.
     """
 
@@ -59,10 +59,10 @@ def prompts_of(
     Raises:
         MMFlowError: a question that no prompt can be made of, by its id and line.
     """
-    made = []
+    prompts = []
     for row in questions:
         try:
-            made.append(
+            prompts.append(
                 graph.prompt(
                     row.image,  # type: ignore[arg-type]
                     row.question,
@@ -75,8 +75,8 @@ def prompts_of(
                 )
             )
         except MMFlowError as error:
-            told = f"question {row.key or '?'}{f' (line {row.line})' if row.line else ''}: {error}"
+            problem = f"question {row.key or '?'}{f' (line {row.line})' if row.line else ''}: {error}"
             if bad is None:
-                raise type(error)(told) from None
-            bad.append(told)
-    return made
+                raise type(error)(problem) from None
+            bad.append(problem)
+    return prompts

@@ -16,10 +16,10 @@ def as_letter(written: str, answers: tuple[str, ...]) -> float:
         >>> as_letter("(B) a cat", ("B",)), as_letter("a cat", ("B",)), as_letter("The answer is C.", ("C",))
         (1.0, 0.0, 1.0)
     """
-    found = LETTER.match(written.strip())
-    if not found:
+    match = LETTER.match(written.strip())
+    if not match:
         return 0.0
-    letter = found.group(1)
+    letter = match.group(1)
     if letter == "a" and not re.match(r"^\W*a\W*$", written.strip()):  # the article
         return 0.0
     return float(letter.upper() in answers)

@@ -19,7 +19,7 @@ def markdown(text: object) -> str:
     """The text as Markdown shows it: no table cell, heading, link, picture, HTML or formula begins in it."""
     plain = " ".join(str(text).split())
     plain = MARKS.sub(r"\\\g<0>", plain.replace("&", "&amp;").replace("<", "&lt;"))
-    return FIRST.sub(lambda found: f"\\{found[0]}" if len(found[0]) == 1 else f"{found[0][:-1]}\\{found[0][-1]}", plain)
+    return FIRST.sub(lambda match: f"\\{match[0]}" if len(match[0]) == 1 else f"{match[0][:-1]}\\{match[0][-1]}", plain)
 
 
 def write_csv(table: pd.DataFrame, file: str | PathLike[str]) -> None:

@@ -64,8 +64,8 @@ def output_folder(folder: str | PathLike[str], *within: str) -> Path:
             with tempfile.TemporaryFile(dir=path):  # told now, and not when all is measured
                 pass
     except (OSError, ValueError, RuntimeError) as error:  # a name with a null, a link to itself
-        told = in_words(error) if isinstance(error, OSError) else str(error)
-        raise OutputError(f"nothing can be written into the folder {path}: {told}. Give another folder.") from error
+        why = in_words(error) if isinstance(error, OSError) else str(error)
+        raise OutputError(f"nothing can be written into the folder {path}: {why}. Give another folder.") from error
     if outside:
         raise OutputError(
             f"{path} is a symbolic link that leads out of {root}, to {path.resolve()}: nothing is written there."

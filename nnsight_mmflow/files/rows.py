@@ -56,12 +56,12 @@ def read_rows(
 
 def unknown(row: Collection[str], allowed: Collection[str]) -> str:
     """What is wrong with the names of fields: '' if all are known; else each with the nearest one."""
-    told = []
+    named = []
     for name in row:
         if name not in allowed:
-            near = get_close_matches(name.lower().strip(), [one for one in allowed if one], 1, 0.5)
-            told.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    return f"has fields that are not known: {', '.join(told)}; ignore=(...) leaves fields out" if told else ""
+            near = get_close_matches(name.lower().strip(), [field for field in allowed if field], 1, 0.5)
+            named.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return f"has fields that are not known: {', '.join(named)}; ignore=(...) leaves fields out" if named else ""
 
 
 def _json_rows(text: str, file: Path) -> Iterator[Row]:
@@ -70,13 +70,13 @@ def _json_rows(text: str, file: Path) -> Iterator[Row]:
             f"{str(file)!r} is one JSON array; expected JSON lines, one object on each line:"
             ' "".join(json.dumps(row) + "\\n" for row in rows).'
         )
-    for line, one in enumerate(text.split("\n"), 1):
-        if not one.strip(" \t\r"):
+    for line, written in enumerate(text.split("\n"), 1):
+        if not written.strip(" \t\r"):
             continue
-        problem, value = bad_text(one), None
+        problem, value = bad_text(written), None
         if not problem:
             try:
-                value = json_value(one)
+                value = json_value(written)
                 problem = "" if isinstance(value, dict) else f"is {type(value).__name__}, not an object with fields"
             except DataError as error:
                 problem = f"{error}; each line is one whole object"
@@ -110,7 +110,7 @@ def _csv_rows(
         if not values:
             continue
         row: dict[str, object] = dict(zip(header, values, strict=False))
-        problem = next((f"{name or 'a field'} {told}" for name, value in row.items() if (told := bad_text(value))), "")  # type: ignore[arg-type]
+        problem = next((f"{name or 'a field'} {why}" for name, value in row.items() if (why := bad_text(value))), "")  # type: ignore[arg-type]
         if len(values) > len(header):
             problem = f"has {len(values) - len(header)} more fields than the header"
         elif len(values) < len(header):
@@ -129,20 +129,20 @@ def _csv_rows(
 def _check_header(
     header: list[str], file: Path, needed: Sequence[str], allowed: Collection[str], expected: str
 ) -> None:
-    told = ", ".join(map(repr if expected else str, header)) or "none"
+    held = ", ".join(map(repr if expected else str, header)) or "none"
     wrong = next((problem for name in header if (problem := bad_text(name))), "")
     if wrong:
         raise DataError(f"{str(file)!r}, line 1: the header {wrong}.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{str(file)!r} has the column(s) {', '.join(map(repr, twice))} twice; its columns are {told}.")
+        raise DataError(f"{str(file)!r} has the column(s) {', '.join(map(repr, twice))} twice; its columns are {held}.")
     missing = [name for name in needed if name not in header]
     if missing:
         other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), "")
         why = f" Its columns are divided by {other!r}: save it with commas." if other else ""
         strange = unknown(header, allowed)
         why = why or f" It {strange}." * ("did you mean" in strange)
-        raise DataError(f"{file} lacks the column(s) {', '.join(missing)}; it has {told}.{why}{expected}")
+        raise DataError(f"{file} lacks the column(s) {', '.join(missing)}; it has {held}.{why}{expected}")
     strange = unknown(header, allowed)
     if strange:
         raise DataError(f"{str(file)!r} {strange}.")
@@ -161,6 +161,6 @@ def _odd(row: dict[str, object], nested: Sequence[str]) -> str:
     for name, value in row.items():
         if isinstance(value, list | dict) and name not in nested:
             return f"{name} is {type(value).__name__} ({value!r:.80}), expected text or a number"
-        if isinstance(value, str) and (told := bad_text(value)):
-            return f"{name} {told}"
+        if isinstance(value, str) and (why := bad_text(value)):
+            return f"{name} {why}"
     return ""

@@ -81,11 +81,11 @@ def read_text(file: Path) -> str:
         raise DataError(f"{str(file)!r} cannot be read ({error}).") from None
     if not raw.removeprefix(codecs.BOM_UTF8).strip():
         raise DataError(f"{str(file)!r} is empty.")
-    what = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), "")
-    if not what and raw[:1000].count(0) > len(raw[:1000]) // 4:
-        what = "UTF-16 without a mark, or no text"
-    if what:
-        raise DataError(f"{str(file)!r} is {what}; expected UTF-8 text. Save it as UTF-8 (in Excel: CSV UTF-8).")
+    encoding = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), "")
+    if not encoding and raw[:1000].count(0) > len(raw[:1000]) // 4:
+        encoding = "UTF-16 without a mark, or no text"
+    if encoding:
+        raise DataError(f"{str(file)!r} is {encoding}; expected UTF-8 text. Save it as UTF-8 (in Excel: CSV UTF-8).")
     return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 

@@ -39,8 +39,8 @@ def matrix_of(
     for first in range(0, width, at_once):
         unit = like.new_zeros(min(at_once, width - first), width)
         unit.diagonal(first).fill_(size)
-        found = module(unit)[:, rows].detach()
+        column = module(unit)[:, rows].detach()
         if size != 1.0:
-            found = ((found.double() - module(-unit)[:, rows].detach().double()) / (2 * size)).to(found)
-        columns.append(found.clone())  # a view would hold all that was made
+            column = ((column.double() - module(-unit)[:, rows].detach().double()) / (2 * size)).to(column)
+        columns.append(column.clone())  # a view would hold all that was made
     return torch.cat(columns).T, bias

@@ -48,9 +48,12 @@ class Contributions:
     dtype: str
 
 
-def plain_values(found: Contributions) -> dict[str, object]:
+def plain_values(contributions: Contributions) -> dict[str, object]:
     """What a server can return of them: tensors without their gradients' history, and numbers."""
-    return {name: one.detach().cpu() if isinstance(one, torch.Tensor) else one for name, one in vars(found).items()}
+    return {
+        name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+        for name, value in vars(contributions).items()
+    }
 
 
 def answer_direction(unembed: Envoy, token: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -85,7 +88,7 @@ def read_contributions(
         cap: where the family squeezes its scores, the cap.
         causal: what a layer does that is handed no mask.
     """
-    found = []
+    contributions = []
     for layer, attention in enumerate(attentions):
         arguments, named = layers[layer].inputs
         hidden, rotary = arguments[0], named["position_embeddings"]
@@ -98,8 +101,8 @@ def read_contributions(
         weight = attention_weights(query[0][:, queries], key[0], mask, attention._module.scaling, cap).to(values)
         real = attention.output[0][0, queries]
         out, bias = matrix_of(outs[layer], len(values) * values.shape[-1], values)
-        found.append(_reduced(weight, values, out, bias, real, sources, directions))
-    return found
+        contributions.append(_reduced(weight, values, out, bias, real, sources, directions))
+    return contributions
 
 
 def _reduced(

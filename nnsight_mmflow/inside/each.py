@@ -25,25 +25,25 @@ def next_of_each(
         model: the model.
         edited: it, under each choice of patterns.
         inputs: the prompt's tensors.
-        token: as in `next_under`.
+        token: the id whose log-probability is told; None: the most likely one of each.
         top: how many of the most likely tokens are told.
         lenient: patterns that change nothing give None, and are no error.
     """
-    found: list[tuple[float, list[int]] | None] = []
+    next_tokens: list[tuple[float, list[int]] | None] = []
     with torch.no_grad():  # the caller's does not travel
-        for one in edited:
+        for variant in edited:
             try:
-                with one.trace(**inputs, use_cache=False, logits_to_keep=1):
+                with variant.trace(**inputs, use_cache=False, logits_to_keep=1):
                     logits = nnsight.save(model.output.logits[0, -1])
             except Exception as error:
                 if not lenient or type(error).__name__ != "NoEffectError":
                     raise
-                found.append(None)
+                next_tokens.append(None)
                 continue
             logs = logits.float().cpu().double().log_softmax(-1)  # some devices have no double precision
             best = logs.topk(top).indices.tolist()
-            found.append((float(logs[best[0] if token is None else token]), best))
-    return found
+            next_tokens.append((float(logs[best[0] if token is None else token]), best))
+    return next_tokens
 
 
 def words_of_each(
@@ -62,10 +62,10 @@ def words_of_each(
         positions: where the words are read.
         top: how many words at each position.
     """
-    found = []
+    words = []
     with torch.no_grad():  # the caller's does not travel
-        for one in edited:
-            with one.trace(**inputs, use_cache=False):
+        for variant in edited:
+            with variant.trace(**inputs, use_cache=False):
                 best = nnsight.save(model.output.logits[0, positions].topk(top, -1).indices.cpu())
-            found.append(best.tolist())
-    return found
+            words.append(best.tolist())
+    return words

@@ -20,4 +20,4 @@ def heads_and_gradients(
     heads = [out.inputs[0][0] for out in outs]
     log = model.output.logits[0, -1].float().log_softmax(-1)[token]
     gradients = torch.autograd.grad(log, heads)
-    return float(log.detach()), [one[0].detach() for one in heads], [one[0] for one in gradients]
+    return float(log.detach()), [rows[0].detach() for rows in heads], [rows[0] for rows in gradients]

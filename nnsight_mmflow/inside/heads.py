@@ -82,6 +82,6 @@ def rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> t
     """(batch, heads, positions, width) with their rotary embedding; what lies behind its width passes."""
     rotary = cosine.shape[-1]
     part, rest = states[..., :rotary], states[..., rotary:]
-    one, two = part.chunk(2, -1)
-    turned = part * cosine[:, None] + torch.cat([-two, one], -1) * sine[:, None]
+    first, second = part.chunk(2, -1)
+    turned = part * cosine[:, None] + torch.cat([-second, first], -1) * sine[:, None]
     return torch.cat([turned.to(rest), rest], -1)

@@ -86,7 +86,7 @@ def read_maps(
     Raises:
         MMFlowError: a layer that runs with other positions than the prompt's.
     """
-    found = []
+    maps = []
     for layer in chosen:
         arguments, named = layers[layer].inputs
         hidden = arguments[0]
@@ -113,6 +113,6 @@ def read_maps(
             kept.append(rows[mine][:, :, sources].detach().cpu())  # a server may follow gradients
         readable = (mask > torch.finfo(mask.dtype).min / 2).any(0).sum(-1)
         received = received_by(mean.detach(), readable).cpu()
-        one = LayerMap(torch.cat(kept), received, error, float(real.detach().abs().max()), dtype)
-        found.append(dict(vars(one)))  # a server cannot return our classes
-    return found
+        of_layer = LayerMap(torch.cat(kept), received, error, float(real.detach().abs().max()), dtype)
+        maps.append(dict(vars(of_layer)))  # a server cannot return our classes
+    return maps

@@ -114,17 +114,17 @@ def unknown_operations(attention: nn.Module, rotated: str) -> str:
 
 def _first(what: str, names: Iterable[str], there: Iterable[str]) -> str:
     """The first of the names that is there."""
-    found = [name for name in names if name in there]
-    if not found:
+    present = [name for name in names if name in there]
+    if not present:
         raise ModelError(f"{what} was expected as {' or '.join(names)}, but there are {', '.join(there)}")
-    return found[0]
+    return present[0]
 
 
-def _unknown(what: str, told: str) -> ModelError:
+def _unknown(what: str, names: str) -> ModelError:
     import transformers
 
     return ModelError(
-        f"{what} of transformers {transformers.__version__} has names that this package does not know: {told}. It is"
+        f"{what} of transformers {transformers.__version__} has names that this package does not know: {names}. It is"
         " tested with the releases in the README's table: install one of those, or add the name to"
         " nnsight_mmflow/inside/names.py."
     )

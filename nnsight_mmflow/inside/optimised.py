@@ -21,7 +21,7 @@ class Search:
     """How a change is found: the part of EditSettings that travels.
 
     Attributes:
-        learning_rate: of Adam.
+        learning_rate: the step size of Adam.
         steps: at most so many.
         stop_at: stop when the new answer is this probable; None: never.
         clip: the longest change, as a multiple of the clean output's norm; None: no limit.

@@ -97,14 +97,14 @@ class Plan:
 
     def parts(self, most: int) -> list[Plan]:
         """The same sweep as plans of at most so many chunks each, for a server's requests."""
-        found = []
+        parts = []
         for first in range(0, max(len(self.chunks), 1), most):
             numbers = range(first, min(first + most, len(self.chunks)))
             kept = [(cell, place) for cell, place in zip(self.cells, self.row_of, strict=True) if place[0] in numbers]
             cells = tuple(cell for cell, _ in kept)
             rows = tuple((chunk - first, row) for _, (chunk, row) in kept)
-            found.append(replace(self, cells=cells, row_of=rows, chunks=self.chunks[first : first + most]))
-        return found
+            parts.append(replace(self, cells=cells, row_of=rows, chunks=self.chunks[first : first + most]))
+        return parts
 
     def __repr__(self) -> str:
         return (

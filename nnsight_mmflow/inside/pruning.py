@@ -130,7 +130,8 @@ class Stage:
         keep: how many stay of those present: a number, or a share (rounded).
         rank: from what is seen to a number per image token; a method that merges tokens returns (numbers, (image
             tokens, width)), the second being what each holds from then on.
-        reads: whose attention the ranking reads: "previous" (the layer before), "next" (this one), or "" (none).
+        reads: which layer's attention the ranking reads: "previous" (the layer before), "next" (this one), or ""
+            (none).
         exact: whether `rank` gives 1 to keep and 0 to drop, whatever `keep` says.
     """
 
@@ -161,13 +162,13 @@ def check_stage(stage: object) -> None:
         raise MMFlowError(f'reads of a stage is "previous", "next" or "", not {stage.reads!r}.')
 
 
-def ranks_of(told: object, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def ranks_of(returned: object, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(a finite number per image token, what each holds from then on or None) of what a ranking returned.
 
     Raises:
         MMFlowError: it returned something else.
     """
-    ranks, content = told if isinstance(told, tuple) and len(told) == 2 else (told, None)
+    ranks, content = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     for what, values, shape in (("numbers", ranks, (tokens,)), ("contents", content, (tokens, width))):
         if values is None and what == "contents":
             continue

@@ -58,7 +58,7 @@ def read_top(
         chosen: which to read, in ascending order.
         norm: the final norm.
         unembed: the unembedding.
-        cap: as in `read_words`.
+        cap: where the family squeezes its logits, the cap.
         positions: where to read.
         top: how many of the most likely tokens to return.
         at_once: positions whose logits are held at a time.
@@ -99,7 +99,7 @@ def read_layers(
         mlps: the same for the MLPs.
         norm: the final norm.
         unembed: the unembedding.
-        cap: as in `read_words`.
+        cap: where the family squeezes its logits, the cap.
         positions: where to read.
         tokens: ids to follow.
         top: how many of the most likely tokens to return.

@@ -109,12 +109,12 @@ def cells_of(
         first_start: where `corrupt` starts.
         corrupt: what each layer was handed in the corrupt run.
         cache: of the corrupt run; it is cut up.
-        values: as in `run_cells`.
+        values: for each site the clean activations at the positions, per layer.
         places: for each position of the prompt its row in `values`.
         token: the answer whose probability is followed.
     """
     length = first_start + corrupt[0].hidden.shape[1]
-    found: list[torch.Tensor] = []
+    measured: list[torch.Tensor] = []
     for start, chunk in chunks:
         rows = Rows(
             start,
@@ -144,8 +144,8 @@ def cells_of(
         ):
             run_restored(layers, rows, inputs, opened, closed, sites, restored, values)
             numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
-        found.append(numbers)
-    return torch.cat(found)
+        measured.append(numbers)
+    return torch.cat(measured)
 
 
 def run_restored(

@@ -110,12 +110,12 @@ def read_flows(
     logits = model.output.logits[0, -1].float()
     loss = -logits.log_softmax(-1)[token]
     gradients = torch.autograd.grad(loss, heads)
-    found = []
+    flows = []
     for (query, key, value, handed), gradient in zip(read, gradients, strict=True):
         mask = layer_mask(handed, gradient, 0, causal)[0, 0]
         split = gradient[0].unflatten(-1, (query.shape[0], -1)).transpose(0, 1)
         flow = weights_times_gradients(query, key, value, mask, split, scale, cap, released, chunk)
         received = torch.stack([flow[rows].sum(0) for rows in spans])
         blocks = torch.stack([received[:, columns].sum(-1) for columns in spans], -1)
-        found.append(Flows(blocks.cpu(), received.cpu()))
-    return float(loss.detach()), found
+        flows.append(Flows(blocks.cpu(), received.cpu()))
+    return float(loss.detach()), flows

@@ -77,7 +77,7 @@ def words_of_each(
         positions: where the module is silenced, and words are read.
         top: how many ids.
     """
-    found = []
+    likeliest = []
     with torch.no_grad():  # the caller's does not travel
         clean: list = []
         if apart:  # a layer whose inputs are read there is handed a copy of its cache
@@ -105,5 +105,5 @@ def words_of_each(
                 words = nnsight.save(model.output.logits[0, within].topk(top, -1).indices.cpu())
             if silenced and not largest:
                 raise NoEffectError(f"the {site} output of layers {list(silenced)} is zero at these positions already.")
-            found.append(words.tolist())
-    return found
+            likeliest.append(words.tolist())
+    return likeliest

@@ -14,7 +14,6 @@ from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.row_checks import check_effect
 from nnsight_mmflow.inside.rows import (
-    LayerInput,
     answer_numbers,
     clean_inputs,
     crop_cache,
@@ -83,10 +82,10 @@ def clean_and_rows(model: TransformersModel, layers: Envoy, plan: Plan | None, a
         tokens, cache = greedy(model, token, cache, ask.ends, ask.max_new_tokens)
         if tokens[-1] in ask.ends:
             tokens = tokens[:-1] or tokens
-        found: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
+        swept: dict = {"tokens": tokens, "numbers": numbers.tolist(), "cells": None}
         if plan is not None and (ask.accepted is None or tuple(tokens) in ask.accepted):
-            found["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
-        return found
+            swept["cells"] = rows_of(model, layers, plan, ask.start, inputs, cache, token).tolist()
+        return swept
 
 
 def greedy(
@@ -169,26 +168,3 @@ def rows_of(
         results.append(numbers)
     by_chunk = dict(zip(order, results, strict=True))
     return torch.stack([by_chunk[chunk][row] for chunk, row in plan.row_of])
-
-
-@dataclass
-class Clean:
-    """The clean run of a prompt.
-
-    Attributes:
-        tokens: what the model answers, greedily, the end token left out.
-        text: the same, decoded and stripped.
-        numbers: (1, 2): log-probability of the first answer token, and its id.
-        distribution: (1, vocabulary): log-probabilities of the first answer token, in double precision.
-        inputs: what each layer was handed from `start` on.
-        start: the first position that any row needs.
-        cache: keys and values of the prompt, and of the answer after it; a sweep cuts it up and leaves None.
-    """
-
-    tokens: list[int]
-    text: str
-    numbers: torch.Tensor
-    distribution: torch.Tensor
-    inputs: list[LayerInput]
-    start: int
-    cache: Cache | None

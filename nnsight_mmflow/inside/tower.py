@@ -54,12 +54,12 @@ def read_tower(graph: Roles, layer: int) -> TowerSeen:
 def tower_positions(places: list[Place], picture: int) -> list[tuple[int, int]]:
     """(number among the places, the tower's position) of each token of a picture."""
     columns = 1 + max((place.column for place in places if place.column is not None), default=0)
-    found = []
+    positions = []
     for number, place in enumerate(places):
         if place.image != picture:
             continue
         if place.kind == CLASS:
-            found.append((number, 0))
+            positions.append((number, 0))
         elif place.row is not None and place.column is not None:
-            found.append((number, 1 + place.row * columns + place.column))
-    return found
+            positions.append((number, 1 + place.row * columns + place.column))
+    return positions

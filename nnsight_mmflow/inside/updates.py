@@ -25,9 +25,9 @@ def add_updates(outs: list[Envoy], parts: list[tuple[torch.Tensor, torch.Tensor]
     try:
         for _ in Iterations()[0:]:
             for out, (left, right) in zip(outs, parts, strict=True):
-                keys, given = out.input, out.output
+                keys, outputs = out.input, out.output
                 added = keys.to(right.dtype) @ right.to(keys.device).T @ left.to(keys.device).T
-                out.output = given + added.to(given)
+                out.output = outputs + added.to(outputs)
     except OutOfOrderError:  # a trace has one step, and a generation ends
         pass
 

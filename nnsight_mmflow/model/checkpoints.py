@@ -121,18 +121,18 @@ def weights_of(name: str, revision: object = None) -> Iterator[list[LoadStateDic
     """
     from transformers import modeling_utils
 
-    told: list[LoadStateDictInfo] = []
+    infos: list[LoadStateDictInfo] = []
     report = modeling_utils.log_state_dict_report
 
     def kept(*args: object, loading_info: LoadStateDictInfo, **rest: object) -> None:
-        told.append(loading_info)
+        infos.append(loading_info)
         if not (loading_info.missing_keys or loading_info.mismatched_keys):  # these are told below, once
             report(*args, loading_info=loading_info, **rest)  # type: ignore[arg-type]
 
     with ONE_AT_A_TIME:
         modeling_utils.log_state_dict_report = kept  # type: ignore[assignment]
         try:
-            yield told
+            yield infos
         except ModelError:
             raise
         except Exception as error:
@@ -146,19 +146,19 @@ def weights_of(name: str, revision: object = None) -> Iterator[list[LoadStateDic
             modeling_utils.log_state_dict_report = report
 
 
-def check_loaded(name: str, model: PreTrainedModel, told: list[LoadStateDictInfo]) -> None:
+def check_loaded(name: str, model: PreTrainedModel, infos: list[LoadStateDictInfo]) -> None:
     """Refuses a model some of whose tensors were not in its checkpoint, or hold no numbers.
 
     Raises:
         ModelError: naming the tensors.
     """
-    missing = sorted({key for one in told for key in one.missing_keys})
+    missing = sorted({key for info in infos for key in info.missing_keys})
     if missing:
         raise ModelError(
             f"the checkpoint {name!r} lacks {len(missing)} tensor(s) of {type(model).__name__}, which would be random:"
             f" {_some(missing)}. Is a shard missing, or is it a checkpoint of another model (of a part of one)?"
         )
-    wrong = sorted({(key, tuple(there), tuple(here)) for one in told for key, there, here in one.mismatched_keys})
+    wrong = sorted({(key, tuple(there), tuple(here)) for info in infos for key, there, here in info.mismatched_keys})
     if wrong:
         shapes = [f"{key} is {there} in the checkpoint, {here} by its config" for key, there, here in wrong]
         raise ModelError(f"the checkpoint {name!r} does not fit its configuration: {_some(shapes)}.")

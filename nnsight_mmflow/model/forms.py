@@ -192,7 +192,7 @@ def _check(graph: Loaded, form: Form, prompts: int, length: int, rest: Mapping[s
             "assistant_model holds modules of the model itself, so patterns would act while it guesses too. Load the"
             " assistant by itself."
         )
-    apart = [told for told, here in _beyond_apart(form, length) if here]
+    apart = [problem for problem, here in _beyond_apart(form, length) if here]
     if graph.apart and form.cached and apart:
         raise MMFlowError(
             f"{apart[0]} cannot be followed in a generation whose blocks run apart from the model (NDIF with an"
@@ -221,8 +221,8 @@ def _fixed(graph: Loaded, merged: GenerationConfig, settings: Mapping[str, objec
     names = ["num_beams"] if "generation_config" in settings and (merged.num_beams or 1) > 1 else []
     if graph.remote:
         names = ["use_cache", "num_beams", "num_return_sequences", "cache_implementation", "prefill_chunk_size"]
-    found = {name: getattr(merged, name) for name in names if name not in settings}
-    return {name: value for name, value in found.items() if value is not None}
+    fixed = {name: getattr(merged, name) for name in names if name not in settings}
+    return {name: value for name, value in fixed.items() if value is not None}
 
 
 def _where(graph: Loaded, settings: Mapping[str, object], name: object) -> str:

@@ -96,10 +96,10 @@ def _check_types(given: Mapping[str, object]) -> None:
 def settings_used(graph: Loaded, settings: Mapping[str, object]) -> dict[str, object]:
     """What a generation with these keyword arguments uses, wherever it comes from: all that is not left at None."""
     merged, _ = merged_settings(graph, settings)
-    told = {**merged.to_dict(), **{name: getattr(merged, name) for name in ALWAYS}}
+    known = {**merged.to_dict(), **{name: getattr(merged, name) for name in ALWAYS}}
     return {
         name: value
-        for name, value in told.items()
+        for name, value in known.items()
         if value is not None and not name.startswith("_") and name != "transformers_version" and _plain(value)
     }
 
@@ -145,5 +145,5 @@ def with_checkpoint_settings(model: PreTrainedModel) -> PreTrainedModel:
 
 def short(value: object) -> str:
     """A value as a message shows it."""
-    told = repr(value)
-    return told if len(told) < 60 else f"<{type(value).__name__}>"
+    written = repr(value)
+    return written if len(written) < 60 else f"<{type(value).__name__}>"

@@ -103,9 +103,9 @@ class Graph(Traced):
             plain=self.adapter.plain_template,
         )
         inputs, spans = encode(self.adapter, text, (start, end), pictures, pad_to_square)
-        made = Making((start, end), pad_to_square, max_aspect_ratio)
+        making = Making((start, end), pad_to_square, max_aspect_ratio)
         asked = text[start:end]
-        return Prompt(text, asked, inputs, spans, answer, tuple(pictures), offered, about, key, kind, made)
+        return Prompt(text, asked, inputs, spans, answer, tuple(pictures), offered, about, key, kind, making)
 
     def batch(self, prompts: list[Prompt] | tuple[Prompt, ...]) -> Batch:
         """The prompts as one left-padded batch; `batch.spans[i]` are row i's, counted after padding.

@@ -39,7 +39,7 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
     """A graph of the model: "nano" (ships with the package), a Hugging Face id, or a folder written by save_pretrained.
 
     Args:
-        name: what to load.
+        name: "nano", a Hugging Face id such as "llava-hf/llava-1.5-7b-hf", or a folder.
         processor: the processor to use; the model's own unless given.
         remote: run everything on NDIF (True, or a host): spans are made here, no weights are loaded.
         kwargs: go to nnsight's TransformersModel and on to from_pretrained, untouched (dtype, also "nf4" or "int8",
@@ -89,12 +89,12 @@ def load(name: str, *, processor: ProcessorMixin | None = None, remote: bool | s
     if asked == "nano" and shown:  # loads at once: a bar would only flicker
         logging.disable_progress_bar()
     try:
-        with weights_of(name, kwargs.get("revision")) as told:
+        with weights_of(name, kwargs.get("revision")) as infos:
             model = TransformersModel(name, task=TASK, processor=processor, **kwargs)
     finally:
         if shown:
             logging.enable_progress_bar()
-    check_loaded(asked, model._module, told)
+    check_loaded(asked, model._module, infos)
     return _graph(model, processor, asked).at(remote)
 
 
@@ -124,9 +124,9 @@ def adapt(model: object, processor: ProcessorMixin | None = None) -> Graph:
         raise ModelError(
             f"adapt takes an nnsight or a Hugging Face model or a TransformerLens bridge, not {type(model).__name__}."
         )
-    made = _graph(model, processor)
-    check_finite(made.name, made.adapter.model)
-    return made
+    graph = _graph(model, processor)
+    check_finite(graph.name, graph.adapter.model)
+    return graph
 
 
 def _graph(model: TransformersModel, processor: ProcessorMixin, name: str = "") -> Graph:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(Roles, Placed):
-    """One model. A Graph is one, which also runs it; see there."""
+    """One model: its modules by role, its configuration and its spans. `Graph` adds what runs it."""
 
     def __init__(self, model: TransformersModel, adapter: Adapter, name: str = "") -> None:
         self.model = model
@@ -29,13 +29,13 @@ class Loaded(Roles, Placed):
         check_names(adapter.model, first)
         self.unknown_operations = unknown_operations(getattr(first, adapter.text.attention), adapter.text.rotated)
         paths = {id(module): name for name, module in adapter.model.named_modules()}
-        found = {role: model.get(paths[id(module)]) for role, module in adapter.roles().items()}
-        self.layers: Envoy = found["layers"]
-        self.embed: Envoy = found["embed"]
-        self.tower: Envoy = found["tower"]
-        self.projector: Envoy = found["projector"]
-        self.norm: Envoy = found["norm"]
-        self.unembed: Envoy = found["unembed"]
+        places = {role: model.get(paths[id(module)]) for role, module in adapter.roles().items()}
+        self.layers: Envoy = places["layers"]
+        self.embed: Envoy = places["embed"]
+        self.tower: Envoy = places["tower"]
+        self.projector: Envoy = places["projector"]
+        self.norm: Envoy = places["norm"]
+        self.unembed: Envoy = places["unembed"]
         self.decoder: Envoy = model.get(paths[id(adapter.model.get_decoder())])
         self.text_config = adapter.text_config
         self._text = adapter.text

@@ -44,8 +44,8 @@ def check_pictures(graph: Loaded, settings: Mapping[str, object], inputs: Mappin
     several = max(merged.num_beams or 1, merged.num_return_sequences or 1) > 1
     orders_itself = "_expand_inputs_for_generation" in vars(kind)  # Qwen's
     if several and not orders_itself and any(len(tensor) != rows for tensor in pictures):
-        told = f"num_beams={merged.num_beams}, num_return_sequences={merged.num_return_sequences}"
-        raise _wrong(f"{told} with several pictures or tiles a prompt", "set both to 1")
+        counts = f"num_beams={merged.num_beams}, num_return_sequences={merged.num_return_sequences}"
+        raise _wrong(f"{counts} with several pictures or tiles a prompt", "set both to 1")
     if merged.use_cache is False and not graph.causal:
         raise _wrong(
             f"use_cache=False of {graph.family}, whose prompt reads itself backwards and forwards", "leave it out"

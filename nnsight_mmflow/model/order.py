@@ -31,7 +31,7 @@ def side_by_side(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans,
     there = patterns
     for leaving in patterns:
         if leaving.left_out(graph) is not None:
-            there = tuple(one if one is leaving else _beside(graph, one, leaving, rows) for one in there)
+            there = tuple(each if each is leaving else _beside(graph, each, leaving, rows) for each in there)
     return tuple(sorted(there, key=lambda pattern: pattern.order))
 
 
@@ -55,20 +55,21 @@ def _beside(graph: Graph, other: Pattern, leaving: Pattern, rows: tuple[Spans, .
 
 def _check_taken(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
     """Refuses weights that two patterns take away: each takes away what they were."""
-    taking = [one for one in patterns if one.taken(rows)]
-    for one, other in combinations(taking, 2):
-        layers = set(one.layer_list(graph)) & set(other.layer_list(graph))
-        both = zip(one.taken(rows), other.taken(rows), strict=True)
+    taking = [pattern for pattern in patterns if pattern.taken(rows)]
+    for first, second in combinations(taking, 2):
+        layers = set(first.layer_list(graph)) & set(second.layer_list(graph))
+        both = zip(first.taken(rows), second.taken(rows), strict=True)
         if layers and any(targets & also and sources & too for (targets, sources), (also, too) in both):
             raise MMFlowError(
-                f"{one} and {other} name the same weights in layer(s) {sorted(layers)[:5]}, which would be taken away"
-                ' twice. Write one pattern, its spans joined with "|", or spans that share nothing ("question - last").'
+                f"{first} and {second} name the same weights in layer(s) {sorted(layers)[:5]}, which would be taken"
+                ' away twice. Write one pattern, its spans joined with "|", or spans that share nothing'
+                ' ("question - last").'
             )
 
 
 def _check_ranked(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
     """Refuses edges closed in some heads of a layer by whose attention image tokens are ranked: all are read as one."""
-    read = {layer: one for one in patterns for layer in one.reads(graph, rows)}
+    read = {layer: pattern for pattern in patterns for layer in pattern.reads(graph, rows)}
     for pattern in patterns:
         if pattern.order == CLOSES and pattern.heads is not None:
             both = [layer for layer in pattern.layer_list(graph) if layer in read]

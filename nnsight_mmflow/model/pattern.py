@@ -70,7 +70,7 @@ class Pattern(Intervention):
         """Does it inside a trace that was checked, one forward of the whole prompt; returns how much it changed.
 
         Raises:
-            NoEffectError: nothing.
+            NoEffectError: it changed nothing.
         """
         raise self._lacks("run(graph, rows)", FORWARD)
 
@@ -90,7 +90,7 @@ class Pattern(Intervention):
         """Refuses, before any forward, a form for which the pattern has written no method.
 
         Raises:
-            ModelError: it has none.
+            ModelError: the pattern has no method for this form.
         """
         kind = type(self)
         if form is None and kind.run is Pattern.run:

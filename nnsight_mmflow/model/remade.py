@@ -38,7 +38,7 @@ def made_again(graph: Graph, prompt: Prompt, *, question: str | None = None, ima
     text = prompt.text[:start] + asked + prompt.text[end:]
     inputs, spans = encode(graph.adapter, text, place, pictures, prompt.made.pad_to_square)
     same = pictures[:1] and pictures[0].size == prompt.images[0].size
-    made = replace(
+    again = replace(
         prompt,
         text=text,
         question=asked,
@@ -49,13 +49,13 @@ def made_again(graph: Graph, prompt: Prompt, *, question: str | None = None, ima
         made=replace(prompt.made, place=place),
     )
     if question is None:
-        made = _with_tokens_of(prompt, made)
+        again = _with_tokens_of(prompt, again)
     elif not _as_written(graph, prompt):
         raise PromptError(
             f"tokens of prompt {prompt.question!r} were replaced by hand (repeat_token), so its question cannot be"
             " replaced as well: replace the question first."
         )
-    return _with_spans_of(prompt, made)
+    return _with_spans_of(prompt, again)
 
 
 def _with_tokens_of(old: Prompt, new: Prompt) -> Prompt:

@@ -127,8 +127,8 @@ def check_counted(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans
     Raises:
         MMFlowError: there are such.
     """
-    first = next((one for one in patterns if one.drops_from(graph, rows) == 0), None)
-    others = [one for one in patterns if one is not first]
+    first = next((pattern for pattern in patterns if pattern.drops_from(graph, rows) == 0), None)
+    others = [pattern for pattern in patterns if pattern is not first]
     if first is not None and others:
         raise MMFlowError(
             f"{type(first).__name__} drops tokens before layer 0, so in a generation the cache no longer tells which"

@@ -16,10 +16,10 @@ def weight_files(name: str, revision: object = None) -> list[Path]:
     """The files of a folder, or of a Hugging Face id as it lies in the cache."""
     folder = Path(name)
     if not folder.is_dir():
-        found = _cached(name, revision)
-        if found is None:
+        cached = _cached(name, revision)
+        if cached is None:
             return []
-        folder = found
+        folder = cached
     return sorted(path for path in folder.iterdir() if path.name.endswith((*KINDS, ".json")))
 
 
@@ -44,9 +44,9 @@ def check_files(name: str) -> None:
 
 def damage(files: list[Path]) -> str:
     """What is wrong with the files, in words; "" if nothing is seen."""
-    found = [f"{path.name} {told}" for path in files if (told := _wrong(path))]
-    found += [told for path in files if path.name.endswith(".index.json") and (told := _lacking(path))]
-    return "; ".join(found[:4])
+    damaged = [f"{path.name} {why}" for path in files if (why := _wrong(path))]
+    damaged += [why for path in files if path.name.endswith(".index.json") and (why := _lacking(path))]
+    return "; ".join(damaged[:4])
 
 
 def _wrong(path: Path) -> str:
@@ -56,13 +56,13 @@ def _wrong(path: Path) -> str:
             start = file.read(512)
     except OSError as error:
         target = path.readlink() if path.is_symlink() else ""
-        pointer = next((told for mark, told in POINTERS.items() if mark.decode() in str(target)), "")
+        pointer = next((kind for mark, kind in POINTERS.items() if mark.decode() in str(target)), "")
         return f"is a pointer, not the file ({pointer})" if pointer else f"cannot be read ({error.strerror})"
     if not size:
         return "is empty"
-    for mark, told in POINTERS.items():
+    for mark, kind in POINTERS.items():
         if mark in start and size < 2048:
-            return f"is a pointer of {size} bytes, not the file ({told})"
+            return f"is a pointer of {size} bytes, not the file ({kind})"
     if path.suffix == ".safetensors":
         return _cut(path, size, int.from_bytes(start[:8], "little"))
     return ""
@@ -78,7 +78,9 @@ def _cut(path: Path, size: int, header: int) -> str:
         file.seek(8)
         try:
             tensors = json.loads(file.read(header))
-            end = max((one["data_offsets"][1] for key, one in tensors.items() if key != "__metadata__"), default=0)
+            end = max(
+                (tensor["data_offsets"][1] for key, tensor in tensors.items() if key != "__metadata__"), default=0
+            )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "has no readable header"
     if size < 8 + header + end:
@@ -101,7 +103,7 @@ def _cached(name: str, revision: object) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=str(revision) if revision else None)
+        config = try_to_load_from_cache(name, "config.json", revision=str(revision) if revision else None)
     except ValueError:
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(config).parent if isinstance(config, str) else None

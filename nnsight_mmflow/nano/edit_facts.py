@@ -39,12 +39,12 @@ def edit_facts(graph: Graph, n: int, seed: int = 0) -> list[Fact]:
         raise DataError(f"{n} facts were asked for; nano holds 1 to {total}.")
     random = np.random.default_rng([seed, 4])
     by_flag, by_name = (samples(total, f"fact-{way}") for way in ("flag", "name"))
-    made = []
+    edits = []
     for number in random.permutation(total)[:n]:
         place, relation = facts.PLACES[number // 3], facts.RELATIONS[number % 3]
-        answers = sorted({str(getattr(one, relation)) for one in facts.PLACES} - {str(getattr(place, relation))})
+        answers = sorted({str(getattr(other, relation)) for other in facts.PLACES} - {str(getattr(place, relation))})
         flag, name = by_flag[number], by_name[number]
-        made.append(
+        edits.append(
             Fact(
                 prompt=prompts_of(graph, [flag])[0],
                 target=answers[int(random.integers(len(answers)))],
@@ -56,7 +56,7 @@ def edit_facts(graph: Graph, n: int, seed: int = 0) -> list[Fact]:
                 },
             )
         )
-    return made
+    return edits
 
 
 def _by_flag(graph: Graph, place: facts.Place, relation: str, form: int, random: np.random.Generator) -> Prompt:

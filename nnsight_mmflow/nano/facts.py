@@ -51,11 +51,11 @@ class Place:
 def _places() -> tuple[Place, ...]:
     # Each pattern serves four places, told apart by colour, so that a flag needs both.
     colors = list(COLORS)
-    made = []
+    places = []
     for i, name in enumerate(_PLACES):
         first = (i * 3) % len(colors)
         second = (first + 1 + (i // len(colors)) * 2 % (len(colors) - 1)) % len(colors)
-        made.append(
+        places.append(
             Place(
                 name,
                 _PATTERNS[(i + i // len(_PATTERNS)) % len(_PATTERNS)],
@@ -69,7 +69,7 @@ def _places() -> tuple[Place, ...]:
                 ),
             )
         )
-    return tuple(made)
+    return tuple(places)
 
 
 PLACES = _places()

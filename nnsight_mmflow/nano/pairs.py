@@ -39,13 +39,13 @@ def constraint_questions(constraints: int = 1, by_name: bool = False) -> list[Co
         raise DataError(f"nano has questions with 1 or 2 constraints, not {constraints}.")
     relations = facts.RELATIONS if constraints == 1 else facts.SEASONS
     kind = f"{'fact' if constraints == 1 else 'season'}-{'name' if by_name else 'flag'}"
-    made = []
+    questions = []
     for number, asked in enumerate(samples(len(facts.PLACES) * len(relations), kind)):
         place, relation = facts.PLACES[number // len(relations)], relations[number % len(relations)]
         other = _other(place, relation)
         textual = [Constraint.find(relation, asked.question)] if constraints == 2 else []
         named = Constraint.find(place.name if by_name else VISUAL, asked.question)
-        made.append(
+        questions.append(
             ConstraintQuestion(
                 key=asked.key,
                 image=asked.image,
@@ -60,14 +60,14 @@ def constraint_questions(constraints: int = 1, by_name: bool = False) -> list[Co
                 kind=kind,
             )
         )
-    return made
+    return questions
 
 
 def trace_pairs(graph: Graph, n: int, way: str, constraints: int = 1) -> tuple[list[Prompt], list[Corruption]]:
     """(prompts, corruptions) for causal tracing: the corrupt run asks the same of a place with another answer.
 
     Args:
-        graph: nano.
+        graph: the model "nano".
         n: how many, 1 to 96 (with two constraints to 128).
         way: "flag" (by flag; the picture is replaced by another place's flag), "phrase" (by flag; "this place" is
             replaced by another place's name), "name" (by name; the name is replaced), or "season" (by flag, with two
@@ -88,20 +88,20 @@ def trace_pairs(graph: Graph, n: int, way: str, constraints: int = 1) -> tuple[l
     everything = constraint_questions(constraints, by_name=way == "name")
     if not 0 < n <= len(everything):
         raise DataError(f"{n} questions were asked for; nano holds 1 to {len(everything)}.")
-    pictures = {one.subject: one.image for one in everything}
+    pictures = {question.subject: question.image for question in everything}
     prompts, corrupt = [], []
     for number, asked in enumerate(everything[:n]):
         prompt = asked.prompt(graph)
         if way == "flag":
             image = pictures[asked.replacement.removeprefix("place ")]
-            made = other_image(graph, prompt, image, "the flag of another place")  # type: ignore[arg-type]
+            corruption = other_image(graph, prompt, image, "the flag of another place")  # type: ignore[arg-type]
         elif way == "season":
-            made = _other_season(graph, prompt, asked, number)
+            corruption = _other_season(graph, prompt, asked, number)
         else:
             phrase = f"phrase: another place's name, such as {asked.replacement!r} for {asked.constraints[0].text!r}"
-            made = replace(asked.corrupted(graph, prompt), how=phrase)
+            corruption = replace(asked.corrupted(graph, prompt), how=phrase)
         prompts.append(prompt)
-        corrupt.append(made)
+        corrupt.append(corruption)
     return prompts, corrupt
 
 
@@ -111,14 +111,14 @@ def same_answers(graph: Graph, prompts: list[Prompt]) -> list[Corruption]:
     from PIL import Image
 
     kinds = ("fact-flag", "fact-name", "season-flag", "season-name")
-    held: dict[str, Question] = {one.key: one for one in samples(448, kinds)}
+    held: dict[str, Question] = {sample.key: sample for sample in samples(448, kinds)}
     subjects = {
-        one.key: one.subject
+        question.key: question.subject
         for count in (1, 2)
         for named in (False, True)
-        for one in constraint_questions(count, named)
+        for question in constraint_questions(count, named)
     }
-    made = []
+    corruptions = []
     for number, prompt in enumerate(prompts):
         if prompt.key not in held:
             raise DataError(f"prompt {number} ({prompt.key!r}) is not one of nano's held-out facts.")
@@ -126,19 +126,21 @@ def same_answers(graph: Graph, prompts: list[Prompt]) -> list[Corruption]:
         named = held[prompt.key].kind.endswith("name")
         shown = facts.PLACES[int(random.integers(len(facts.PLACES)))] if named else place
         picture = Image.fromarray(facts.paint_flag(shown, random))
-        made.append(other_image(graph, prompt, picture, "another flag" if named else "the same flag, painted anew"))
-    return made
+        corruptions.append(
+            other_image(graph, prompt, picture, "another flag" if named else "the same flag, painted anew")
+        )
+    return corruptions
 
 
 def _other(place: facts.Place, relation: str) -> facts.Place:
     """A place with another answer."""
     first, answer = facts.PLACES.index(place), facts.ask_place(place, relation, True).answer
     turned = [facts.PLACES[(first + step) % len(facts.PLACES)] for step in range(11, 11 + len(facts.PLACES))]
-    return next(one for one in turned if facts.ask_place(one, relation, True).answer != answer)
+    return next(other for other in turned if facts.ask_place(other, relation, True).answer != answer)
 
 
 def _other_season(graph: Graph, prompt: Prompt, asked: ConstraintQuestion, number: int) -> Corruption:
     place, season = facts.NAMES[asked.subject], asked.textual[0].text
-    others = [one for one in facts.SEASONS if facts.ask_place(place, one, True).answer != asked.answers[0]]
+    others = [other for other in facts.SEASONS if facts.ask_place(place, other, True).answer != asked.answers[0]]
     made = replace_phrase(graph, prompt, season, others[number % len(others)])
     return replace(made, how="phrase: another season")

@@ -125,58 +125,60 @@ def ask(kind: str, objects: tuple[Object, ...], random: np.random.Generator, tem
 
     `tempting` is how often ChooseCat's false option is a shape that the scene holds.
     """
-    one, two = (objects[i] for i in random.permutation(len(objects))[:2])
+    asked, compared = (objects[i] for i in random.permutation(len(objects))[:2])
     if kind == "QueryAttr":
-        return Question(kind, f"what color is the {one.shape} ?", one.color, objects=(one,))
+        return Question(kind, f"what color is the {asked.shape} ?", asked.color, objects=(asked,))
     if kind == "ChooseAttr":
-        seen = {thing.color for thing in objects} - {one.color}
+        seen = {thing.color for thing in objects} - {asked.color}
         seen_too = seen and random.random() < 0.5
-        false = _pick(random, sorted(seen if seen_too else set(COLORS) - {one.color}))
-        first, second = _either(random, one.color, false)
-        return Question(kind, f"is the {one.shape} {first} or {second} ?", one.color, (one.color, false), (one,))
+        false = _pick(random, sorted(seen if seen_too else set(COLORS) - {asked.color}))
+        first, second = _either(random, asked.color, false)
+        return Question(
+            kind, f"is the {asked.shape} {first} or {second} ?", asked.color, (asked.color, false), (asked,)
+        )
     if kind == "Side":
-        return Question(kind, f"is the {one.shape} on the left or right ?", one.side, ("left", "right"), (one,))
+        return Question(kind, f"is the {asked.shape} on the left or right ?", asked.side, ("left", "right"), (asked,))
     if kind == "ChooseRel":
         pairs = [(a, b) for a in objects for b in objects if a.column != b.column]
         if not pairs:
             return None
-        one, two = _pick(random, pairs)
-        true, false = ("left", "right") if one.column < two.column else ("right", "left")
+        asked, compared = _pick(random, pairs)
+        true, false = ("left", "right") if asked.column < compared.column else ("right", "left")
         first, second = _either(random, "left", "right")
-        text = f"is the {one.shape} to the {first} or to the {second} of the {two.shape} ?"
-        return Question(kind, text, true, (true, false), (one, two))
+        text = f"is the {asked.shape} to the {first} or to the {second} of the {compared.shape} ?"
+        return Question(kind, text, true, (true, false), (asked, compared))
     if kind == "CompareAttr":
         pairs = [(a, b) for a in objects for b in objects if a != b]
         same = [pair for pair in pairs if pair[0].color == pair[1].color]
         other = [pair for pair in pairs if pair[0].color != pair[1].color]
         chosen = same if same and (not other or random.random() < 0.8) else other
-        one, two = _pick(random, chosen)
-        text = f"do the {one.shape} and the {two.shape} have the same color ?"
-        return Question(kind, text, "yes" if one.color == two.color else "no", objects=(one, two))
+        asked, compared = _pick(random, chosen)
+        text = f"do the {asked.shape} and the {compared.shape} have the same color ?"
+        return Question(kind, text, "yes" if asked.color == compared.color else "no", objects=(asked, compared))
     if kind == "LogicalObj":
         absent = [shape for shape in SHAPES if shape not in {thing.shape for thing in objects}]
         gone, gone_too = (str(name) for name in random.permutation(absent)[:2])
         yes = random.random() < 0.5
-        true = one.shape if yes else gone_too
+        true = asked.shape if yes else gone_too
         if yes and random.random() < 0.2:
-            gone = two.shape
+            gone = compared.shape
         first, second = _either(random, true, gone)
-        found = tuple(thing for thing in objects if thing.shape in (first, second))
-        return Question(kind, f"is there a {first} or a {second} ?", "yes" if yes else "no", objects=found)
+        named = tuple(thing for thing in objects if thing.shape in (first, second))
+        return Question(kind, f"is there a {first} or a {second} ?", "yes" if yes else "no", objects=named)
     if kind in ("QueryCat", "ChooseCat"):
         colors = [thing.color for thing in objects]
         single = [thing for thing in objects if colors.count(thing.color) == 1]
         if not single:
             return None
-        one = _pick(random, single)
+        asked = _pick(random, single)
         if kind == "QueryCat":
-            return Question(kind, f"what is the {one.color} thing ?", one.shape, objects=(one,))
-        present = [thing.shape for thing in objects if thing != one]
+            return Question(kind, f"what is the {asked.color} thing ?", asked.shape, objects=(asked,))
+        present = [thing.shape for thing in objects if thing != asked]
         seen_too = random.random() < tempting
-        false = str(_pick(random, present if seen_too else [shape for shape in SHAPES if shape != one.shape]))
-        first, second = _either(random, one.shape, false)
-        text = f"is the {one.color} thing a {first} or a {second} ?"
-        return Question(kind, text, one.shape, (one.shape, false), (one,))
+        false = str(_pick(random, present if seen_too else [shape for shape in SHAPES if shape != asked.shape]))
+        first, second = _either(random, asked.shape, false)
+        text = f"is the {asked.color} thing a {first} or a {second} ?"
+        return Question(kind, text, asked.shape, (asked.shape, false), (asked,))
     raise ValueError(f"no question type {kind!r}; there are {(*SCENE_TYPES, 'Side', 'QueryCat')}")
 
 

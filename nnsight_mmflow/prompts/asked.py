@@ -19,8 +19,8 @@ def check_asked(question: object, answer: object, instruction: object, key: obje
     Raises:
         PromptError: with the name of the argument.
     """
-    told = {"question": question, "answer": answer, "instruction": instruction, "key": key, "kind": kind}
-    for name, value in told.items():
+    texts = {"question": question, "answer": answer, "instruction": instruction, "key": key, "kind": kind}
+    for name, value in texts.items():
         if value is None and name in ("answer", "instruction"):
             continue
         if not isinstance(value, str):
@@ -47,7 +47,7 @@ def checked_options(options: object) -> tuple[str, str] | None:
     if len(two) != 2:
         raise PromptError(f"options are two, (true, false), but {len(two)} came: {two}.")
     true, false = two
-    if not all(isinstance(one, str) and one.strip() for one in two):
+    if not all(isinstance(option, str) and option.strip() for option in two):
         raise PromptError(f"options are two texts, (true, false), but {two} came.")
     if true == false:
         raise PromptError(f"the options are the same: {two}. They are (true, false) answers.")
@@ -71,11 +71,11 @@ def checked_boxes(boxes: object, size: tuple[int, int] | None = None) -> tuple[B
 
 def _box(box: object, size: tuple[int, int] | None) -> Box:
     numbers = list(box) if isinstance(box, Iterable) and not isinstance(box, str | bytes | dict) else []
-    if len(numbers) != 4 or not all(isinstance(one, Real) and not isinstance(one, bool) for one in numbers):
+    if len(numbers) != 4 or not all(isinstance(edge, Real) and not isinstance(edge, bool) for edge in numbers):
         raise PromptError(f"boxes are (x0, y0, x1, y1) each, in pixels, four numbers in a list, but {box!r} came.")
     try:
-        left, top, right, bottom = (int(one) if isinstance(one, Integral) else float(one) for one in numbers)
-        finite = all(math.isfinite(one) for one in (left, top, right, bottom))
+        left, top, right, bottom = (int(edge) if isinstance(edge, Integral) else float(edge) for edge in numbers)
+        finite = all(math.isfinite(edge) for edge in (left, top, right, bottom))
     except OverflowError:
         finite = False
     if not finite:

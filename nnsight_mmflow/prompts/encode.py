@@ -214,7 +214,7 @@ def check_made_for(adapter: Adapter, prompt: Prompt) -> None:
     """
     ids = prompt.inputs["input_ids"][0].tolist()
     here, there = tuple(adapter.processor.tokenizer.convert_ids_to_tokens(ids)), prompt.spans.tokens
-    at = next((at for at, (one, other) in enumerate(zip(here, there, strict=False)) if one != other), None)
+    at = next((at for at, (mine, theirs) in enumerate(zip(here, there, strict=False)) if mine != theirs), None)
     if len(here) != len(there):
         at = min(len(here), len(there))
     why = (
@@ -244,9 +244,9 @@ def checked_inputs(adapter: Adapter, prompt: Prompt | Batch | Mapping[str, torch
         raise PromptError(
             f"a prompt, a batch or a mapping of tensors is expected, as graph.prompt returns it; {came(prompt)} came."
         )
-    for one in prompt.prompts if isinstance(prompt, Batch) else [prompt]:
-        if isinstance(one, Prompt):
-            check_made_for(adapter, one)
+    for single in prompt.prompts if isinstance(prompt, Batch) else [prompt]:
+        if isinstance(single, Prompt):
+            check_made_for(adapter, single)
     inputs = dict(prompt.inputs if isinstance(prompt, Prompt | Batch) else prompt)
     if "input_ids" not in inputs:
         raise PromptError(f"the inputs hold {', '.join(inputs) or 'nothing'}; input_ids are missing.")

@@ -176,8 +176,8 @@ def check_is_file(name: str | PathLike[str]) -> None:
     if not there:
         raise DataError(f"there is no image file {shown}.")
     if not whole or not size:
-        what = "a folder" if path.is_dir() else "an empty file" if whole else "no ordinary file"
-        raise DataError(f"{shown} cannot be read as an image: it is {what}.")
+        kind = "a folder" if path.is_dir() else "an empty file" if whole else "no ordinary file"
+        raise DataError(f"{shown} cannot be read as an image: it is {kind}.")
 
 
 def _shown(picture: Picture, name: str, max_aspect_ratio: int | float) -> Picture:

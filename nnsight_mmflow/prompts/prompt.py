@@ -43,7 +43,7 @@ class Prompt:
         text: the whole text, images as placeholders.
         question: the user's question as it stands in the text.
         inputs: what the model takes: input_ids and attention_mask (1, positions), pixel_values if there are images.
-        spans: the labelled positions.
+        spans: its positions by name: image, question, last and the rest.
         answer: the right answer, if known.
         images: the pictures, upright and in RGB.
         options: (true, false) answer that the question offers.
@@ -88,8 +88,8 @@ class Prompt:
             "kind": self.kind,
             "key": self.key,
         }
-        told = "".join(f", {name}={value!r}" for name, value in known.items() if value)
-        return f"Prompt({self.question!r}{told}; {len(self)} positions, {len(self.spans['image'])} of them image)"
+        facts = "".join(f", {name}={value!r}" for name, value in known.items() if value)
+        return f"Prompt({self.question!r}{facts}; {len(self)} positions, {len(self.spans['image'])} of them image)"
 
     def accepts(self, text: str) -> bool:
         """Whether a text is the right answer, whatever its case and the space around it; False without an answer."""

@@ -68,16 +68,16 @@ def hiding(call: Callable[Given, Found]) -> Callable[Given, Found]:
         try:
             return call(*args, **kwargs)
         except RemoteError as error:
-            found: Exception = RemoteError(without_keys(str(error)))
+            hidden: Exception = RemoteError(without_keys(str(error)))
         except Exception as error:
             if not _holds_key(error):
                 raise
-            found = ConnectionError(without_keys(f"{type(error).__name__}: {error}"))
-        raise found  # outside: nothing is chained
+            hidden = ConnectionError(without_keys(f"{type(error).__name__}: {error}"))
+        raise hidden  # outside: nothing is chained
 
     return wrapped
 
 
 def _holds_key(error: BaseException) -> bool:
-    told = "".join(traceback.format_exception(error)) + repr(vars(error))
-    return any(key in told for key in keys()) or any(key in repr(error.args) for key in keys())
+    written = "".join(traceback.format_exception(error)) + repr(vars(error))
+    return any(key in written for key in keys()) or any(key in repr(error.args) for key in keys())

@@ -23,22 +23,22 @@ class Travelling(torch.Tensor):
 
     def __reduce_ex__(self, protocol: int) -> tuple:  # type: ignore[override]
         plain = self.as_subclass(torch.Tensor)
-        found = packed(plain)
-        return plain.__reduce_ex__(protocol) if found is None else (unpacked, found)
+        parts = packed(plain)
+        return plain.__reduce_ex__(protocol) if parts is None else (unpacked, parts)
 
 
 def travelling(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inputs, those with pixels to be sent in the small form."""
     return {
-        name: one.as_subclass(Travelling) if one.is_floating_point() and one.ndim > 1 else one
-        for name, one in inputs.items()
+        name: tensor.as_subclass(Travelling) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in inputs.items()
     }
 
 
 def sent_bytes(inputs: Mapping[str, torch.Tensor]) -> int:
     """How many bytes they are in that form, before compression."""
-    forms = [(one, packed(one) if one.is_floating_point() else None) for one in inputs.values()]
-    return sum(one.nbytes if form is None else sum(part.nbytes for part in form[:3]) for one, form in forms)
+    forms = [(tensor, packed(tensor) if tensor.is_floating_point() else None) for tensor in inputs.values()]
+    return sum(tensor.nbytes if form is None else sum(part.nbytes for part in form[:3]) for tensor, form in forms)
 
 
 def packed(
@@ -56,15 +56,15 @@ def packed(
     size = shape[-2:] if len(shape) > 2 else (1, shape[1] // COLORS)
     planes = tensor.detach().cpu().contiguous().view(kind).reshape(-1, colors, *size)
     rows: dict[bytes, int] = {}
-    which = torch.tensor([rows.setdefault(one.numpy().tobytes(), len(rows)) for one in planes])
+    which = torch.tensor([rows.setdefault(plane.numpy().tobytes(), len(rows)) for plane in planes])
     once = planes[[int((which == number).nonzero()[0]) for number in range(len(rows))]]
     values = torch.zeros(colors, 256, dtype=kind)
     levels = torch.zeros(once.shape, dtype=torch.int32)
     for color in range(colors):
-        found, levels[:, color] = torch.unique(once[:, color], return_inverse=True)
-        if len(found) > 256:
+        distinct, levels[:, color] = torch.unique(once[:, color], return_inverse=True)
+        if len(distinct) > 256:
             return None
-        values[color, : len(found)] = found
+        values[color, : len(distinct)] = distinct
     for axis in (-1, -2):
         levels = torch.diff(levels, dim=axis, prepend=torch.zeros_like(levels.narrow(axis, 0, 1)))
     form = ((levels % 256).to(torch.uint8), values.view(tensor.dtype), which, shape)

@@ -83,9 +83,9 @@ def meaning(text: str, **known: str) -> str | None:
     if TRACEBACK in text:
         return None
     for pattern, words in WORDS:
-        found = re.search(pattern, text, re.DOTALL)
-        if found:
-            named = {name: value or "" for name, value in found.groupdict().items()}
+        match = re.search(pattern, text, re.DOTALL)
+        if match:
+            named = {name: value or "" for name, value in match.groupdict().items()}
             if named.get("sent"):
                 named["sent"] = f" ({named['sent']} bytes)"
             if named.get("what"):

@@ -78,10 +78,10 @@ def answer_scores(
     """For each prompt the probability of its answer (all tokens), and whether the model would write it, greedily."""
     import torch
 
-    made = [with_target(graph, prompt, answer, first_token) for prompt, answer in zip(prompts, answers, strict=True)]
-    found: list[tuple[float, bool]] = []
-    for start in range(0, len(made), batch_size):
-        part = made[start : start + batch_size]
+    asked = [with_target(graph, prompt, answer, first_token) for prompt, answer in zip(prompts, answers, strict=True)]
+    scores: list[tuple[float, bool]] = []
+    for start in range(0, len(asked), batch_size):
+        part = asked[start : start + batch_size]
         kept = max(len(ids) for _, ids in part)
         batch = graph.batch([prompt for prompt, _ in part])
         with torch.no_grad(), graph.trace(batch, use_cache=False, logits_to_keep=kept):
@@ -90,5 +90,5 @@ def answer_scores(
             ends = logits[row, -len(ids) :].float().log_softmax(-1)
             chosen = torch.tensor(ids, device=ends.device)
             log = ends.gather(1, chosen[:, None]).sum()
-            found.append((float(log.exp()), bool((ends.argmax(-1) == chosen).all())))
-    return found
+            scores.append((float(log.exp()), bool((ends.argmax(-1) == chosen).all())))
+    return scores

@@ -49,7 +49,7 @@ def next_under(
     Raises:
         NoEffectError: patterns that would change nothing.
     """
-    return [one for one in _next(graph, prompt, patterns, token, top, lenient=False) if one is not None]
+    return [step for step in _next(graph, prompt, patterns, token, top, lenient=False) if step is not None]
 
 
 def _next(
@@ -58,8 +58,8 @@ def _next(
     inputs, model, remotely = graph.checked(prompt), graph.model, graph.remotely
     edited = [graph.edited(prompt, chosen) for chosen in patterns]
     with torch.no_grad(), model.session(**remotely):
-        found = nnsight.save(next_of_each(model, edited, inputs, token, top, lenient))
-    return [None if one is None else Next(*one) for one in found]
+        steps = nnsight.save(next_of_each(model, edited, inputs, token, top, lenient))
+    return [None if step is None else Next(*step) for step in steps]
 
 
 def words_under(
@@ -77,5 +77,5 @@ def words_under(
     inputs, model, remotely = graph.checked(prompt), graph.model, graph.remotely
     edited = [graph.edited(prompt, chosen) for chosen in patterns]
     with torch.no_grad(), model.session(**remotely):
-        found = nnsight.save(words_of_each(model, edited, inputs, positions, top))
-    return found
+        words = nnsight.save(words_of_each(model, edited, inputs, positions, top))
+    return words

@@ -56,14 +56,14 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield from sorted("\n".join([*_parts(key, within), *_parts(held, within)]) for key, held in value.items())
     elif isinstance(value, set | frozenset):
         yield f"set {len(value)}"
-        yield from sorted("\n".join(_parts(one, within)) for one in value)
+        yield from sorted("\n".join(_parts(item, within)) for item in value)
     elif isinstance(value, list | tuple | range):
-        if all(type(one) in PLAIN for one in value):  # positions, most of all: one text for all of them
+        if all(type(item) in PLAIN for item in value):  # positions, most of all: one text for all of them
             yield f"plain row {list(value)!r}"
             return
         yield f"row {len(value)}"
-        for one in value:
-            yield from _parts(one, within)
+        for item in value:
+            yield from _parts(item, within)
     elif isinstance(value, type | torch.dtype | torch.device) or kind == "builtins.module":
         yield f"{kind} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
         if isinstance(value, type):
@@ -88,7 +88,8 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield kind
         yield from _parts(class_parts(type(value)), within)
         yield from _parts(
-            {one.name: getattr(value, one.name) for one in fields(value) if one.metadata.get("identity", True)}, within
+            {field.name: getattr(value, field.name) for field in fields(value) if field.metadata.get("identity", True)},
+            within,
         )
     elif hasattr(value, "__dict__"):
         yield kind
@@ -193,8 +194,8 @@ def _offloaded(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tenso
     """A weight that accelerate keeps in memory or on disk until its layer runs."""
     owner, _, last = name.rpartition(".")
     hook = getattr(model.get_submodule(owner), "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        kept = getattr(one, "weights_map", None)
+    for each in (hook, *getattr(hook, "hooks", ())):
+        kept = getattr(each, "weights_map", None)
         if kept is not None and last in kept:
             return kept[last]
     return tensor

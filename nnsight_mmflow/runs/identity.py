@@ -62,10 +62,11 @@ def model_identity(graph: Graph) -> dict[str, object]:
 def model_facts(graph: Graph) -> dict[str, object]:
     """The same without its name, which is another where a worker loads it."""
     model, config = graph.model._module, graph.adapter.config
+    types = sorted({str(weight.dtype)[6:] for weight in model.parameters()})
     known: dict[str, object] = {
         "family": graph.family,
         "weights": _weights(graph),
-        "dtype": "" if _elsewhere(graph) else ", ".join(sorted({str(one.dtype)[6:] for one in model.parameters()})),
+        "dtype": "" if _elsewhere(graph) else ", ".join(types),
         "quantisation": _quantisation(config),
         "attention": graph.backend,
         "tower_attention": _tower_attention(graph),
@@ -91,7 +92,7 @@ def _weights(graph: Graph) -> str:
         host = graph.remote if isinstance(graph.remote, str) else CONFIG.API.HOST
         return f"on the server {host}, not known here ({graph.model.to_model_key()})"
     model = graph.model._module
-    if all(one.is_meta for one in model.parameters()):
+    if all(weight.is_meta for weight in model.parameters()):
         raise ModelError(
             f"{graph.name} was loaded without its weights (dispatch=False), so a folder cannot tell whose numbers it"
             " holds: load it with them, run it on NDIF (remote=True), or on workers (mmf.flow(..., workers=N))."
@@ -110,7 +111,7 @@ def _quantisation(config: object) -> str:
 def _tower_attention(graph: Graph) -> str:
     """The attention implementation of the vision tower, which need not be the language model's."""
     towers = [getattr(graph.adapter.config, name, None) for name in ("vision_config", "vision_tower_config")]
-    return next((str(one._attn_implementation) for one in towers if one is not None), "")
+    return next((str(config._attn_implementation) for config in towers if config is not None), "")
 
 
 def _compared(plain: dict) -> dict:

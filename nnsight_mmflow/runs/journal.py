@@ -96,13 +96,13 @@ class Journal:
         first = {identity: place for place, identity in reversed(list(enumerate(identities)))}
         return sorted(place for identity, place in first.items() if identity not in self.done)
 
-    def check(self, identity: str, found: Iterable[Sequence[object]], planned: Iterable[Sequence[object]]) -> None:
+    def check(self, identity: str, measured: Iterable[Sequence[object]], planned: Iterable[Sequence[object]]) -> None:
         """Refuses a finished entry whose cells are not those of the plan.
 
         Raises:
             DataError: it has other cells.
         """
-        has, wants = ([tuple(cell) for cell in cells] for cells in (found, planned))
+        has, wants = ([tuple(cell) for cell in cells] for cells in (measured, planned))
         if has == wants:
             return
         lacking = [cell for cell in wants if cell not in set(has)]
@@ -122,13 +122,13 @@ class Journal:
             self.done[entry["id"]] = entry
         if self.path is None:
             return
-        told = bool(self.unwritten)
+        warned = bool(self.unwritten)
         self.unwritten += entries
         try:
             with writing(self.path):
                 self._append(b"".join(line_of(entry) for entry in self.unwritten))
         except OutputError as error:
-            if not told:
+            if not warned:
                 self.report(
                     f"{self.path} cannot be written: {in_words(error.__cause__)}."  # type: ignore[arg-type]
                     f" {len(self.done) - len(self.unwritten)} finished entries were written to it before; the run goes"
@@ -178,9 +178,9 @@ class Journal:
             )
         changed = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
         if changed:
-            told = "; ".join(f"{name} was {before.get(name)!r}, is {self.settings.get(name)!r}" for name in changed)
+            diff = "; ".join(f"{name} was {before.get(name)!r}, is {self.settings.get(name)!r}" for name in changed)
             raise DataError(
-                f"{self.path.parent} holds a run with other settings ({told}). Give another folder, or repeat the"
+                f"{self.path.parent} holds a run with other settings ({diff}). Give another folder, or repeat the"
                 " settings to go on with it."
             )
 

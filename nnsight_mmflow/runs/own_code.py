@@ -41,8 +41,8 @@ def used_globals(function: object) -> dict[str, object]:
     if not isinstance(function, FunctionType) or not is_own(function):
         return {}
     there = function.__globals__
-    found = {name: there[name] for name in _names(function.__code__) if name in there}
-    return {name: value for name, value in sorted(found.items()) if _counts(value)}
+    used = {name: there[name] for name in _names(function.__code__) if name in there}
+    return {name: value for name, value in sorted(used.items()) if _counts(value)}
 
 
 def class_parts(kind: type) -> dict[str, object]:
@@ -71,9 +71,9 @@ def _counts(value: object) -> bool:
     if isinstance(value, PLAIN):
         return True
     if isinstance(value, list | tuple | set | frozenset):
-        return all(_counts(one) for one in value)
+        return all(_counts(item) for item in value)
     if isinstance(value, Mapping):
-        return all(_counts(one) for pair in value.items() for one in pair)
+        return all(_counts(item) for pair in value.items() for item in pair)
     if isinstance(value, ModuleType):
         return False
     if isinstance(value, FunctionType | type):

@@ -39,7 +39,7 @@ def run_cells(
         start: the first position that any row needs.
         token: the answer whose probability is followed.
         budget: positions in one chunk.
-        blocks: as in `chunks_of`.
+        blocks: (first, end) of positions that read each other both ways.
     """
     model, layers, sites, remotely = graph.model, graph.layers, sites_of(graph), graph.remotely
     corrupted = graph.edited(corrupt, patterns)

@@ -70,10 +70,10 @@ class Result:
         names = [f"{self.kind}.parquet", f"{self.kind}.json", *more]
         with written_together(*(folder / name for name in names)) as (table, header, *others):
             self.table.to_parquet(table, index=False)
-            told = {**self.header, SUM: sha256(table.read_bytes()).hexdigest()}
+            written = {**self.header, SUM: sha256(table.read_bytes()).hexdigest()}
             if more:
-                told[SUMS] = {name: sha256(data).hexdigest() for name, data in more.items()}
-            header.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+                written[SUMS] = {name: sha256(data).hexdigest() for name, data in more.items()}
+            header.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
             for file, data in zip(others, more.values(), strict=True):
                 file.write_bytes(data)
         return folder
@@ -105,12 +105,12 @@ class Result:
         try:
             header = dict(json.loads(file.read_bytes()))
             data = file.with_suffix(".parquet").read_bytes()
-            made = header.pop(SUM, None)  # results of earlier versions have none
-            if made is not None and made != sha256(data).hexdigest():
+            expected = header.pop(SUM, None)  # results of earlier versions have none
+            if expected is not None and expected != sha256(data).hexdigest():
                 raise ValueError(f"{file.stem}.parquet is not the table that {file.name} was saved with")
-            for name, made in header.pop(SUMS, {}).items():
+            for name, expected in header.pop(SUMS, {}).items():
                 other = file.with_name(name)
-                if other.exists() and made != sha256(other.read_bytes()).hexdigest():
+                if other.exists() and expected != sha256(other.read_bytes()).hexdigest():
                     raise ValueError(f"{name} is not the one that {file.name} was saved with")
             return _with_lists(pd.read_parquet(io.BytesIO(data))), header
         except (OSError, ValueError, TypeError, RecursionError) as error:

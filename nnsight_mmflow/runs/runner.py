@@ -56,10 +56,10 @@ def listed(prompts: Prompt | Sequence[Prompt], what: str = "") -> list[Prompt]:
     Raises:
         MMFlowError: none, where `what` names the experiment that needs one.
     """
-    found = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    if what and not found:
+    several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+    if what and not several:
         raise MMFlowError(f"{what} needs at least one prompt, but got none.")
-    return found
+    return several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +164,9 @@ def _run(
         else:
             measured = _measured_here(graph, study, journal, bundles)
         for _ in progress_bar(bundles, study.name, shown=progress and len(bundles) > 1):
-            made = next(measured)["entries"]
-            journal.add(*made)
-            for _ in made:
+            entries = next(measured)["entries"]
+            journal.add(*entries)
+            for _ in entries:
                 finished()
         if graph.remote and left:
             report(f"{study.name}: {graph.traffic - before}.")
@@ -189,22 +189,22 @@ def _begin(graph: Graph, study: Study, journal: Journal, report: Callable[[str],
     done = sum(identity in journal.done for identity in identities)
     left = [study.tasks[number] for number in journal.left(identities)]
     already = f", {done} done already" if done else ""
-    told = f"{study.name}: {len(left)} {study.unit}(s) to run{already}"
+    planned = f"{study.name}: {len(left)} {study.unit}(s) to run{already}"
     cost = study.cost(left)
-    report(f"{told}; {cost}" if cost else f"{told}.")
+    report(f"{planned}; {cost}" if cost else f"{planned}.")
     return left
 
 
 def _bundles(study: Study, left: list[Task]) -> list[list[Task]]:
     """The tasks, those together that are measured together."""
-    found: list[list[Task]] = []
+    bundles: list[list[Task]] = []
     for task in left:
-        last = found[-1] if found else []
+        last = bundles[-1] if bundles else []
         if last and task.batch and task.batch == last[0].batch and len(last) < study.batch_size:
             last.append(task)
         else:
-            found.append([task])
-    return found
+            bundles.append([task])
+    return bundles
 
 
 def _job(study: Study, bundle: list[Task]) -> tuple[Callable, bool, list[tuple[str, tuple]]]:
@@ -226,8 +226,12 @@ def _measured_here(graph: Graph, study: Study, journal: Journal, bundles: list[l
 
 def entries_of(graph: Graph, measure: Callable, together: bool, tasks: list[tuple[str, tuple]]) -> dict:
     """What the journal keeps of tasks; the same on a worker as here."""
-    found = measure(graph, [given for _, given in tasks]) if together else [measure(graph, *one) for _, one in tasks]
-    return {"entries": [{"id": identity, **kept} for (identity, _), kept in zip(tasks, found, strict=True)]}
+    measured = (
+        measure(graph, [given for _, given in tasks])
+        if together
+        else [measure(graph, *arguments) for _, arguments in tasks]
+    )
+    return {"entries": [{"id": identity, **kept} for (identity, _), kept in zip(tasks, measured, strict=True)]}
 
 
 def rows_of(prompts: Sequence[Prompt], entries: Sequence[dict]) -> list[dict]:

@@ -39,5 +39,5 @@ def words_silenced(
         words = words_of_each(
             model, layers, n_layers, inputs, start, enters_after, causal, apart, silenced, positions, top
         )
-        found = nnsight.save(words)
-    return [[set(ids) for ids in one] for one in found]
+        by_layer = nnsight.save(words)
+    return [[set(ids) for ids in rows] for rows in by_layer]

@@ -48,5 +48,5 @@ def span_color(expression: str) -> str:
 
 def in_order(expressions: list[str]) -> list[str]:
     """Each once, as they stand in a prompt: the image first, `last` last, an expression behind the span it is of."""
-    found = dict.fromkeys(expressions)
-    return sorted(found, key=lambda name: (_ORDER[base_span(name)], name not in SPAN_COLORS))
+    names = dict.fromkeys(expressions)
+    return sorted(names, key=lambda name: (_ORDER[base_span(name)], name not in SPAN_COLORS))

@@ -58,14 +58,14 @@ def title(result: FlowResult, window: int | None = None) -> str:
 
 def caption(table: pd.DataFrame, limits: Thresholds) -> tuple[str, str]:
     """What stands under a diagram: what a width means and what is counted; what is drawn."""
-    told, prompts = MEANING, table["prompts"]
+    text, prompts = MEANING, table["prompts"]
     if table["window"].iloc[0] > 1:
-        told += " Windows are cut off at both ends."
+        text += " Windows are cut off at both ends."
     if (table["change"] > 100).any():
-        told += " Gains over 100% are drawn as 100%."
+        text += " Gains over 100% are drawn as 100%."
     if prompts.min() < prompts.max():
-        told += f" An edge counts the prompts that have its spans: {prompts.min()} to {prompts.max()}."
-    return told, limits.told
+        text += f" An edge counts the prompts that have its spans: {prompts.min()} to {prompts.max()}."
+    return text, limits.told
 
 
 def every_layer(columns: int) -> int:
@@ -97,8 +97,8 @@ def _grid(axes: Axes, scene: Scene, window: int) -> None:
         )
         axes.add_patch(Rectangle((left - 7, middle - BAR / 2), 7, BAR, facecolor=color, lw=0, zorder=1))
         axes.text(left - 13, middle, "\n".join(label(name)), fontsize=8.5, ha="right", va="center")
-    what = "layer" if window == 1 else "layer (centre of the window)"
-    axes.text((left + right) / 2, scene.bottom + 27, what, fontsize=9, ha="center", va="center")
+    below = "layer" if window == 1 else "layer (centre of the window)"
+    axes.text((left + right) / 2, scene.bottom + 27, below, fontsize=9, ha="center", va="center")
 
 
 def _arrow(axes: Axes, mark: Mark) -> None:

@@ -52,16 +52,16 @@ def explore(
     Args:
         what: `mmf.attention(...)`; what `mmf.contributions` and `mmf.kept_tokens` return; a lens or knockout by patch,
             or its table; or numbers (layers, image tokens) of `prompt`.
-        prompt: whose picture; attention maps and kept tokens hold theirs.
-        layer: which is shown first; the middle one unless given, of kept tokens the last.
-        layers: of attention maps, which are shown; all unless given.
-        heads: of attention maps, which are shown; all unless given.
+        prompt: the prompt that the numbers are of; attention maps and kept tokens hold it, and need none.
+        layer: the layer that is shown first; the middle one unless given, of kept tokens the last.
+        layers: which layers of attention maps the page holds; all unless given.
+        heads: which heads of attention maps the page holds; all unless given.
         column: of a result's table: "norm" (contributions) unless given.
         labels: what each layer of numbers is called; 0, 1, ... unless given.
         words: for each layer and image token a list of (word, probability), shown where a patch is pointed at; or a
             table of them: layer, token, rank, word, probability.
-        title: above the figure.
-        most_bytes: how large a page of attention may be.
+        title: what stands above the figure.
+        most_bytes: how many bytes a page of attention may have.
 
     Raises:
         PromptError: the prompt has no image.

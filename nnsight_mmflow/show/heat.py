@@ -53,10 +53,10 @@ def heat_figure(
     Small numbers cover the picture least, so that it is seen beneath; boxes that the prompt has are drawn on each copy.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt that holds the picture.
         panels: what is drawn; one scale serves all of them.
-        image: which image.
-        view: as in `drawn_boxes`.
+        image: which of the prompt's images, counted from 0.
+        view: "base" (the whole picture, small) or "tiles"; None: the finest that there is at each pixel.
         signed: colours around white at 0; None: where a number is below 0.
         max_value: where the scale ends; the largest number drawn unless given.
         shade: the picture keeps its colours; flat grey covers it instead, the more the smaller the number.

@@ -29,11 +29,11 @@ def notes_of(
     """Lines for below the figure.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt that holds the picture.
         numbers: (panels, tokens of the image), NaN where there is none.
         drawn: the tokens that are drawn.
-        image: which image.
-        ends: of the scale.
+        image: which of the prompt's images, counted from 0.
+        ends: where the scale starts and ends.
         view: the one that was asked for.
         shares: whether a sum of the numbers means something, so that what is left out has a share of it.
     """
@@ -44,10 +44,10 @@ def notes_of(
     geometry, every = tokens.geometry, range(len(tokens.positions))
     places = [geometry.place(token) for token in every]
     views = Counter(places[token].view for token in drawn.tokens)
-    told = " and ".join(
+    ranges = " and ".join(
         f"{count} patches" + ("" if name == "image" else f" of view {name}") for name, count in views.items()
     )
-    notes = [f"Drawn: {told}; {len(places)} image tokens in all."]
+    notes = [f"Drawn: {ranges}; {len(places)} image tokens in all."]
     for kind, words in KINDS.items():
         left = [token for token in every if places[token].kind == kind and places[token].box is None]
         if left:

@@ -47,7 +47,7 @@ def on_image(
         view: "base" (the whole picture, small) or "tiles", where the processor divided the picture; None: at each
             pixel the finest.
         label: what the values are, with their unit, for the colour bar.
-        titles: of the panels.
+        titles: what stands above each panel.
         signed: True: orange below 0, white at 0, blue above; False: from dark to light; None: signed where a drawn
             value is below 0.
         max_value: where the scale ends; the largest drawn value unless given. What lies beyond is counted.

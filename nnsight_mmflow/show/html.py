@@ -71,20 +71,20 @@ def swatch(color: str, text: str) -> Markup:
     return Markup(f'<span style="{patch}"></span>{escape(text)}')
 
 
-def png(drawn: bytes, told: str, style: str = "max-width:100%;background:#fff") -> Markup:
+def png(drawn: bytes, meaning: str, style: str = "max-width:100%;background:#fff") -> Markup:
     """A picture inside the document; `told` for those who do not see it."""
     data = base64.b64encode(drawn).decode()
-    return Markup(f'<img alt="{escape(told)}" style="{style}" src="data:image/png;base64,{data}">')
+    return Markup(f'<img alt="{escape(meaning)}" style="{style}" src="data:image/png;base64,{data}">')
 
 
-def figure(drawn: Figure, told: str) -> Markup:
+def figure(drawn: Figure, meaning: str) -> Markup:
     """A matplotlib figure."""
     held = io.BytesIO()
     drawn.savefig(held, format="png", dpi=100)
-    return png(held.getvalue(), told)
+    return png(held.getvalue(), meaning)
 
 
-def thumbnail(picture: Picture, told: str, side: int = 160) -> Markup:
+def thumbnail(picture: Picture, meaning: str, side: int = 160) -> Markup:
     """A picture at most so many pixels wide and high; a tiny one is enlarged, its pixels sharp."""
     from PIL.Image import Resampling
 
@@ -93,4 +93,4 @@ def thumbnail(picture: Picture, told: str, side: int = 160) -> Markup:
     small = picture.resize((size[0], size[1]), Resampling.NEAREST if longest < side else Resampling.LANCZOS)
     held = io.BytesIO()
     small.save(held, format="PNG")
-    return png(held.getvalue(), told, f"width:{size[0]}px;height:{size[1]}px;max-width:none;margin:4px 8px 4px 0")
+    return png(held.getvalue(), meaning, f"width:{size[0]}px;height:{size[1]}px;max-width:none;margin:4px 8px 4px 0")

@@ -32,12 +32,12 @@ def panels_of(
     """The panels of values.
 
     Args:
-        prompt: whose tokens they are of.
+        prompt: the prompt that the values are of.
         image: which image of it.
         values: a number per token of that image or of all images, (panels, tokens), a mapping from position, or a
             result that holds them.
         label: what they are; told by a result.
-        titles: of the panels.
+        titles: what stands above each panel.
 
     Raises:
         MMFlowError: numbers that do not fit the image's tokens, or are not finite, or too many panels.
@@ -45,25 +45,25 @@ def panels_of(
     import numpy as np
 
     if isinstance(values, AttentionResult):
-        found = _of_maps(prompt, image, values)
+        panels = _of_maps(prompt, image, values)
     elif isinstance(values, Result):
-        found = _of_result(prompt, image, values)
+        panels = _of_result(prompt, image, values)
     else:
         numbers = _of_mapping(prompt, image, values) if isinstance(values, Mapping) else _as_array(values)
-        found = Panels(_cut(prompt, image, np.atleast_2d(numbers)), ("",) * len(np.atleast_2d(numbers)), "value")
-    if titles is not None and len(titles) != len(found.titles):
-        raise MMFlowError(f"{len(titles)} titles came for {len(found.titles)} panels: give one for each.")
-    if len(found.titles) > MOST_PANELS:
+        panels = Panels(_cut(prompt, image, np.atleast_2d(numbers)), ("",) * len(np.atleast_2d(numbers)), "value")
+    if titles is not None and len(titles) != len(panels.titles):
+        raise MMFlowError(f"{len(titles)} titles came for {len(panels.titles)} panels: give one for each.")
+    if len(panels.titles) > MOST_PANELS:
         raise MMFlowError(
-            f"{len(found.titles)} panels were asked for; {MOST_PANELS} are as many as can be read. Choose layers:"
+            f"{len(panels.titles)} panels were asked for; {MOST_PANELS} are as many as can be read. Choose layers:"
             " values[[0, 8, 16]], or layers= where the result was made."
         )
-    if np.isinf(found.numbers).any() or np.isnan(found.numbers).all():
+    if np.isinf(panels.numbers).any() or np.isnan(panels.numbers).all():
         raise MMFlowError(
-            f"{int(np.isinf(found.numbers).sum())} values are infinite and {int(np.isnan(found.numbers).sum())} of"
-            f" {found.numbers.size} are none: there is no colour for them."
+            f"{int(np.isinf(panels.numbers).sum())} values are infinite and {int(np.isnan(panels.numbers).sum())} of"
+            f" {panels.numbers.size} are none: there is no colour for them."
         )
-    return Panels(found.numbers, found.titles if titles is None else tuple(titles), label or found.label)
+    return Panels(panels.numbers, panels.titles if titles is None else tuple(titles), label or panels.label)
 
 
 def _of_mapping(prompt: Prompt, image: int, values: Mapping[int, float]) -> np.ndarray:
@@ -98,7 +98,7 @@ def _as_array(values: ImageValues) -> np.ndarray:
 def _cut(prompt: Prompt, image: int, numbers: np.ndarray) -> np.ndarray:
     """The columns of this image, of numbers for it alone or for all images."""
     images = prompt.spans["image"].images
-    held, count = [len(one.positions) for one in images], numbers.shape[1]
+    held, count = [len(picture.positions) for picture in images], numbers.shape[1]
     tokens = image_tokens(prompt, image)
     if count == len(tokens.positions):
         return numbers

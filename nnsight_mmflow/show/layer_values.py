@@ -50,18 +50,18 @@ def layer_values(
         MMFlowError: something that holds none, or as many as do not fit.
     """
     if isinstance(what, KeptTokensResult):
-        found = _of_kept(what, prompt)
+        by_layer = _of_kept(what, prompt)
     elif hasattr(what, "to_frame") or hasattr(what, "columns"):
-        found = _of_result(what, prompt, column)
+        by_layer = _of_result(what, prompt, column)
     else:
-        found = _of_array(what, prompt)
+        by_layer = _of_array(what, prompt)
     if labels is not None:
-        if len(labels) != len(found.numbers):
-            raise MMFlowError(f"{len(labels)} labels came for {len(found.numbers)} layers of values: one for each.")
-        found = replace(found, labels=tuple(map(str, labels)))
+        if len(labels) != len(by_layer.numbers):
+            raise MMFlowError(f"{len(labels)} labels came for {len(by_layer.numbers)} layers of values: one for each.")
+        by_layer = replace(by_layer, labels=tuple(map(str, labels)))
     if words is not None:
-        found = replace(found, words=_words(words, found))
-    return found
+        by_layer = replace(by_layer, words=_words(words, by_layer))
+    return by_layer
 
 
 def _of_kept(kept: KeptTokensResult, prompt: Prompt) -> LayerValues:
@@ -123,7 +123,7 @@ def _of_result(what: object, prompt: Prompt, column: str | None) -> LayerValues:
     words = _word_lists(table, len(prompt.spans["image"])) if kind == "lens_by_patch" else None
     if "rank" in table:
         table = table[table["rank"] == table["rank"].min()]
-    layers = sorted({int(one) for one in table["layer"]})
+    layers = sorted({int(layer) for layer in table["layer"]})
     numbers = np.full((len(layers), len(prompt.spans["image"])), np.nan)
     where = {position: index for index, position in enumerate(prompt.spans["image"])}
     for layer, tokens, number in zip(table["layer"], _tokens(table, where), table[column], strict=True):
@@ -133,9 +133,9 @@ def _of_result(what: object, prompt: Prompt, column: str | None) -> LayerValues:
             f"this {kind or 'result'} is of no image token: make it with source='image', or show text with"
             " mmf.show.tokens(prompt, result)."
         )
-    told = {"lens_by_patch": "probability of the likeliest word", "contributions": f"contributions, {column}"}
-    told |= {"knockout_by_patch": "change of the answer's probability without the patch (%)"}
-    return LayerValues(numbers, tuple(map(str, layers)), told.get(kind, column.replace("_", " ")), words=words)
+    labels = {"lens_by_patch": "probability of the likeliest word", "contributions": f"contributions, {column}"}
+    labels |= {"knockout_by_patch": "change of the answer's probability without the patch (%)"}
+    return LayerValues(numbers, tuple(map(str, layers)), labels.get(kind, column.replace("_", " ")), words=words)
 
 
 def _tokens(table: pd.DataFrame, where: dict[int, int]) -> list[list[int]]:
@@ -157,15 +157,15 @@ def _of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
     return table[table["prompt"].astype(str) == wanted]
 
 
-def _words(words: object, found: LayerValues) -> Words:
+def _words(words: object, values: LayerValues) -> Words:
     """Word lists as they came, or those of a table, layer by layer."""
-    layers, tokens = found.numbers.shape
+    layers, tokens = values.numbers.shape
     if hasattr(words, "to_frame") or hasattr(words, "columns"):
         table = _table(words)
         by_layer = {str(layer): part for layer, part in table.groupby("layer")}
         nothing: Words = [[[] for _ in range(tokens)]]
-        lists = [_word_lists(by_layer[name], tokens) if name in by_layer else nothing for name in found.labels]
-        return [one[0] for one in lists]
+        lists = [_word_lists(by_layer[name], tokens) if name in by_layer else nothing for name in values.labels]
+        return [row[0] for row in lists]
     listed: Words = list(words)  # type: ignore[call-overload]
     shape = (len(listed), len(listed[0]) if len(listed) else 0)
     if shape != (layers, tokens) or any(len(layer) != tokens for layer in listed):
@@ -177,7 +177,7 @@ def _words(words: object, found: LayerValues) -> Words:
 
 
 def _word_lists(table: pd.DataFrame, count: int) -> Words:
-    layers = sorted({int(one) for one in table["layer"]})
+    layers = sorted({int(layer) for layer in table["layer"]})
     lists: list[list[list[tuple[str, float]]]] = [[[] for _ in range(count)] for _ in layers]
     ordered = table.sort_values("rank")
     columns = (ordered[name] for name in ("layer", "token", "word", "probability"))

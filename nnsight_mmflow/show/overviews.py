@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def overview(result: Result) -> pd.DataFrame:
     """A few rows that say most; of a kind that is not known here the first rows of its table."""
-    found = OVERVIEWS.get(result.kind)
-    return result.table.head(6) if found is None else found(result)
+    make = OVERVIEWS.get(result.kind)
+    return result.table.head(6) if make is None else make(result)
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -68,8 +68,8 @@ def _trace(result: Any) -> pd.DataFrame:
         for span, row in means.iterrows():
             if row.notna().any():
                 at = row.idxmax()
-                told = {"largest effect at layer": int(at), "effect (difference of probabilities)": float(row[at])}
-                rows.append({"site": site, "span": span, **told})
+                largest = {"largest effect at layer": int(at), "effect (difference of probabilities)": float(row[at])}
+                rows.append({"site": site, "span": span, **largest})
     return _frame(rows)
 
 
@@ -87,7 +87,7 @@ def _contributions(result: Any) -> pd.DataFrame:
 def _saliency(result: Any) -> pd.DataFrame:
     units = {"S_sys": "system", "S_img": "image", "S_ins": "instruction"}
     means = result.curves(normalise=False).reset_index()
-    return means.rename(columns={name: f"{told} (per token)" for name, told in units.items()})
+    return means.rename(columns={name: f"{label} (per token)" for name, label in units.items()})
 
 
 def _disruption(result: Any) -> pd.DataFrame:
@@ -110,10 +110,10 @@ def _overlap(result: Any) -> pd.DataFrame:
 def _prune(result: Any) -> pd.DataFrame:
     scores = result.scores()
     shares = [name for name in ("right", "low", "high", "agrees", "flops_share", "cache_share") if name in scores]
-    told = scores[["method", *shares, "image_tokens"]].copy()
-    told[shares] = told[shares].map(lambda share: f"{100 * share:.1f}")
+    shown = scores[["method", *shares, "image_tokens"]].copy()
+    shown[shares] = shown[shares].map(lambda share: f"{100 * share:.1f}")
     units = {name: f"{name.replace('_share', '')} (%)" for name in shares}
-    return told.rename(columns={**units, "image_tokens": "image tokens per layer"})
+    return shown.rename(columns={**units, "image_tokens": "image tokens per layer"})
 
 
 def _edit_report(result: Any) -> pd.DataFrame:
@@ -147,8 +147,8 @@ def _attention(result: Any) -> pd.DataFrame:
     sums = table.groupby(["layer", "source"], sort=False)[["sum", "n_targets"]].sum()
     shares = (100 * sums["sum"] / sums["n_targets"]).unstack()[list(dict.fromkeys(table["source"]))]
     sinks = {layer: len(result.sinks(layer)) for layer in result.layers}
-    told = shares.map(lambda share: f"{share:.1f}").add_suffix(" receives (%)").reset_index()
-    return told.assign(**{"attention sinks": told["layer"].map(sinks)})
+    shown = shares.map(lambda share: f"{share:.1f}").add_suffix(" receives (%)").reset_index()
+    return shown.assign(**{"attention sinks": shown["layer"].map(sinks)})
 
 
 def _patches(result: Any) -> pd.DataFrame:

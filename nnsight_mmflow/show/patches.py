@@ -35,16 +35,16 @@ def patch_panels(result: KnockoutByPatchResult, prompt: Prompt, image: int) -> P
 
     numbers, titles = [], []
     for _, part in of_prompt(result.table, prompt).groupby("layer"):
-        found = {
+        changes = {
             int(position): change
             for positions, change in zip(part["positions"], part["change_percent"], strict=True)
             for position in positions
         }
-        numbers.append(by_position(prompt, image, found))
+        numbers.append(by_position(prompt, image, changes))
         first, last = part["first_layer"].iloc[0], part["last_layer"].iloc[0]
         titles.append(f"layer {first}" if first == last else f"layers {first} to {last}")
-    told = "" if result.header["size"] == 1 else f", squares of {result.header['size']} x {result.header['size']}"
-    label = f"change of p({result.header['answer']}) (%), {result.header['target']} not reading the token{told}"
+    squares = "" if result.header["size"] == 1 else f", squares of {result.header['size']} x {result.header['size']}"
+    label = f"change of p({result.header['answer']}) (%), {result.header['target']} not reading the token{squares}"
     return Panels(np.stack(numbers), tuple(titles), label)
 
 
@@ -102,13 +102,13 @@ def _middle(square: int, side: float, end: float) -> float:
 
 def _seen_middles(drawn: DrawnBoxes) -> dict[int, tuple[float, float]]:
     """The middle of each box over which no finer one lies."""
-    cells, found = mosaic(drawn.boxes), {}
+    cells, middles = mosaic(drawn.boxes), {}
     for number, box in enumerate(drawn.boxes):
         middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         row, column = bisect_right(cells.rows, middle[1]) - 1, bisect_right(cells.columns, middle[0]) - 1
         if cells.which[row][column] == number:
-            found[number] = middle
-    return found
+            middles[number] = middle
+    return middles
 
 
 def _patch_size(drawn: DrawnBoxes) -> tuple[float, float]:

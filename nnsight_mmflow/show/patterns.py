@@ -19,21 +19,21 @@ NOT_GIVEN = {"heads": "all", "at": "every position"}
 
 def pattern_html(pattern: Pattern) -> str:
     """The first sentence of its class's docstring, its settings, and the paper that the docstring names."""
-    told = [" ".join(part.split()) for part in docstring(type(pattern)).split("\n\n")]
-    source = next((part for part in told if part.startswith("Source: ")), "")
+    paragraphs = [" ".join(part.split()) for part in docstring(type(pattern)).split("\n\n")]
+    source = next((part for part in paragraphs if part.startswith("Source: ")), "")
     rows = [
-        (one.name, NOT_GIVEN.get(one.name, "not given") if value is None else setting(value))
-        for one in fields(pattern)  # type: ignore[arg-type]  # every pattern is a dataclass
-        if one.name not in MADE_BY_RUNS and (value := getattr(pattern, one.name)) != ()
+        (field.name, NOT_GIVEN.get(field.name, "not given") if value is None else setting(value))
+        for field in fields(pattern)  # type: ignore[arg-type]  # every pattern is a dataclass
+        if field.name not in MADE_BY_RUNS and (value := getattr(pattern, field.name)) != ()
     ]
-    return box(heading(type(pattern).__name__, told[0]), table(("setting", "value"), rows), heading("", source))
+    return box(heading(type(pattern).__name__, paragraphs[0]), table(("setting", "value"), rows), heading("", source))
 
 
 def docstring(kind: type) -> str:
     """A class's docstring, or that of what it is made from: a dataclass without one gets its signature instead."""
-    for one in kind.__mro__:
-        written = inspect.cleandoc(one.__doc__ or "")
-        if written and not written.startswith(f"{one.__name__}("):
+    for base in kind.__mro__:
+        written = inspect.cleandoc(base.__doc__ or "")
+        if written and not written.startswith(f"{base.__name__}("):
             return written
     return kind.__name__
 
@@ -56,6 +56,6 @@ def plan_html(plan: Plan) -> str:
         ("operations (GFLOP)", plan.row_flops / 1e9, plan.naive_flops / 1e9),
         ("memory beside the weights (MB)", plan.bytes / 1e6, "assumed" if plan.sizes.assumed else ""),
     ]
-    told = f"{len(plan.edges)} edges, {len(plan.cells)} numbers wanted, {plan.length} positions"
+    sizes = f"{len(plan.edges)} edges, {len(plan.cells)} numbers wanted, {plan.length} positions"
     less = f"{plan.naive_flops / plan.row_flops:.0f} times fewer operations than one forward per window"
-    return box(heading("Plan of a sweep", f"{told}; {less}"), table(("", "by rows", "one forward per window"), rows))
+    return box(heading("Plan of a sweep", f"{sizes}; {less}"), table(("", "by rows", "one forward per window"), rows))

@@ -21,13 +21,13 @@ HEAD = ("span", "positions", "count", "first token", "last token")
 def prompt_html(prompt: Prompt) -> str:
     """Pictures, text, spans, and what is known of the answer."""
     known = {"answer": prompt.answer, "options": prompt.options, "boxes (pixels)": prompt.boxes or None}
-    told = ", ".join(f"{name}: {value}" for name, value in known.items() if value is not None)
+    facts = ", ".join(f"{name}: {value}" for name, value in known.items() if value is not None)
     pictures = "".join(
         thumbnail(picture, f"image {number} of the prompt, {picture.width} x {picture.height} pixels")
         for number, picture in enumerate(prompt.images)
     )
     return box(
-        heading(f"Prompt: {len(prompt)} positions", told),
+        heading(f"Prompt: {len(prompt)} positions", facts),
         f'<div style="{INK}">{pictures}</div>',
         chips(prompt.spans),
         span_table(prompt.spans),
@@ -69,8 +69,8 @@ def span_table(spans: Spans) -> str:
 
 def chips(spans: Spans) -> str:
     """The prompt from left to right: a chip for each stretch of one span, an image's with the number of its tokens."""
-    found = "".join(_chip(spans, name, held) for name, held in stretches(spans))
-    return f'<div style="{INK};line-height:2.1;margin:4px 0">{found}</div>'
+    drawn = "".join(_chip(spans, name, held) for name, held in stretches(spans))
+    return f'<div style="{INK};line-height:2.1;margin:4px 0">{drawn}</div>'
 
 
 def stretches(spans: Spans) -> list[tuple[str, list[int]]]:
@@ -82,13 +82,13 @@ def stretches(spans: Spans) -> list[tuple[str, list[int]]]:
         for position in range(min(image.positions), max(image.positions) + 1)
     }
     last = spans["last"].positions[0]
-    found: list[tuple[str, list[int]]] = []
+    runs: list[tuple[str, list[int]]] = []
     for position in spans["all"]:
         name = "last" if position == last else inside.get(position, part.get(position, "prefix"))
-        if not found or found[-1][0] != name:
-            found.append((name, []))
-        found[-1][1].append(position)
-    return found
+        if not runs or runs[-1][0] != name:
+            runs.append((name, []))
+        runs[-1][1].append(position)
+    return runs
 
 
 def _chip(spans: Spans, name: str, held: list[int]) -> str:
@@ -101,15 +101,15 @@ def _chip(spans: Spans, name: str, held: list[int]) -> str:
         "margin-right:3px;white-space:pre-wrap"
     )
     where = f"{name}: positions {ranges(tuple(held))}"
-    told = f'<span style="color:#444;background:{PALE[base]};font-size:10px">{escape(name)} </span>'
-    return f'<span title="{escape(where)}" style="{style}">{told}{escape(inside)}</span>'
+    label = f'<span style="color:#444;background:{PALE[base]};font-size:10px">{escape(name)} </span>'
+    return f'<span title="{escape(where)}" style="{style}">{label}{escape(inside)}</span>'
 
 
 def _text(spans: Spans, held: list[int]) -> str:
     """The characters under some positions; the tokens themselves where they stand for none."""
     offsets = [spans.offsets[position] for position in held]
     real = [(start, end) for start, end in offsets if end > start]
-    told = spans.prompt_text[real[0][0] : real[-1][1]] if real else ""
-    if not told.strip():
-        told = "".join(spans.tokens[position] for position in held)
-    return told.replace("\n", "⏎").strip(" ") or "␣"
+    written = spans.prompt_text[real[0][0] : real[-1][1]] if real else ""
+    if not written.strip():
+        written = "".join(spans.tokens[position] for position in held)
+    return written.replace("\n", "⏎").strip(" ") or "␣"

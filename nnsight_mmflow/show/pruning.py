@@ -57,14 +57,14 @@ def prune_figure(result: PruneReport, look: Look = PLAIN) -> Figure:
     return drawing.done()
 
 
-def kept_panels(found: KeptTokensResult, prompt: Prompt, image: int, by_layer: bool) -> Panels:
+def kept_panels(result: KeptTokensResult, prompt: Prompt, image: int, by_layer: bool) -> Panels:
     """How many layers see each image token; or, by layer, 1 for those seen and 0 for those that were dropped."""
     import numpy as np
 
     from nnsight_mmflow.show.panels import Panels, by_position
 
     positions = list(prompt.spans["image"])
-    layers = found.layers
+    layers = result.layers
     seen = np.zeros((len(layers), len(positions)))
     for layer, kept in enumerate(layers):
         seen[layer, kept] = 1

@@ -34,8 +34,8 @@ def told(result: Result) -> str:
     """The model, and how many prompts count."""
     header = result.header
     of = {"n_counted": "prompt{} counted", "n_prompts": "prompt{}", "n_facts": "fact{}"}
-    found = ((header[key], what) for key, what in of.items() if key in header)
-    counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in found), "")
+    counts = ((header[key], what) for key, what in of.items() if key in header)
+    counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in counts), "")
     return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}"
 
 

@@ -107,16 +107,16 @@ def _slots(source: str, target: str, pairs: set[tuple[str, str]], middle: dict[s
     if source == target:
         return 0.3, 0.72
     leaving = sorted(
-        (other for one, other in pairs if one == source != other), key=lambda one: _far(source, one, middle)
+        (other for end, other in pairs if end == source != other), key=lambda end: _far(source, end, middle)
     )
-    coming = sorted((one for one, other in pairs if other == target != one), key=lambda one: _far(target, one, middle))
+    coming = sorted((end for end, other in pairs if other == target != end), key=lambda end: _far(target, end, middle))
     start = 0.06 + 0.34 * (leaving.index(target) + 0.5) / len(leaving)
     end = 0.46 + 0.5 * (coming.index(source) + 0.5) / len(coming)
     return start, end
 
 
-def _far(one: str, other: str, middle: dict[str, float]) -> float:
-    return abs(middle[one] - middle[other])
+def _far(lane: str, other: str, middle: dict[str, float]) -> float:
+    return abs(middle[lane] - middle[other])
 
 
 def _curve(

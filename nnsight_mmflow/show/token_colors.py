@@ -45,7 +45,7 @@ def tokens(
     attention and contributions with generated tokens a slider goes from one to the next, on one scale.
 
     Args:
-        prompt: the prompt.
+        prompt: the prompt whose words are coloured.
         values: numbers by position, or one per token of the span (list, array, tensor); or a result that holds them:
             what `mmf.attention`, `mmf.contributions`, `mmf.lens` and `mmf.knockout_by_token` return.
         at: the span whose tokens are shown.
@@ -126,7 +126,7 @@ def _page(
 
 
 def _readable(token: str) -> str:
-    return re.sub("[\u2581\u0120\u010a]", lambda found: STARTS[found[0]], token)
+    return re.sub("[\u2581\u0120\u010a]", lambda match: STARTS[match[0]], token)
 
 
 def _as_text(token: str) -> str:

@@ -29,8 +29,8 @@ def values_of(
     """(a number per position of the span, what they are).
 
     Args:
-        prompt: the prompt.
-        span: whose tokens are asked for.
+        prompt: the prompt that the values are of.
+        span: the positions that get a number each.
         values: numbers by position, one per token of the span, or a result that holds them.
         layer: of a result; None: summed over layers (contributions), the lowest of all layers (flow).
         column: of a result's table.
@@ -39,10 +39,10 @@ def values_of(
         MMFlowError: a position without a number, or a result that holds none.
     """
     if isinstance(values, Result):
-        found, label = of_result(prompt, values, layer, column)
+        value_at, label = of_result(prompt, values, layer, column)
     elif isinstance(values, Mapping):
         try:
-            found, label = {int(position): float(value) for position, value in values.items()}, "value"
+            value_at, label = {int(position): float(value) for position, value in values.items()}, "value"
         except (TypeError, ValueError):
             raise MMFlowError(f"values by position are numbers, but {came(values)} came.") from None
     else:
@@ -55,15 +55,15 @@ def values_of(
                 f"{len(listed)} values came for the {len(span)} tokens of {span.name!r}: give one for each, or a"
                 " mapping of position to value; or name another span: at=."
             )
-        found, label = dict(zip(span, listed, strict=True)), "value"
-    missing = [position for position in span if position not in found]
+        value_at, label = dict(zip(span, listed, strict=True)), "value"
+    missing = [position for position in span if position not in value_at]
     if missing:
         raise MMFlowError(
             f"{len(missing)} of the {len(span)} tokens of {span.name!r} have no value, the first of them"
             f" {prompt.spans.tokens[missing[0]]!r} at position {missing[0]}; there are values for"
-            f" {len(found)} positions: {sorted(found)[:8]}. Is at= the span that the values are of?"
+            f" {len(value_at)} positions: {sorted(value_at)[:8]}. Is at= the span that the values are of?"
         )
-    numbers = [found[position] for position in span]
+    numbers = [value_at[position] for position in span]
     wrong = [number for number in numbers if not abs(number) < float("inf")]
     if wrong:
         raise MMFlowError(f"{len(wrong)} of {len(numbers)} values are not finite: {wrong[:3]}. They have no colour.")
@@ -126,7 +126,7 @@ def of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
 
 def of_layer(table: pd.DataFrame, layer: int) -> pd.DataFrame:
     """The rows of a layer."""
-    there = sorted({int(one) for one in table["layer"]})
+    there = sorted({int(number) for number in table["layer"]})
     if layer not in there:
         raise MMFlowError(f"layer {layer} is not in the result; it has {there[0]} to {there[-1]}.")
     return table[table["layer"] == layer]
@@ -134,16 +134,16 @@ def of_layer(table: pd.DataFrame, layer: int) -> pd.DataFrame:
 
 def _of_flow(prompt: Prompt, table: pd.DataFrame, layer: int | None, column: str) -> tuple[dict[int, float], str]:
     """The effect of each edge's source on each of its tokens, for edges with sources that do not overlap."""
-    found: dict[int, float] = {}
+    value_at: dict[int, float] = {}
     for edge, value in table.groupby("edge", sort=False)[column].min().items():
         source = str(edge).split("->")[0]
         held = [int(source.removeprefix("token_"))] if source.startswith("token_") else list(prompt.spans[source])
-        twice = sorted(set(held) & set(found))
+        twice = sorted(set(held) & set(value_at))
         if twice:
             raise MMFlowError(f"several edges of the result say something of position {twice[0]}: one value a token.")
-        found.update(dict.fromkeys(held, float(value)))
+        value_at.update(dict.fromkeys(held, float(value)))
     where = "lowest over layers" if layer is None else f"centre layer {layer}"
-    return found, f"knockout, {column.replace('_', ' ')}, {where}"
+    return value_at, f"knockout, {column.replace('_', ' ')}, {where}"
 
 
 def _check_tokens(prompt: Prompt, table: pd.DataFrame) -> None:

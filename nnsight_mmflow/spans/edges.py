@@ -82,7 +82,7 @@ def check_edge(what: str, source: Span, target: Span, blocks: tuple[tuple[int, i
         what: the edge or pattern, for the message.
         source: the positions that may not be read.
         target: the positions that may not read them.
-        blocks: as in `check_readable`.
+        blocks: (first, end) of positions that read each other both ways.
 
     Raises:
         NoEffectError: no source is open to any target.

@@ -5,7 +5,7 @@ Two rules lead from a pixel box to tokens:
 - "meets": the tokens whose patch overlaps the box, by exact arithmetic. A token's own box gives that token back.
 - "raster": the box is painted on a canvas that goes through the same steps as the picture, and a token counts if any
   pixel of its patch kept the exact colour. The rule of the Cross-modal Information Flow code; its
-  painted box includes the end corner, so it is one pixel too large, as there.
+  painted box includes the end corner, so it is one pixel too large, here as in that code.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class ImageGeometry:
             view.raster(boxes, self.resample, self.fill) if rule == "raster" else set().union(*map(view.meets, boxes))
             for view in self.views
         ]
-        found = tuple(i for i, cell in enumerate(self.cells) if isinstance(cell, Cell) and cell.patch in met[cell.view])
-        if not found:
+        held = tuple(i for i, cell in enumerate(self.cells) if isinstance(cell, Cell) and cell.patch in met[cell.view])
+        if not held:
             left, top, right, bottom = (round(edge, 1) for edge in self.views[0].kept())
             cropped = any(step.name == "crop" for step in self.views[0].steps)
             raise SpanError(
@@ -134,7 +134,7 @@ class ImageGeometry:
                     else "The box is too small to survive the resize under this rule."
                 )
             )
-        return found
+        return held
 
     def _check(self, box: Sequence[Number]) -> None:
         width, height = self.size

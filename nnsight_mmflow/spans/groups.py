@@ -113,18 +113,18 @@ def _parts(spans: Spans, by: str) -> list[Group]:
         groups = [_alone(spans, position) for name in text for position in spans[name]]
     several = len(image.images) > 1
     for number in range(len(image.images)):
-        one, label = image[number], f"image[{number}]" if several else "image"
+        picture, label = image[number], f"image[{number}]" if several else "image"
         if by in ("span", "text_token"):
-            groups.append(Group(label, one.positions))
+            groups.append(Group(label, picture.positions))
             continue
-        found: dict[str, list[int]] = {}
-        for position, place in zip(one.positions, one.places(), strict=True):
+        by_part: dict[str, list[int]] = {}
+        for position, place in zip(picture.positions, picture.places(), strict=True):
             if place.kind != "patch":
                 part = place.kind
             elif by == "image_row":
                 part = f"row {place.row}" if place.view == "image" else f"{place.view} row {place.row}"
             else:
                 part = "base" if place.tile is None else f"tile[{place.tile}]"
-            found.setdefault(part, []).append(position)
-        groups += [Group(f"{label} {part}", tuple(positions)) for part, positions in found.items()]
+            by_part.setdefault(part, []).append(position)
+        groups += [Group(f"{label} {part}", tuple(positions)) for part, positions in by_part.items()]
     return sorted((group for group in groups if group.positions), key=lambda group: group.positions[0])

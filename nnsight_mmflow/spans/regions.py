@@ -48,25 +48,25 @@ def regions_of(span: Span, size: int = 1) -> list[Region]:
     """
     if size < 1:
         raise MMFlowError(f"size={size}: a region is a square of size x size patches, at least 1.")
-    found: dict[tuple[int, int, int, int], Region] = {}
+    regions: dict[tuple[int, int, int, int], Region] = {}
     mine = set(span)
-    for one in span.images:
-        for token, position in enumerate(one.positions):
+    for picture in span.images:
+        for token, position in enumerate(picture.positions):
             if position not in mine:
                 continue
-            cell, place = one.geometry.cells[token], one.geometry.place(token, one.number)
+            cell, place = picture.geometry.cells[token], picture.geometry.place(token, picture.number)
             if not isinstance(cell, Cell) or place.row is None or place.column is None:
                 if size == 1:
-                    found[one.number, -1, position, 0] = Region((position,), one.number)
+                    regions[picture.number, -1, position, 0] = Region((position,), picture.number)
                 continue
-            key = (one.number, cell.view, place.row // size, place.column // size)
+            key = (picture.number, cell.view, place.row // size, place.column // size)
             row, column = place.row // size * size, place.column // size * size
-            held = found.get(key, Region((), one.number, place.view, cell.view, place.tile, row, column))
+            held = regions.get(key, Region((), picture.number, place.view, cell.view, place.tile, row, column))
             positions = (*held.positions, position)
-            found[key] = Region(positions, held.image, held.view, held.number, held.tile, held.row, held.column)
-    if not found:
+            regions[key] = Region(positions, held.image, held.view, held.number, held.tile, held.row, held.column)
+    if not regions:
         raise NoEffectError(f"{span.name!r} holds no image token of this prompt: there is no patch to go through.")
-    return list(found.values())
+    return list(regions.values())
 
 
 def random_partners(regions: Sequence[Region], seed: int) -> list[tuple[int, ...]]:

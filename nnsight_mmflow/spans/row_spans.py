@@ -99,22 +99,22 @@ class Spans:
         if match not in ("word", "first"):
             raise SpanError(f'match must be "word" or "first", not {match!r}.')
         if match == "first":
-            found = [self.prompt_text.find(substring, self.after_images)]
-            found = [start for start in found if start >= 0]
+            starts = [self.prompt_text.find(substring, self.after_images)]
+            starts = [start for start in starts if start >= 0]
         else:
-            found = self._occurrences(substring, *self.question) or self._occurrences(
+            starts = self._occurrences(substring, *self.question) or self._occurrences(
                 substring, 0, len(self.prompt_text)
             )
-        if not found:
+        if not starts:
             raise SpanError(f"{substring!r} does not occur in the prompt {self.prompt_text!r} (case counts).")
-        if index is None and len(found) > 1:
-            near = [self.prompt_text[max(0, start - 12) : start + len(substring) + 12] for start in found]
+        if index is None and len(starts) > 1:
+            near = [self.prompt_text[max(0, start - 12) : start + len(substring) + 12] for start in starts]
             raise SpanError(
-                f"{substring!r} occurs {len(found)} times: {near}. Say which, counted from 0: text({substring!r}, 0)."
+                f"{substring!r} occurs {len(starts)} times: {near}. Say which, counted from 0: text({substring!r}, 0)."
             )
-        if not 0 <= (index or 0) < len(found):
-            raise SpanError(f"text({substring!r}, {index}): it occurs {len(found)} time(s), counted from 0.")
-        start = found[index or 0]
+        if not 0 <= (index or 0) < len(starts):
+            raise SpanError(f"text({substring!r}, {index}): it occurs {len(starts)} time(s), counted from 0.")
+        start = starts[index or 0]
         asked = [repr(substring), *([] if index is None else [str(index)])]
         asked += [f"match={match!r}"] if match != "word" else []
         return self.covering(start, start + len(substring), f"text({', '.join(asked)})")
@@ -130,8 +130,8 @@ class Spans:
         if NEEDS[name] == "boxes":
             if not self.boxes or not self.named["image"]:
                 raise SpanError("the prompt has no boxes: graph.prompt(..., boxes=((x0, y0, x1, y1),))")
-            found = self["image[0]"].box(*self.boxes)
-            return replace(found if name == "object" else self.named["image"] - found, name=name)
+            inside = self["image[0]"].box(*self.boxes)
+            return replace(inside if name == "object" else self.named["image"] - inside, name=name)
         if not self.options:
             raise SpanError("the prompt has no options: graph.prompt(..., options=(true, false))")
         true, false = (self._option(option) for option in self.options)
@@ -141,10 +141,10 @@ class Spans:
     def _option(self, option: str) -> Span:
         """The option's tokens in the question: whole words, the first of several."""
         start, end = self.question
-        found = self.text(option, 0)
-        if not set(found) & set(self.named["question"]):
+        option_span = self.text(option, 0)
+        if not set(option_span) & set(self.named["question"]):
             raise SpanError(f"option {option!r} does not stand in the question {self.prompt_text[start:end]!r}.")
-        return found
+        return option_span
 
     def covering(self, start: int, end: int, name: str) -> Span:
         """The tokens that overlap characters start to end of the prompt's text (image tokens never do)."""

@@ -96,9 +96,9 @@ class Span:
                 f"{self.name}[{image!r}] was asked for, but {self.name} holds {len(self.images)} image(s),"
                 " counted from 0."
             )
-        one = self.images[image]
-        held = tuple(one.positions[token] for token in self._held(one))
-        return Span(f"{self.name}[{image}]", held, self.row, (one,))
+        picture = self.images[image]
+        held = tuple(picture.positions[token] for token in self._held(picture))
+        return Span(f"{self.name}[{image}]", held, self.row, (picture,))
 
     def _one(self, number: int) -> Span:
         if type(number) is not int or not 0 <= number < len(self.positions):
@@ -139,10 +139,10 @@ class Span:
         Raises:
             SpanError: the family has none.
         """
-        found = self._only(self._one_image("newline"), "newline", lambda place: place.kind == NEWLINE)
-        if not found:
+        newlines = self._only(self._one_image("newline"), "newline", lambda place: place.kind == NEWLINE)
+        if not newlines:
             raise SpanError(f"{self.name} has no newline tokens; it may have separators: {self.name}.separator.")
-        return found
+        return newlines
 
     @property
     def separator(self) -> Span:
@@ -151,19 +151,19 @@ class Span:
         Raises:
             SpanError: the family has none.
         """
-        found = sorted(position for image in self.images for position in image.separators)
-        if not found:
+        separators = sorted(position for image in self.images for position in image.separators)
+        if not separators:
             raise SpanError(f"{self.name} has no separators: the processor puts in nothing but image tokens.")
-        return Span(f"{_grouped(self.name)}.separator", tuple(found), self.row, self.images)
+        return Span(f"{_grouped(self.name)}.separator", tuple(separators), self.row, self.images)
 
     def places(self) -> tuple[Place, ...]:
         """For each position of the span that carries an image feature: image, view, tile, row, column and pixel box."""
-        found = {
+        place_at = {
             image.positions[token]: image.geometry.place(token, image.number)
             for image in self.images
             for token in self._held(image)
         }
-        return tuple(found[position] for position in sorted(found))
+        return tuple(place_at[position] for position in sorted(place_at))
 
     def box(self, *boxes: Sequence[Number], rule: str | None = None) -> Span:
         """The span's tokens whose patch meets any of the boxes.
@@ -177,8 +177,8 @@ class Span:
         """
         image = self._one_image("box")
         mine = set(self.positions)
-        found = image.geometry.tokens(boxes, rule)
-        held = tuple(image.positions[i] for i in found if image.positions[i] in mine)
+        tokens = image.geometry.tokens(boxes, rule)
+        held = tuple(image.positions[i] for i in tokens if image.positions[i] in mine)
         if not held:
             raise SpanError(f"{list(boxes)} lies outside the {len(self)} tokens of {self.name}.")
         asked = ", ".join(repr(tuple(box)) for box in boxes) + (f", rule={rule!r}" if rule else "")

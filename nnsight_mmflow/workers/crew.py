@@ -80,7 +80,7 @@ def facts(graph: Graph) -> dict[str, object]:
 
     A driver without weights cannot tell in which type they will be loaded, either.
     """
-    if all(one.is_meta for one in graph.model._module.parameters()):
+    if all(weight.is_meta for weight in graph.model._module.parameters()):
         return outline(graph)
     return {"n_layers": graph.n_layers, **model_facts(graph)}
 
@@ -186,17 +186,17 @@ class Crew:
             self._tell_patience()
             return None, None
         worker, job = self.busy.pop(ready[0])
-        what = f"loading {self.how['name']}" if job is None else names[job]
+        doing = f"loading {self.how['name']}" if job is None else names[job]
         try:
             answer = self.ray.get(ready[0])
         except self.ray.exceptions.RayTaskError:  # not a death: what was sent could not be read
             raise
         except self.ray.exceptions.RayError as error:
-            self._bury(worker, job, what, str(error))
+            self._bury(worker, job, doing, str(error))
             return job, None
         self.idle.append(worker)
         if answer.error:
-            raise _told(what, answer)
+            raise _told(doing, answer)
         if job is None:
             self.deaths[None] = 0
             self._compare(answer.value)
@@ -251,12 +251,12 @@ class Crew:
             f"{what}: its worker died; another takes over (death {self.deaths[job]}, at {DEATHS} it is given up)."
         )
 
-    def _compare(self, found: Mapping[str, object]) -> None:
-        changed = [name for name, here in self.expected.items() if here and found.get(name) != here]
+    def _compare(self, there: Mapping[str, object]) -> None:
+        changed = [name for name, here in self.expected.items() if here and there.get(name) != here]
         if changed:
-            told = "; ".join(f"{name} is {found.get(name)!r}, here {self.expected[name]!r}" for name in changed)
+            diff = "; ".join(f"{name} is {there.get(name)!r}, here {self.expected[name]!r}" for name in changed)
             raise MMFlowError(
-                f"a worker's model is not the driver's ({told}). Weights differ after an edit that was applied here, or"
+                f"a worker's model is not the driver's ({diff}). Weights differ after an edit that was applied here, or"
                 " where the folder holds another model there: save the model and load the copy on both sides."
             )
 

@@ -106,11 +106,11 @@ def share(per_node: Sequence[int | float], workers: int) -> int | float:
         >>> share([8], 2), share([3], 2), share([1, 1, 1, 1], 2), share([2], 3)
         (4, 1, 1, 0.5)
     """
-    units = sum(int(one) for one in per_node)
+    units = sum(int(units_there) for units_there in per_node)
     if not units:
         return 0
     for whole in range(units // workers, 0, -1):
-        if sum(int(one) // whole for one in per_node) >= workers:
+        if sum(int(units_there) // whole for units_there in per_node) >= workers:
             return whole
     parts = -(-workers // units)
     return int(10_000 / parts) / 10_000  # Ray counts in ten-thousandths: rounded up, the last would not fit

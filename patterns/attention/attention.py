@@ -81,12 +81,14 @@ def attention(
             and target. A row of `generated[k]` is what that token reads once it is written; what was read to write it
             is the row before: of `last` for k = 0.
         most_bytes: how large the maps may be.
-        folder: where the weights are written as they are done, and the result.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: maps larger than `most_bytes`, a batch, a layer or head that does not exist, a pattern that drops

@@ -105,13 +105,13 @@ class AttentionResult(Result):
         """The maps with their table and header.
 
         Args:
-            weights: as above, like all that follow.
-            layers: of the first axis.
-            heads: of the second.
-            targets: of the third.
-            sources: of the fourth.
-            received: by layer and position of the prompt.
-            prompt: what was run.
+            weights: what each target gives each source, by layer and head.
+            layers: the layers of the first axis of `weights`.
+            heads: the heads of its second axis.
+            targets: the positions of its third axis, which read.
+            sources: the positions of its fourth axis, which are read.
+            received: what each position of the prompt receives in each layer, over all heads.
+            prompt: the prompt that was run.
             model: its name.
             patterns: what was done to it, in words.
         """

@@ -55,7 +55,7 @@ def contributions(
 
     Args:
         graph: the model.
-        prompts: one or several.
+        prompts: one prompt or several.
         source: the span that is read.
         target: the span that reads.
         heads: also a row for each head (column `head`; -1 is the sum over heads).
@@ -63,12 +63,14 @@ def contributions(
             rows of its own beside the target's (column `generated`; -1 is the target), and `generated` and
             `generated[k]` are spans too. `result.token(k)` is the result of one alone. The projection is on the token
             that is written next.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: a source that no target can read.
@@ -86,9 +88,9 @@ def contributions(
     """
     graph = graph.at(remote)
     whole_here(graph, "contributions")
-    given = listed(prompts, "contributions")
-    check_generated(given, generated)
-    for number, prompt in enumerate(given):
+    prompt_list = listed(prompts, "contributions")
+    check_generated(prompt_list, generated)
+    for number, prompt in enumerate(prompt_list):
         spans = planned(graph, prompt, generated).spans
         check_readable(
             f"{source}->{target} of prompt {number}", spans[source], spans[target], graph.adapter.bidirectional(spans)
@@ -98,7 +100,7 @@ def contributions(
         import pandas as pd
 
         tables = [pd.DataFrame(entry["columns"]) for entry in entries]
-        for number, (prompt, table) in enumerate(zip(given, tables, strict=True)):
+        for number, (prompt, table) in enumerate(zip(prompt_list, tables, strict=True)):
             table.insert(0, "prompt", prompt.key or str(number))
             table.insert(1, "kind", prompt.kind)
         table = pd.concat(tables, ignore_index=True)
@@ -110,7 +112,7 @@ def contributions(
             "target": target,
             "n_layers": graph.n_layers,
             **counted([""] * len(entries)),
-            **({"generated": generated, "written": written_of(graph, given, entries)} if generated else {}),
+            **({"generated": generated, "written": written_of(graph, prompt_list, entries)} if generated else {}),
             "largest_error": max(entry["error"] for entry in entries),
             "metric": "norm of attention weight times value through the output projection, summed over heads",
             "versions": versions(),
@@ -126,7 +128,9 @@ def contributions(
     study = Study(
         name="contributions",
         settings={"source": source, "target": target, "heads": heads, "generated": generated or None},
-        tasks=[prompt_task(prompt, prompt_identity(prompt), source, target, heads, generated) for prompt in given],
+        tasks=[
+            prompt_task(prompt, prompt_identity(prompt), source, target, heads, generated) for prompt in prompt_list
+        ],
         measure=measure,
         collect=collect,
         cost=lambda left: "a forward and an answer each.",
@@ -193,7 +197,7 @@ def _of_queries(one: Contributions, queries: list[int]) -> Contributions:
     )
 
 
-def _table(prompt: Prompt, sources: list[int], answer: Answer, found: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
+def _table(prompt: Prompt, sources: list[int], answer: Answer, by_layer: list[Contributions], heads: bool):  # type: ignore[no-untyped-def]
     import pandas as pd
 
     image, places = prompt.spans["image"], {}
@@ -201,8 +205,8 @@ def _table(prompt: Prompt, sources: list[int], answer: Answer, found: list[Contr
         span = image.part(sources, "source")
         places = dict(zip(span, span.places(), strict=True))
     rows = []
-    for layer, one in enumerate(found):
-        whole = float(one.whole.mean())
+    for layer, read in enumerate(by_layer):
+        whole = float(read.whole.mean())
         for i, position in enumerate(sources):
             place = places.get(position)
             common = {
@@ -220,11 +224,11 @@ def _table(prompt: Prompt, sources: list[int], answer: Answer, found: list[Contr
                 {
                     **common,
                     "head": -1,
-                    "norm": float(one.norm[:, i].mean()),
-                    "sum_of_head_norms": float(one.head_norm[:, :, i].sum(0).mean()),
-                    "projection": float(one.projection[:, i].mean()),
-                    "weight": float(one.weight[:, :, i].mean()),
-                    "share": float(one.norm[:, i].mean()) / whole,
+                    "norm": float(read.norm[:, i].mean()),
+                    "sum_of_head_norms": float(read.head_norm[:, :, i].sum(0).mean()),
+                    "projection": float(read.projection[:, i].mean()),
+                    "weight": float(read.weight[:, :, i].mean()),
+                    "share": float(read.norm[:, i].mean()) / whole,
                 }
             )
             if heads:
@@ -232,12 +236,12 @@ def _table(prompt: Prompt, sources: list[int], answer: Answer, found: list[Contr
                     {
                         **common,
                         "head": head,
-                        "norm": float(one.head_norm[head, :, i].mean()),
-                        "sum_of_head_norms": float(one.head_norm[head, :, i].mean()),
+                        "norm": float(read.head_norm[head, :, i].mean()),
+                        "sum_of_head_norms": float(read.head_norm[head, :, i].mean()),
                         "projection": float("nan"),
-                        "weight": float(one.weight[head, :, i].mean()),
-                        "share": float(one.head_norm[head, :, i].mean()) / whole,
+                        "weight": float(read.weight[head, :, i].mean()),
+                        "share": float(read.head_norm[head, :, i].mean()) / whole,
                     }
-                    for head in range(len(one.head_norm))
+                    for head in range(len(read.head_norm))
                 ]
     return pd.DataFrame(rows)

@@ -47,11 +47,11 @@ def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int)
         with torch.no_grad(), graph.trace(prompt, use_cache=False, logits_to_keep=1):
             merged = nnsight.save(read_site(entering)[0, positions].clone())
         patch = Patch(at=span, site="embed", value=merged[order.tolist()][None, None])
-        _, found = read_prompt(graph, prompt, positions, list(prompt.spans[target]), (patch,))
+        _, by_layer = read_prompt(graph, prompt, positions, list(prompt.spans[target]), (patch,))
         name, rows = prompt.key or str(number), []
-        for layer, one in enumerate(found):
+        for layer, read in enumerate(by_layer):
             old = before.get_group((name, layer)).sort_values("index")["norm"].to_numpy()
-            new = one.norm.mean(0).numpy()
+            new = read.norm.mean(0).numpy()
             rows.append(
                 {
                     "prompt": name,
@@ -80,11 +80,11 @@ def correctness(result: Result, layers: Sequence[int] | None, seed: int) -> pd.D
     """The table of `ContributionsResult.correctness`."""
     import pandas as pd
 
-    found = per_prompt(result)
-    wrong = sorted(set(layers or ()) - set(found["layer"]))
+    by_prompt = per_prompt(result)
+    wrong = sorted(set(layers or ()) - set(by_prompt["layer"]))
     if wrong:
         raise MMFlowError(f"layers {wrong} do not exist; there are {result.header['n_layers']}, counted from 0.")
-    chosen = found if layers is None else found[found["layer"].isin(list(layers))]
+    chosen = by_prompt if layers is None else by_prompt[by_prompt["layer"].isin(list(layers))]
     each = chosen.groupby("prompt", sort=False).agg(
         contribution=("norm", "mean"), confidence=("confidence", "first"), correct=("correct", "first")
     )

@@ -9,7 +9,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.runs.image_results import ImageResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.prompts.prompt import Prompt
 
 
-class ContributionsResult(Result):
+class ContributionsResult(ImageResult):
     """Attention contributions. One table row per prompt, layer, source token, and head if asked for.
 
     Columns: prompt, kind, answer (the first token that the model writes), answer_probability, correct, layer, index
@@ -32,6 +32,7 @@ class ContributionsResult(Result):
 
     kind: ClassVar[str] = "contributions"
     drawn_by: ClassVar[str] = "contributions_figure"  # the source's share by layer, and the mean norm of each patch
+    panels: ClassVar[str] = "contribution_panels"
 
     @property
     def n_generated(self) -> int:
@@ -69,11 +70,11 @@ class ContributionsResult(Result):
             MMFlowError: a prompt has fewer source tokens.
         """
         summed = self.summed().groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
-        found = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
-        short = found.groupby("prompt")["index"].count()
+        largest = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
+        short = largest.groupby("prompt")["index"].count()
         if not 0 < k <= int(short.min()):
             raise MMFlowError(f"k={k}: the prompts have {int(short.min())} source tokens or more.")
-        return found.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
+        return largest.sort_values(["prompt", "norm"], ascending=[True, False]).reset_index(drop=True)
 
     @checked
     def concentration(self, k: int) -> pd.DataFrame:

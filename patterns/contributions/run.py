@@ -71,13 +71,13 @@ def read_prompt(
     ):
         read = read_contributions(layers, reader, attentions, outs, unembed, chosen, targets, sources, cap, causal)
         plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
-    found = [Contributions(**one) for one in plain]
-    check_forward(*lag, found[0].dtype)
-    for layer, one in enumerate(found):
-        if differs(one.error, one.scale, one.dtype):
+    by_layer = [Contributions(**values) for values in plain]
+    check_forward(*lag, by_layer[0].dtype)
+    for layer, reading in enumerate(by_layer):
+        if differs(reading.error, reading.scale, reading.dtype):
             raise MMFlowError(
                 f"layer {layer}: the contributions of all positions sum up to something that differs from the"
-                f" attention's output by {one.error:.1e} (its largest number is {one.scale:.1e}): this family's"
+                f" attention's output by {reading.error:.1e} (its largest number is {reading.scale:.1e}): this family's"
                 " attention does something that is not known here."
             )
-    return answer, found
+    return answer, by_layer

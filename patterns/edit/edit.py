@@ -61,14 +61,15 @@ def edit(
         layers: one layer or several.
         settings: "paper" (no clip, stop at 0.95), "released" (those of the released script, whose clip leaves the
             answer as it was), or `mmf.EditSettings(...)`.
-        folder: where each fact's changes are written as they are found, and the edit; a run that was stopped goes on
-            from there.
-        remote: run on NDIF (True, or a host), with a key that NDIF trusts; None: where the graph runs.
-        workers: how many processes find changes, or `mmf.Workers(...)`; needs the extra `ray`. The matrices are made
-            here, so the graph has its weights.
-        blocking: False returns a Job at once, which gets the result beside.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
+        remote: run on NDIF (True, or a host); None: where the graph runs. A server needs a key that NDIF trusts.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. The matrices are made here,
+            so the graph has its weights.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: the model gives every new answer already, or the update is too small for the weights' type.
@@ -117,9 +118,9 @@ def edit(
 
 def measure(graph: Graph, fact: Fact, layers: list[int], settings: EditSettings) -> dict:
     """What the journal keeps of a fact: the changes that give its answer, their norms' scale, and the way there."""
-    found = find_changes(graph, fact, layers, settings)
-    changes = {str(layer): change for layer, change in zip(layers, found.changes, strict=True)}
-    return {"changes": packed(changes), "norms": found.norms, "probabilities": found.probabilities}
+    value = find_changes(graph, fact, layers, settings)
+    changes = {str(layer): change for layer, change in zip(layers, value.changes, strict=True)}
+    return {"changes": packed(changes), "norms": value.norms, "probabilities": value.probabilities}
 
 
 def found_of(entry: dict) -> Found:
@@ -134,10 +135,10 @@ def _fact_identity(fact: Fact) -> str:
 
 
 def _edited(
-    graph: Graph, facts: list[Fact], chosen: list[int], found: list[Found], settings: EditSettings
+    graph: Graph, facts: list[Fact], chosen: list[int], values: list[Found], settings: EditSettings
 ) -> EditResult:
     """The edit of all facts at once, from their changes."""
-    if not any(bool(change.any()) for one in found for change in one.changes):
+    if not any(bool(change.any()) for value in values for change in value.changes):
         raise NoEffectError(
             "the edit would change nothing: the model gives every new answer already with a probability above"
             f" {settings.stop_at}."
@@ -147,13 +148,13 @@ def _edited(
     edited = graph
     for number, layer in enumerate(chosen):
         keys[layer] = read_keys(edited, facts, layer)
-        changes = torch.stack([one.changes[number] for one in found])
+        changes = torch.stack([value.changes[number] for value in values])
         updates[layer] = solve(keys[layer], changes.to(keys[layer]), settings.regulariser)
         edited = edited_view(graph, updates)
     if not graph.remote:
         check_written(graph, edited, chosen, settings)
     prompts, targets = [fact.prompt for fact in facts], [fact.target for fact in facts]
-    before, after = (answer_scores(one, prompts, targets, settings.first_token) for one in (graph, edited))
+    before, after = (answer_scores(model, prompts, targets, settings.first_token) for model in (graph, edited))
     if graph.remote and before == after:  # no weight is here to compare; what the edit adds was rounded away
         raise NoEffectError(
             "the edit would change nothing: with it every answer is as probable as before, to the last bit. Is the clip"
@@ -167,13 +168,13 @@ def _edited(
         "weights": weight_digests(graph, chosen),
         "versions": versions(),
     }
-    return EditResult(_table(facts, chosen, found, keys, before, after, settings), header, updates, graph, edited)
+    return EditResult(_table(facts, chosen, values, keys, before, after, settings), header, updates, graph, edited)
 
 
 def check_written(graph: Graph, edited: Graph, layers: list[int], settings: EditSettings) -> None:
     """Refuses an edit that the weights' type rounds away."""
-    old, new = ([one.mlp_out(layer)._module.weight for layer in layers] for one in (graph, edited))
-    if all(torch.equal(one, other) for one, other in zip(old, new, strict=True)):
+    old, new = ([model.mlp_out(layer)._module.weight for layer in layers] for model in (graph, edited))
+    if all(torch.equal(model, after) for model, after in zip(old, new, strict=True)):
         raise NoEffectError(
             f"the edit would change nothing: its update is smaller than {old[0].dtype} tells apart. Is the clip"
             f" ({settings.clip}) meant? settings='paper' has none."
@@ -204,14 +205,14 @@ def _check(graph: Graph, facts: list[Fact], layers: list[int]) -> None:
             )
 
 
-def _table(facts, layers, found: list[Found], keys, before, after, settings):  # type: ignore[no-untyped-def]
+def _table(facts, layers, values: list[Found], keys, before, after, settings):  # type: ignore[no-untyped-def]
     import pandas as pd
 
     rows = []
-    for number, (fact, one) in enumerate(zip(facts, found, strict=True)):
+    for number, (fact, value) in enumerate(zip(facts, values, strict=True)):
         for i, layer in enumerate(layers):
             key = keys[layer][number]
-            squared, change = float(key @ key), float(one.changes[i].norm())
+            squared, change = float(key @ key), float(value.changes[i].norm())
             rows.append(
                 {
                     "fact": fact.prompt.key or str(number),
@@ -219,13 +220,13 @@ def _table(facts, layers, found: list[Found], keys, before, after, settings):  #
                     "target": fact.target,
                     "position": fact.position(),
                     "layer": layer,
-                    "steps": len(one.probabilities) - 1,
+                    "steps": len(value.probabilities) - 1,
                     "before": before[number][0],
-                    "optimised": one.probabilities[-1],
+                    "optimised": value.probabilities[-1],
                     "after": after[number][0],
                     "answered": after[number][1],
                     "change_norm": change,
-                    "change_over_output": change / one.norms[i],
+                    "change_over_output": change / value.norms[i],
                     "key_norm": squared**0.5,
                     "reached": squared / (settings.regulariser + squared),
                 }

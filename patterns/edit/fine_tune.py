@@ -32,8 +32,8 @@ def fine_tune(
 
     Args:
         graph: the model; it stays as it is.
-        facts: what to learn.
-        layers: whose matrices are trained.
+        facts: the facts that the model should answer with.
+        layers: the layers in which the MLP's output matrix is trained.
         learning_rate: of Adam (ROME's fine-tuning baseline: 5e-4).
         steps: at most so many.
         stop_at: stop when every new answer is this probable.

@@ -134,13 +134,15 @@ def edit_report(
         fine_tuning: also fine-tune the same matrices.
         bound: also fine-tune them with each number held this near to where it was.
         settings: of the edits, as in `mmf.edit`.
-        folder: where finished edits are written as they are done; a run that was stopped goes on from there.
-        remote: run on NDIF (True, or a host), with a key that NDIF trusts and without fine-tuning; None: where the
-            graph runs.
-        workers: how many processes edit, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
+        remote: run on NDIF (True, or a host); None: where the graph runs. A server needs a key that NDIF trusts, and
+            fine_tuning=False.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: no facts, `together` larger than their number, or others without an answer.
@@ -234,11 +236,11 @@ def _fact_identity(fact: Fact) -> str:
 
 def _methods(layers: list[int], controls: Sequence[int], fine_tuning: bool, bound: float | None) -> dict[str, Method]:
     """By name, how an edited model is made of facts."""
-    told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-    made: dict[str, Method] = {f"edit, {told}": ("edit", layers)}
-    made |= {f"edit, layer {layer}": ("edit", [layer]) for layer in controls if [layer] != layers}
+    where = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    methods: dict[str, Method] = {f"edit, {where}": ("edit", layers)}
+    methods |= {f"edit, layer {layer}": ("edit", [layer]) for layer in controls if [layer] != layers}
     if fine_tuning:
-        made[f"fine-tuning, {told}"] = ("fine-tuning", None)
+        methods[f"fine-tuning, {where}"] = ("fine-tuning", None)
     if bound is not None:
-        made[f"fine-tuning within {bound:g}, {told}"] = ("fine-tuning", bound)
-    return made
+        methods[f"fine-tuning within {bound:g}, {where}"] = ("fine-tuning", bound)
+    return methods

@@ -111,8 +111,8 @@ class EditResult(Result):
             with torch.no_grad(), original.trace(prompt, use_cache=False, logits_to_keep=1):
                 keys = nnsight.save([out.inputs[0][0][0, positions] for out in before])
             with torch.no_grad(), edited.trace(prompt, use_cache=False, logits_to_keep=1):
-                found = nnsight.save([(out.inputs[0][0][0, positions], out.output[0, positions]) for out in after])
-            for (layer, update), key, (came, gave), was in zip(self.updates.items(), keys, found, old, strict=True):
+                outputs = nnsight.save([(out.inputs[0][0][0, positions], out.output[0, positions]) for out in after])
+            for (layer, update), key, (came, gave), was in zip(self.updates.items(), keys, outputs, old, strict=True):
                 with torch.no_grad():
                     added = gave - was(came)
                 predicted, measured = update.change(key).norm(dim=-1), added.float().norm(dim=-1)
@@ -160,21 +160,21 @@ class EditResult(Result):
         if graph is None:
             return replace(read, updates=updates)
         for layer, (path, here) in zip(layers, weight_digests(graph, layers).items(), strict=True):
-            made = read.header["weights"].get(path)
-            if made != here:
+            kept = read.header["weights"].get(path)
+            if kept != here:
                 raise DataError(
-                    f"the edit in {folder} was made on other weights of layer {layer} ({path}: {made}, here {here}):"
+                    f"the edit in {folder} was made on other weights of layer {layer} ({path}: {kept}, here {here}):"
                     f" on {read.header['model']!r}. Load that model, and undo edits that were applied since."
                 )
         return replace(read, updates=updates, original=graph, edited=edited_view(graph, updates))
 
     def summary(self) -> str:
         """How many facts took, and how large the change was."""
-        one = self.table.drop_duplicates("fact")
+        facts = self.table.drop_duplicates("fact")
         return (
-            f"{self.header['model']}: {int(one['answered'].sum())} of {len(one)} facts answered anew after editing"
+            f"{self.header['model']}: {int(facts['answered'].sum())} of {len(facts)} facts answered anew after editing"
             f" layer(s) {', '.join(map(str, self.header['layers']))}; mean probability of the new answer"
-            f" {one['before'].mean():.2f} before, {one['after'].mean():.2f} after; changes"
+            f" {facts['before'].mean():.2f} before, {facts['after'].mean():.2f} after; changes"
             f" {self.table['change_over_output'].median():.1f} times the clean MLP output (median)"
         )
 
@@ -230,13 +230,13 @@ def weight_digests(graph: Graph, layers: Sequence[int]) -> dict[str, str]:
     from nnsight_mmflow.patterns.edit.there import digests_there
 
     if graph.remote:
-        found = digests_there(graph, layers)
+        digests = digests_there(graph, layers)
     else:
-        found = {layer: digest_of(graph.mlp_out(layer)._module.weight) for layer in layers}
-    return {weight_path(graph, layer): digest for layer, digest in found.items()}
+        digests = {layer: digest_of(graph.mlp_out(layer)._module.weight) for layer in layers}
+    return {weight_path(graph, layer): digest for layer, digest in digests.items()}
 
 
 def weight_path(graph: Graph, layer: int) -> str:
     """Where the edited matrix lies in the model."""
     module = graph.mlp_out(layer)._module
-    return next(name for name, one in graph.adapter.model.named_modules() if one is module) + ".weight"
+    return next(name for name, submodule in graph.adapter.model.named_modules() if submodule is module) + ".weight"

@@ -38,5 +38,5 @@ def digests_there(graph: Graph, layers: Sequence[int]) -> dict[int, str]:
     outs, model, remotely = {layer: graph.mlp_out(layer) for layer in sorted(layers)}, graph.model, graph.remotely
     ids = torch.zeros(1, 1, dtype=torch.long)
     with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **remotely):
-        found = nnsight.save(digests_of(outs))
-    return found
+        digests = nnsight.save(digests_of(outs))
+    return digests

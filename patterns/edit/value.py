@@ -31,12 +31,12 @@ class EditSettings:
     """How an edit is made. The paper's method is the default; `RELEASED` are the settings of its released script.
 
     Attributes:
-        learning_rate: of Adam.
-        steps: at most so many.
+        learning_rate: the step size of Adam, which finds the change.
+        steps: how many steps Adam takes at most.
         stop_at: stop when the new answer is this probable; None: never.
         clip: the longest change, as a multiple of the clean output's norm; None: no limit.
-        norm_penalty: times |change| / |clean output|^2, added to the loss.
-        regulariser: lambda of the update.
+        norm_penalty: weight of |change| / |clean output|^2 in the loss.
+        regulariser: lambda in the closed-form update: the larger, the less other keys are disturbed.
         first_token: optimise the answer's first token alone.
     """
 
@@ -83,7 +83,7 @@ class Fact:
 
     Attributes:
         prompt: the question with its picture.
-        target: the new answer.
+        target: the answer that the edited model should give.
         at: the span whose last token's MLP is edited: the question's constraint, such as "text('this place')".
         same: other prompts that ask for the same fact, by what differs ("other image", "rephrased", "by name", ...):
             they should give the new answer as well. `mmf.edit_report` counts them as generalisation.
@@ -136,18 +136,18 @@ def find_changes(graph: Graph, fact: Fact, layers: Sequence[int], settings: Edit
     remotely = graph.remotely
     search = Search(settings.learning_rate, settings.steps, settings.stop_at, settings.clip, settings.norm_penalty)
     with model.session(**remotely):
-        found = nnsight.save(
+        value = nnsight.save(
             optimised(model, all_layers, outs, given, rows, ids, position, search, width, enters_after, causal)
         )
-    return Found(*found)
+    return Found(*value)
 
 
 def read_keys(graph: Graph, facts: Sequence[Fact], layer: int) -> torch.Tensor:
     """(facts, in): the inputs of a layer's MLP output projection at the constraints."""
-    out, found = graph.mlp_out(layer), []
+    out, keys = graph.mlp_out(layer), []
     for fact in facts:
         position = fact.position()
         with torch.no_grad(), graph.trace(fact.prompt, use_cache=False, logits_to_keep=1):
             key = nnsight.save(out.inputs[0][0][0, position].detach().float())
-        found.append(key)
-    return torch.stack(found)
+        keys.append(key)
+    return torch.stack(keys)

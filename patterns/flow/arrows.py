@@ -48,14 +48,14 @@ def chosen_window(result: Result, window: int | None) -> int:
 def control_means(result: Result, window: int) -> dict[str, pd.DataFrame]:
     """For each edge that has controls their mean change in percent: a row per draw, a column per layer."""
     table = result.table[result.table["window"] == window]
-    found: dict[str, list[pd.Series]] = {}
+    means_of: dict[str, list[pd.Series]] = {}
     for name, part in table.groupby("edge", sort=False):
         edge = controlled(str(name))
         if edge is not None:
-            found.setdefault(edge, []).append(part.groupby("layer")["change_percent"].mean().rename(str(name)))
+            means_of.setdefault(edge, []).append(part.groupby("layer")["change_percent"].mean().rename(str(name)))
     import pandas as pd
 
-    return {edge: pd.DataFrame(means) for edge, means in found.items()}
+    return {edge: pd.DataFrame(means) for edge, means in means_of.items()}
 
 
 def thresholds(result: Result, window: int, asked: int | float | None = None) -> Thresholds:
@@ -73,24 +73,24 @@ def thresholds(result: Result, window: int, asked: int | float | None = None) ->
     if not means:
         alone = int(result.header["n_counted"]) == 1
         rule = "of one prompt there is no interval" if alone else "the 95% bootstrap interval leaves 0 out"
-        told = f"No control was run (controls=3 in mmf.flow). Drawn where {rule}; {least}."
-        return Thresholds("interval", dict.fromkeys(edges, SMALLEST), told)
+        how = f"No control was run (controls=3 in mmf.flow). Drawn where {rule}; {least}."
+        return Thresholds("interval", dict.fromkeys(edges, SMALLEST), how)
     sizes = {edge: np.abs(table.to_numpy(dtype=float)).ravel() for edge, table in means.items()}
     pooled = float(np.nanquantile(np.concatenate(list(sizes.values())), QUANTILE))
     by_edge = {
         edge: max(SMALLEST, float(np.nanquantile(sizes[edge], QUANTILE)) if edge in sizes else pooled) for edge in edges
     }
     draws, without = max(len(table) for table in means.values()), [edge for edge in edges if edge not in sizes]
-    told = (
+    how = (
         f"Drawn: what exceeds the edge's control, the 95% quantile over layers of the mean effect of {draws} random"
         f" span{'s' if draws > 1 else ''} of the same size; {least}."
     )
     if without:
-        told += (
+        how += (
             f" Too large for a control of their own, so held against all controls together ({pooled:.1f}%):"
             f" {', '.join(without)}."
         )
-    return Thresholds("control", by_edge, told)
+    return Thresholds("control", by_edge, how)
 
 
 def arrows(result: Result, window: int, asked: int | float | None = None) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def with_controls(
         draws: how many controls each gets.
         seed: the same seed gives the same positions, in every process.
         window: how far back a target reads, where the model has a sliding window.
-        blocks: as in `make_plan`.
+        blocks: (first, end) of positions that read each other both ways.
     """
     if not draws:
         return spans, (), {}
@@ -57,7 +57,7 @@ def with_controls(
     for edge in edges:
         _, target = edge_positions(spans, edge, blocks)
         targets.setdefault(edge.partition("->")[0], []).append(target)
-    found: dict[str, Span] = {}
+    drawn_spans: dict[str, Span] = {}
     lacking: dict[str, str] = {}
     for source, readers in targets.items():
         own = spans[source.strip()]
@@ -68,7 +68,7 @@ def with_controls(
         for draw in range(1, draws + 1):
             drawn = random.Random(f"{seed}:{source}:{draw}").sample(pool, len(own))
             name = control_name(source, draw)
-            found[name.strip()] = spans["all"].part(drawn, name)
+            drawn_spans[name.strip()] = spans["all"].part(drawn, name)
     named = tuple(
         control_name(edge, draw)
         for edge in edges
@@ -76,7 +76,7 @@ def with_controls(
         if edge.partition("->")[0] not in lacking
     )
     why = {edge: lacking[edge.partition("->")[0]] for edge in edges if edge.partition("->")[0] in lacking}
-    return spans.having(**found), named, why
+    return spans.having(**drawn_spans), named, why
 
 
 def control_pool(
@@ -88,7 +88,7 @@ def control_pool(
         spans: of the prompt.
         source: what the edge closes.
         readers: the positions of each target that reads it.
-        window: as in `with_controls`.
+        window: how far back a target reads, where the model has a sliding window.
     """
     first, _ = spans["all"].row
     nearest, furthest = min(map(min, readers)), max(map(max, readers))

@@ -66,7 +66,8 @@ def flow(
             puts layer 0 into every early window, so window=1 is worth a look.
         only_correct: False counts every prompt, whatever it answers; then none needs an answer.
         engine: "rows" (a few forwards in all) or "forward" (one per window: the slow reference).
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         row_budget: positions that one chunk of rows may hold; lower it if memory runs out.
         max_new_tokens: how long an answer may get; a longer one counts as wrong.
         controls: how many each edge gets: as many random other positions closed to the same target (spans of
@@ -76,12 +77,12 @@ def flow(
         chunks_per_request: on a server, how many chunks of rows one request may hold; lower it if a server ends jobs
             that take too long. Chunks that came back are kept in the folder.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        workers: how many processes measure, each with a model of its own, or `mmf.Workers(...)`; needs the extra `ray`.
-            A graph that was loaded with dispatch=False takes no memory here.
-        blocking: False returns a Job at once; for a run on a server, which needs a folder, a FlowJob: its work goes on
-            there.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. Each has a model of its own;
+            a graph loaded with dispatch=False takes no memory here.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result. On a server it needs a folder and returns a FlowJob: its work goes on there without this process.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: an edge that would change nothing.
@@ -97,10 +98,10 @@ def flow(
         ['answer', 'answer_changed', 'base_probability']
     """
     graph = graph.at(remote)
-    given = listed(prompts)
+    prompt_list = listed(prompts)
     windows = (window,) if isinstance(window, int) else tuple(window)
-    _check(given, windows, only_correct, engine, chunks_per_request)
-    planned = plan_of(graph, given, edges, windows, controls, row_budget)
+    _check(prompt_list, windows, only_correct, engine, chunks_per_request)
+    planned = plan_of(graph, prompt_list, edges, windows, controls, row_budget)
     settings = {
         "model": graph.name,
         "edges": planned.edges,
@@ -113,17 +114,19 @@ def flow(
     if controls:
         settings["controls"] = controls
     most = chunks_per_request if blocking else sys.maxsize  # a job is one request
-    told: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
-    told |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
+    kept: dict[str, object] = {"edges": "default" if edges is None else list(edges), "windows": windows}
+    kept |= {"only_correct": only_correct, "max_new_tokens": max_new_tokens, "engine": engine}
     tasks = [
         prompt_task(prompt, name, spans, plan, only_correct, engine, max_new_tokens)
-        for name, prompt, spans, plan in zip(identities(given), given, planned.spans, planned.plans, strict=True)
+        for name, prompt, spans, plan in zip(
+            identities(prompt_list), prompt_list, planned.spans, planned.plans, strict=True
+        )
     ]
 
     def collected(entries: list[dict]) -> FlowResult:
         if controls:
             settings["prompts_without_control"] = dict(planned.lacking)
-        return collect(given, entries, planned.missing, settings, planned.plans, engine)
+        return collect(prompt_list, entries, planned.missing, settings, planned.plans, engine)
 
     def sent(there: Graph, journal: Journal) -> Job[FlowResult]:
         asked = {"edges": edges, "window": window, "only_correct": only_correct, "row_budget": row_budget}
@@ -133,7 +136,7 @@ def flow(
     study = Study(
         name="flow",
         keyed=True,
-        settings={**told, "controls": controls or None},
+        settings={**kept, "controls": controls or None},
         tasks=tasks,
         measure=measure,
         measure_there=lambda there, journal, task: measure_in_parts(there, journal, task, most),

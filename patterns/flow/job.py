@@ -48,7 +48,7 @@ class FlowJob(Job["FlowResult"]):
             read the result.
         work: the prompts, with their plans and names.
         given: the settings of the sweep.
-        journal: what is fetched.
+        journal: keeps the numbers that are fetched.
     """
 
     def __init__(
@@ -141,7 +141,9 @@ def read_job(file: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]
         given, jobs = dict(kept["given"]), dict(kept["jobs"])
         for name, value in given.items():
             known = GIVEN.get(name, ())
-            wrong = isinstance(value, list) and not all(type(one) is (str if name == "edges" else int) for one in value)
+            wrong = isinstance(value, list) and not all(
+                type(item) is (str if name == "edges" else int) for item in value
+            )
             if wrong or not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
                 raise ValueError(f"{name}={value!r} is no setting of a sweep")
         for job in jobs.values():
@@ -157,14 +159,14 @@ def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
     """Fetches what is done, and says how many prompts stand where; a job that failed is told once, then ENDED."""
     from nnsight.intervention.backends.remote import RemoteError
 
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     with job.journal as journal:
         for task in job.work:
             identity, (prompt, _, plan, *_) = task.identity, task.given
             if identity in journal.done:  # by another process, it may be
                 job.jobs.pop(identity, None)
             if identity not in job.jobs:
-                found["FETCHED" if identity in journal.done else "ENDED"] += 1
+                counts["FETCHED" if identity in journal.done else "ENDED"] += 1
                 continue
             try:
                 status, numbers = fetch_there(graph, job.jobs[identity])
@@ -173,14 +175,14 @@ def fetch(graph: Graph, job: FlowJob) -> dict[str, int]:
                 job.save(job.folder / FILE)
                 raise
             if numbers is None:
-                found[status] += 1
+                counts[status] += 1
                 continue
             only_correct, longest = job.given["only_correct"], job.given["max_new_tokens"]
             journal.add({"id": identity, **entry_of(graph, prompt, plan, only_correct, longest, numbers)})
             del job.jobs[identity]
-            found["FETCHED"] += 1
+            counts["FETCHED"] += 1
         job.save(job.folder / FILE)
-    return dict(found)
+    return dict(counts)
 
 
 def submit(
@@ -209,13 +211,13 @@ def submit(
     file = Path(folder) / FILE
     sent = read_job(file)[1] if file.exists() else {}
     jobs = {identity: job for identity, job in sent.items() if identity not in journal.done}
-    made = FlowJob(graph, work, given, journal, Path(folder), jobs)
+    job = FlowJob(graph, work, given, journal, Path(folder), jobs)
     for task in work:
         identity, (prompt, _, plan, *_) = task.identity, task.given
         if identity not in journal.done and identity not in jobs:
             accepted = accepted_ids(graph, prompt, given["only_correct"])
             start = first_position(plan, prompt)
             jobs[identity] = submit_there(graph, plan, prompt, start, given["max_new_tokens"], accepted)
-            made.save(file)  # at once: a connection that breaks loses no job
-    made.save(file)
-    return made
+            job.save(file)  # at once: a connection that breaks loses no job
+    job.save(file)
+    return job

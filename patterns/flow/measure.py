@@ -47,8 +47,8 @@ def measure(
     """
     if engine == "rows":
         accepted = accepted_ids(graph, prompt, only_correct)
-        found = run_sweep(graph, plan, prompt, first_position(plan, prompt), max_new_tokens, accepted)
-        return entry_of(graph, prompt, plan, only_correct, max_new_tokens, found)
+        swept = run_sweep(graph, plan, prompt, first_position(plan, prompt), max_new_tokens, accepted)
+        return entry_of(graph, prompt, plan, only_correct, max_new_tokens, swept)
     plain = answer_of(graph, prompt, max_new_tokens)
     kept = answered(prompt, plain.text, plain.base, plain.token)
     if only_correct and not kept["correct"]:
@@ -72,19 +72,19 @@ def measure_in_parts(graph: Graph, journal: Journal, task: Task, most: int) -> d
         return measure(graph, *task.given)
     start, accepted = first_position(plan, prompt), accepted_ids(graph, prompt, only_correct)
     together: dict[tuple[str, int, int], list[float]] = {}
-    found: dict = {}
+    swept: dict = {}
     for number, part in enumerate(parts):
         # Another row_budget cuts a sweep otherwise: a part is known by its cells.
         name = f"{task.identity}, part {number + 1} of {len(parts)}: {fingerprint(part.cells)}"
         if name not in journal.done:
             journal.add({"id": name, "found": run_sweep(graph, part, prompt, start, max_new_tokens, accepted)})
-        found = journal.done[name]["found"]
-        if found["cells"] is None:
+        swept = journal.done[name]["found"]
+        if swept["cells"] is None:
             break
-        together |= dict(zip(part.cells, found["cells"], strict=True))
-    if found["cells"] is not None:
-        found = {**found, "cells": [together[cell] for cell in plan.cells]}
-    return entry_of(graph, prompt, plan, only_correct, max_new_tokens, found)
+        together |= dict(zip(part.cells, swept["cells"], strict=True))
+    if swept["cells"] is not None:
+        swept = {**swept, "cells": [together[cell] for cell in plan.cells]}
+    return entry_of(graph, prompt, plan, only_correct, max_new_tokens, swept)
 
 
 def requests_of(plan: Plan, most: int) -> int:
@@ -119,12 +119,12 @@ def answered(prompt: Prompt, text: str, base: float, token: int | float) -> dict
     return {"prediction": text, "correct": prompt.accepts(text), "base": base, "token": int(token)}
 
 
-def entry_of(graph: Graph, prompt: Prompt, plan: Plan, only_correct: bool, max_new_tokens: int, found: dict) -> dict:
+def entry_of(graph: Graph, prompt: Prompt, plan: Plan, only_correct: bool, max_new_tokens: int, swept: dict) -> dict:
     """What the journal keeps of what a sweep found; runs again where a right answer was not foreseen."""
-    text = graph.processor.tokenizer.decode(found["tokens"], skip_special_tokens=True).strip()
-    if found["cells"] is None and (prompt.accepts(text) or not only_correct):
-        found = run_sweep(graph, plan, prompt, first_position(plan, prompt), max_new_tokens, None)
-    kept = answered(prompt, text, *found["numbers"][0])
-    if found["cells"] is None or (only_correct and not kept["correct"]):
+    text = graph.processor.tokenizer.decode(swept["tokens"], skip_special_tokens=True).strip()
+    if swept["cells"] is None and (prompt.accepts(text) or not only_correct):
+        swept = run_sweep(graph, plan, prompt, first_position(plan, prompt), max_new_tokens, None)
+    kept = answered(prompt, text, *swept["numbers"][0])
+    if swept["cells"] is None or (only_correct and not kept["correct"]):
         return {**kept, "cells": [], "numbers": []}
-    return {**kept, "cells": [list(cell) for cell in plan.cells], "numbers": found["cells"]}
+    return {**kept, "cells": [list(cell) for cell in plan.cells], "numbers": swept["cells"]}

@@ -68,12 +68,12 @@ def plan_of(
     kept = [_kept(number, missing, asked, default=edges is None) for number, (_, missing) in enumerate(named)]
     reach, blocks = graph.adapter.sliding_window(), graph.adapter.bidirectional
     controlled = [
-        with_controls(spans, one, controls, prompt.digest(), reach, blocks(spans))
-        for prompt, (spans, _), one in zip(prompts, named, kept, strict=True)
+        with_controls(spans, own_edges, controls, prompt.digest(), reach, blocks(spans))
+        for prompt, (spans, _), own_edges in zip(prompts, named, kept, strict=True)
     ]
     plans = [
-        make_plan(sizes_of(graph, prompt), spans, one + more, windows, row_budget, blocks(spans))
-        for prompt, one, (spans, more, _) in zip(prompts, kept, controlled, strict=True)
+        make_plan(sizes_of(graph, prompt), spans, own_edges + more, windows, row_budget, blocks(spans))
+        for prompt, own_edges, (spans, more, _) in zip(prompts, kept, controlled, strict=True)
     ]
     lacking = Counter(edge for _, _, why in controlled for edge in why)
     return FlowPlan(asked, [spans for spans, _, _ in controlled], plans, [missing for _, missing in named], lacking)
@@ -107,5 +107,5 @@ def travels(left: list[Task], most: int) -> str:
     """What travels for them, with at most so many chunks in a request."""
     sizes = [expected_bytes(task.given[0], task.given[2], most) for task in left]
     requests = sum(requests_of(task.given[2], most) for task in left)
-    up, down = (sum(one[way] for one in sizes) / 1e3 for way in (0, 1))
+    up, down = (sum(sizes_of_prompt[way] for sizes_of_prompt in sizes) / 1e3 for way in (0, 1))
     return f" {requests} request(s); at most {up:.0f} kB go up and {down:.0f} kB come back."

@@ -75,7 +75,7 @@ class Random(Prune):
 
     Attributes:
         k, r: before layer k the share r leaves.
-        seed: of the draw.
+        seed: which image tokens the draw takes.
     """
 
     k: int = 2

@@ -136,13 +136,15 @@ def kept_tokens(
     Args:
         graph: the model.
         prompt: one prompt with an image.
-        pattern: the method.
-        folder: where the numbers are written as they are done, and the result.
+        pattern: the pruning method, such as mmf.FastV(k=2).
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: it keeps every token.
@@ -195,9 +197,9 @@ def measure(graph: Graph, prompt: Prompt, pattern: Prune) -> dict:
     rows = prompt.rows()
     pattern.check(graph, rows, None)
     with torch.no_grad(), graph.trace(prompt, use_cache=False):
-        found = pattern.prefill(graph, rows)
-        left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in found.kept])
-        gone = nnsight.save(dropped_tokens(pattern, found, rows))
+        pruned = pattern.prefill(graph, rows)
+        left = nnsight.save([None if kept is None else kept.index[0][kept.alive[0]].tolist() for kept in pruned.kept])
+        gone = nnsight.save(dropped_tokens(pattern, pruned, rows))
     assert gone
     numbers = {position: number for number, position in enumerate(prompt.spans["image"])}
     layers = [
@@ -225,9 +227,9 @@ def closed_keys(pattern: Prune, graph: Graph, rows: tuple[Spans, ...], prompt: P
             " graph.trace."
         )
     gone: list[list[list[int]]] = []
-    for one, spans in zip(prompt if isinstance(prompt, Batch) else [prompt], rows, strict=True):
+    for single, spans in zip(prompt if isinstance(prompt, Batch) else [prompt], rows, strict=True):
         image = list(spans["image"])
-        layers = measure(graph, one, pattern)["layers"]
+        layers = measure(graph, single, pattern)["layers"]
         gone.append([[image[i] for i in sorted(set(range(len(image))) - set(kept))] for kept in layers])
     return [
         MaskEdit(layer, closing_keys([row[layer] for row in gone]))

@@ -61,9 +61,9 @@ class PruneReport(Result):
         rows = []
         for method in self.header["methods"]:
             part = self.table[self.table["method"] == method]
-            mean, low, high = (float(np.squeeze(one)) for one in bootstrap_band(wide[[method]]))
+            mean, low, high = (float(np.squeeze(bound)) for bound in bootstrap_band(wide[[method]]))
             change = (wide[method] - wide[UNPRUNED]).to_frame()
-            difference, worst, best = (float(np.squeeze(one)) for one in bootstrap_band(change))
+            difference, worst, best = (float(np.squeeze(bound)) for bound in bootstrap_band(change))
             shares = ("image_tokens", "tokens_share", "flops_share", "flops_share_with_text", "cache_share")
             rows.append(
                 {
@@ -120,7 +120,7 @@ def prune_report(
 
     Args:
         graph: the model.
-        prompts: with `answer` set.
+        prompts: one prompt or several, with `answer` set.
         methods: patterns, or a mapping from names to patterns.
         controls: how many random thinnings of equal budget stand beside each method, and one regular one; 0: none.
         max_new_tokens: how long an answer may get.
@@ -131,12 +131,14 @@ def prune_report(
         judge: (prompt, written) to how right that is, 0 to 1, such as a benchmark's own rule (`read_benchmark`);
             None: the whole answer, whatever the case.
         timed: how often times are measured (the median is told); 0: not at all.
-        folder: where finished batches are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
-        workers: how many processes measure, or `mmf.Workers(...)`, with timed=0; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`. They need timed=0.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         MMFlowError: a prompt without an answer, or no method.
@@ -154,14 +156,14 @@ def prune_report(
         4
     """
     graph = graph.at(remote)
-    given = listed(prompts, "prune_report")
-    check_answers(given, "prune_report")
+    prompt_list = listed(prompts, "prune_report")
+    check_answers(prompt_list, "prune_report")
     if timed and workers:
         raise MMFlowError("times are measured alone, not beside other workers: give timed=0, or leave workers out.")
     named = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
     if not named:
         raise MMFlowError("prune_report needs at least one method, but got none.")
-    typical = max(given, key=lambda prompt: len(prompt.spans["image"]))
+    typical = max(prompt_list, key=lambda prompt: len(prompt.spans["image"]))
     used = plain_settings(graph, **_checked(generation or {}), max_new_tokens=max_new_tokens)
     form = form_of(graph, used, (1, len(typical)))
     for method in named.values():
@@ -175,23 +177,23 @@ def prune_report(
         "model": graph.name,
         "methods": list(every),
         "patterns": {name: repr(pattern) for name, pattern in every.items()},
-        "n_prompts": len(given),
+        "n_prompts": len(prompt_list),
         "max_new_tokens": max_new_tokens,
         "generation": settings_used(graph, used),
         "batch_size": batch_size,
         "attention": graph.backend,
         "versions": versions(),
     }
-    names = [prompt_identity(prompt) for prompt in given]
+    names = [prompt_identity(prompt) for prompt in prompt_list]
     tasks = [
-        Task(f"{fingerprint(pattern)}: {one}", (prompt, pattern, used), f"{name}: {prompt.key}", name)
+        Task(f"{fingerprint(pattern)}: {unique}", (prompt, pattern, used), f"{name}: {prompt.key}", name)
         for name, pattern in every.items()
-        for prompt, one in zip(given, names, strict=True)
+        for prompt, unique in zip(prompt_list, names, strict=True)
     ]
     tasks += [
         Task(
             f"{fingerprint(pattern)}: speed of {names[0]}, {timed} times",
-            (given[0], pattern, timed),
+            (prompt_list[0], pattern, timed),
             f"speed of {name}",
         )
         for name, pattern in (every.items() if timed else ())
@@ -200,7 +202,7 @@ def prune_report(
     def collect(entries: list[dict]) -> PruneReport:
         import pandas as pd
 
-        n, size = len(given), DecoderSize.of(graph)
+        n, size = len(prompt_list), DecoderSize.of(graph)
         written = {name: entries[at * n : (at + 1) * n] for at, name in enumerate(every)}
         speed = dict(zip(every, (entry["speed"] for entry in entries[len(every) * n :]), strict=False))
         rows = [
@@ -215,7 +217,9 @@ def prune_report(
                 **_shares(graph, prompt, pattern, size),
             }
             for name, pattern in every.items()
-            for number, (prompt, entry, plain) in enumerate(zip(given, written[name], written[UNPRUNED], strict=True))
+            for number, (prompt, entry, plain) in enumerate(
+                zip(prompt_list, written[name], written[UNPRUNED], strict=True)
+            )
         ]
         return PruneReport(pd.DataFrame(rows), {**settings, "speed": speed or {name: {} for name in every}})
 
@@ -232,7 +236,8 @@ def prune_report(
         batch_size=batch_size,
         collect=collect,
         cost=lambda left: (
-            f"{len(every)} methods, {len(given)} prompts, up to {max_new_tokens} tokens each, {batch_size} at once."
+            f"{len(every)} methods, {len(prompt_list)} prompts, up to {max_new_tokens} tokens each,"
+            f" {batch_size} at once."
         ),
         unit="generation",
     )
@@ -266,12 +271,12 @@ def equal_budget(graph: Graph, method: Prune, prompt: Prompt, draws: int = 1) ->
     first, left = next(layer for layer, number in enumerate(tokens) if number < count), sum(tokens)
     share = (left / count - first) / (depth - first)
     dropped = min(1.0, max(0.0, 1 - share))
-    told = f"from layer {first}, {1 - dropped:.1%} left"
+    rest = f"from layer {first}, {1 - dropped:.1%} left"
     drawn = {
-        f"random {f'{number + 1} ' if number else ''}{told}": Random(k=first, r=dropped, mode=method.mode, seed=number)
+        f"random {f'{number + 1} ' if number else ''}{rest}": Random(k=first, r=dropped, mode=method.mode, seed=number)
         for number in range(draws)
     }
-    return {**drawn, f"grid {told}": Grid(k=first, r=dropped, mode=method.mode)}
+    return {**drawn, f"grid {rest}": Grid(k=first, r=dropped, mode=method.mode)}
 
 
 def _shares(graph: Graph, prompt: Prompt, pattern: Prune | None, size: DecoderSize) -> dict[str, float]:

@@ -50,10 +50,10 @@ def measure_speed(graph: Graph, prompt: Prompt, pattern: Prune | None, repeats: 
     for run in range(repeats + 1):
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        one, many = (_timed(graph, prompt, patterns, count) for count in (1, 1 + STEPS))
+        short, long = (_timed(graph, prompt, patterns, count) for count in (1, 1 + STEPS))
         if run:
-            first.append(one)
-            later.append((many - one) / STEPS)
+            first.append(short)
+            later.append((long - short) / STEPS)
     peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {
         "speed": {

@@ -100,13 +100,13 @@ class SparseVLM(Prune):
             layers = tuple(max(1, round(layer * graph.n_layers / 32)) for layer in (3, 7, 16))
         if len(layers) != len(self.keep):
             raise MMFlowError(f"{len(layers)} layers {layers} and {len(self.keep)} shares {self.keep}: one for each.")
-        present, made = image_tokens, []
+        present, stages = image_tokens, []
         for layer, share in zip(layers, self.keep, strict=True):
             kept = min(present, round(share_of("keep", share) * image_tokens))
             if self.recycle and kept < present:
                 present = kept + clusters_of(present - kept)[1]
-                made.append(Stage(layer, present, _Recycling(kept, self.positions == "renumbered")))
+                stages.append(Stage(layer, present, _Recycling(kept, self.positions == "renumbered")))
             else:
                 present = kept
-                made.append(Stage(layer, kept, from_raters))
-        return made
+                stages.append(Stage(layer, kept, from_raters))
+        return stages

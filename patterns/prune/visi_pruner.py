@@ -72,7 +72,10 @@ class VisiPruner(Prune):
 
     Attributes:
         first_layer: the first layer that is looked at; None: at the depth of layer 6 of 32.
-        fires_below, keep_above, calm_above, calm_layers: as above; cosines, a length, cosines, a number.
+        fires_below: a cosine, of what the heads give with an image token and without it; a lower one is a turn.
+        keep_above: how long an image token's share must be for it to stay.
+        calm_above: a layer is calm if that cosine is at least this for every image token.
+        calm_layers: after how many calm layers all image tokens leave.
 
     Raises:
         NoEffectError: when run, if no layer fires.

@@ -67,12 +67,12 @@ class _Zipped:
             chosen = set(best.tolist())
             rest = [position for position in range(1, len(features)) if position not in chosen]
             targets = rest[:: max(1, len(rest) // self.contextual)][: self.contextual]
-            made = torch.cat([features[:1], features[best], merged(features, keys, rest, targets)])
+            zipped = torch.cat([features[:1], features[best], merged(features, keys, rest, targets)])
             # the class token has no slot where the model leaves it out: it takes that of the first patch that leaves
-            first = 0 if 0 in token_of else next(one for one in rest if one not in targets)
+            first = 0 if 0 in token_of else next(token for token in rest if token not in targets)
             slots = torch.tensor([token_of[position] for position in (first, *best.tolist(), *targets)])
             ranks[slots] = 1
-            hidden[slots.sort().values if self.in_order else slots] = seen.tower.project(made).to(hidden)
+            hidden[slots.sort().values if self.in_order else slots] = seen.tower.project(zipped).to(hidden)
         return ranks, hidden
 
 
@@ -81,12 +81,12 @@ def merged(features: torch.Tensor, keys: torch.Tensor, rest: list[int], targets:
     others = [position for position in rest if position not in targets]
     unit = torch.nn.functional.normalize(keys, dim=-1)
     nearest = (unit[others] @ unit[targets].T).argmax(1)
-    made = features[targets].clone()
+    contextual = features[targets].clone()
     for number in range(len(targets)):
         own = [position for position, near in zip(others, nearest.tolist(), strict=True) if near == number]
         if own:
-            made[number] += features[own].mean(0)
-    return made
+            contextual[number] += features[own].mean(0)
+    return contextual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +129,13 @@ class VisionZip(Prune):
                 f" not {self.dominant} and {self.contextual}."
             )
         pictures = 1 + max((place.image for place in spans["image"].places()), default=0)
-        made, there = pictures * (self.dominant + self.contextual), len(spans["image"])
-        if made >= there:
+        kept, there = pictures * (self.dominant + self.contextual), len(spans["image"])
+        if kept >= there:
             raise NoEffectError(
-                f"{self} would leave {made} tokens of {pictures} picture(s), which have {there}: take fewer,"
+                f"{self} would leave {kept} tokens of {pictures} picture(s), which have {there}: take fewer,"
                 " such as a tenth."
             )
-        return [Stage(0, made, _Zipped(self.dominant, self.contextual, self.positions == "renumbered"), "")]
+        return [Stage(0, kept, _Zipped(self.dominant, self.contextual, self.positions == "renumbered"), "")]
 
     def stages(self, graph: Graph, image_tokens: int) -> list[Stage]:
         """The stage, for one picture."""

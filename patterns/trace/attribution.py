@@ -63,10 +63,10 @@ class AttributionPatchingResult(Result):
     def summary(self) -> str:
         """The correlation with exact patching, and the heads that matter most."""
         checked = int(self.table["exact"].notna().sum())
-        told = (
+        counts = (
             f"correlation with exact patching {self.correlation:.2f} (of {checked} cells)" if checked else "unchecked"
         )
-        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {told}"]
+        lines = [f"{self.header['model']}: {self.header['n_prompts']} prompts, {len(self.table)} cells; {counts}"]
         lines += [
             f"layer {row.layer}, head {row.head}, {row.span}: {row.estimate:+.2f} nats"
             for row in self.top(5).itertuples()
@@ -100,16 +100,19 @@ def attribution_patching(
         graph: the model.
         clean: one prompt or several.
         corrupt: for each its corrupt run, of the same length (`mmf.corruption`).
-        spans: as in `mmf.causal_trace`.
+        spans: expressions over the clean prompt's spans. None takes what the corruption can reach of: image, the
+            constraint (the words that were replaced), the question behind it, the last position.
         exact: in how many cells of each prompt the patch is really made: half of them those with the largest estimates,
             half drawn by chance; 0: none.
-        seed: of the draw.
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        seed: of the cells that are drawn by chance.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: two runs that do not differ.
@@ -150,7 +153,7 @@ def attribution_patching(
             **counted([""] * len(entries)),
             "n_layers": graph.n_layers,
             "n_heads": graph.n_heads,
-            "corruptions": list(dict.fromkeys(one.how for one in corruptions)),
+            "corruptions": list(dict.fromkeys(corruption.how for corruption in corruptions)),
             "metric": "change of the log-probability of the clean answer's first token (nats)",
             "versions": versions(),
         }
@@ -198,8 +201,8 @@ def measure(
         log = nnsight.save(graph.model.output.logits[0, -1].float().log_softmax(-1).detach())
     token = int(log.argmax())
     with graph.trace(corruption.prompt, *corruption.patterns, use_cache=False, logits_to_keep=1):
-        found = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
-    low, heads, gradients = found
+        saved = nnsight.save(heads_and_gradients(first, outs, graph.model, token))
+    low, heads, gradients = saved
     rows = []
     for layer, (was, now, gradient) in enumerate(zip(clean, heads, gradients, strict=True)):
         gain = ((was.to(now) - now).float() * gradient.float()).unflatten(-1, (graph.n_heads, width)).sum(-1).cpu()

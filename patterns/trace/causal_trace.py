@@ -82,13 +82,15 @@ def causal_trace(
         same_answer: for each prompt another run, as long, that has the same answer (the same thing on another picture):
             restoring from it must do nothing. The rows "same answer: ..." show what it does.
         engine: "rows", or "forward" (one forward per cell: the slow reference).
-        folder: where finished prompts are written as they are done; a run that was stopped goes on from there.
+        folder: where what is finished is written as it is done, and the result; a run that was stopped goes on from
+            there.
         row_budget: positions that one chunk of rows may hold.
         remote: run on NDIF (True, or a host); None: where the graph runs.
         workers: how many processes measure, or `mmf.Workers(...)`; needs the extra `ray`.
-        blocking: False returns a Job at once, which gets the result beside.
+        blocking: False returns a Job at once: the run goes on in the background, and `job.result()` waits for its
+            result.
         progress: show a progress bar.
-        report: where the cost is told before the run.
+        report: where the cost is told before the run, and trouble with the folder.
 
     Raises:
         NoEffectError: a span that lies before the first position that the corruption changes, so that clean and
@@ -142,7 +144,7 @@ def causal_trace(
         "min_clean": min_clean,
         "max_corrupt": max_corrupt,
         "controls": controls,
-        "same_answer": list(dict.fromkeys(one.how for one in alike)),
+        "same_answer": list(dict.fromkeys(corruption.how for corruption in alike)),
         "attention": graph.backend,
         "versions": versions(),
     }
@@ -156,8 +158,8 @@ def causal_trace(
         ]
         for _, _, where in runs
     ]
-    told = {name: settings[name] for name in ("spans", "sites", "window", "each_position", "only_correct", "controls")}
-    told |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine}
+    kept = {name: settings[name] for name in ("spans", "sites", "window", "each_position", "only_correct", "controls")}
+    kept |= {"min_clean": min_clean, "max_corrupt": max_corrupt, "engine": engine}
     tasks = []
     for number, ((prompt, corruption, _), cells) in enumerate(zip(runs, planned, strict=True)):
         counts = number < len(prompts)  # what is left out is decided by the corrupt run, not by its control
@@ -171,7 +173,7 @@ def causal_trace(
 
     study = Study(
         name="causal trace",
-        settings=told,
+        settings=kept,
         tasks=tasks,
         measure=measure,
         collect=lambda entries: collect_trace(runs, entries, len(prompts), sites, stretches, settings),
@@ -221,7 +223,7 @@ def trace_spans(
     if start >= len(prompt):
         raise NoEffectError(f"prompt {number} and its corrupt run are the same: nothing can be restored.")
     spans = prompt.spans
-    found: dict[str, list[int]] = {}
+    where: dict[str, list[int]] = {}
     if asked is None:
         question = [position for position in spans["question"] if position > max(words, default=-1)]
         candidates = {
@@ -230,7 +232,7 @@ def trace_spans(
             "question behind it" if words else "question": question,
             "last": list(spans["last"]),
         }
-        found = {name: at for name, at in candidates.items() if at and at[-1] >= start}
+        where = {name: at for name, at in candidates.items() if at and at[-1] >= start}
     else:
         for name in asked:
             at = list(spans[name])
@@ -240,17 +242,17 @@ def trace_spans(
                     f" position {start} on, and its last position is {at[-1] if at else 'none'}: by causality clean and"
                     " corrupt activations are the same before that. To trace the image, corrupt the image."
                 )
-            found[name] = at
+            where[name] = at
     if each:
-        found = {f"{name} {i}: {spans.tokens[p]}": [p] for name, at in found.items() for i, p in enumerate(at)}
+        where = {f"{name} {i}: {spans.tokens[p]}": [p] for name, at in where.items() for i, p in enumerate(at)}
     if controls:
         generator = torch.Generator().manual_seed(drawn_by(0, prompt_identity(prompt)))
-        for name, at in list(found.items()):
+        for name, at in list(where.items()):
             traced = {*at, *words, len(prompt) - 1}  # where an effect is expected
             rest = [position for position in range(start, len(prompt)) if position not in traced]
             if each or len(rest) < len(at):
                 continue
             for number in range(1, controls + 1):
                 chosen = torch.randperm(len(rest), generator=generator)[: len(at)].sort().values.tolist()
-                found[f"random{f' {number}' if number > 1 else ''}, as many as {name}"] = [rest[i] for i in chosen]
-    return found
+                where[f"random{f' {number}' if number > 1 else ''}, as many as {name}"] = [rest[i] for i in chosen]
+    return where

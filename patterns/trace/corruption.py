@@ -38,7 +38,7 @@ class Corruption:
     """A corrupt run.
 
     Attributes:
-        prompt: what is run.
+        prompt: the prompt that the corrupt run is of.
         how: the mode, and what was put in, as pictures and tables state it.
         patterns: applied to that run (noise on the embedding).
     """
@@ -155,7 +155,7 @@ def _first(prompt: Prompt) -> Picture:
 
 
 def _color(color: Sequence[int]) -> tuple[int, int, int]:
-    if len(color) != 3 or not all(isinstance(one, Integral) and 0 <= one <= 255 for one in color):
+    if len(color) != 3 or not all(isinstance(level, Integral) and 0 <= level <= 255 for level in color):
         raise PromptError(f"a colour is three whole numbers from 0 to 255, but {color!r} came.")
     red, green, blue = map(int, color)
     return red, green, blue

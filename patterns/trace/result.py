@@ -57,7 +57,7 @@ class CausalTraceResult(Result):
         """What every picture states: quantity, window, layers, corruption, P_clean, P_corrupt, how many prompts."""
         if quantity not in QUANTITIES:
             raise MMFlowError(f"quantity must be one of {', '.join(QUANTITIES)}, not {quantity!r}.")
-        one = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
+        prompts = self.table[~self.table["span"].str.startswith(SAME)].drop_duplicates("prompt")
         left = sum(self.header["left_out"].values())
         size = int(self.header.get("window") or self.header["width"])  # of results before 0.3
         window = "single layers" if size == 1 else f"windows of {size} layers (half-width {size // 2})"
@@ -65,8 +65,8 @@ class CausalTraceResult(Result):
         return (
             f"{QUANTITIES[quantity]}; {window}, layers counted from 0; corruption: {hows[0]}"
             + (f" and {len(hows) - 1} more" if len(hows) > 1 else "")
-            + f"; mean P_clean {one['clean_probability'].mean():.2f},"
-            f" P_corrupt {one['corrupt_probability'].mean():.2f};"
+            + f"; mean P_clean {prompts['clean_probability'].mean():.2f},"
+            f" P_corrupt {prompts['corrupt_probability'].mean():.2f};"
             f" {self.header['n_counted']} prompts, {left} left out"
         )
 
@@ -135,7 +135,7 @@ def collect_trace(
         if entry["left_out"]:
             left_out[entry["left_out"]] = left_out.get(entry["left_out"], 0) + 1
             continue
-        numbers = {(span, site, first, end): found for span, site, first, end, *found in entry["cells"]}
+        numbers = {(span, site, first, end): measured for span, site, first, end, *measured in entry["cells"]}
         p_clean, p_corrupt = math.exp(entry["clean"]), math.exp(entry["corrupt"])
         for span, at in where.items():
             for site in sites:
@@ -166,9 +166,9 @@ def collect_trace(
                         }
                     )
     if not rows:
-        told = "; ".join(f"{count}: {why}" for why, count in left_out.items())
+        reasons = "; ".join(f"{count}: {why}" for why, count in left_out.items())
         raise MMFlowError(
-            f"none of {n_prompts} prompts counts ({told}). Choose a corruption that takes the answer away, or other"
+            f"none of {n_prompts} prompts counts ({reasons}). Choose a corruption that takes the answer away, or other"
             " limits: only_correct=False, min_clean=, max_corrupt=."
         )
     header = {

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from kit.families import EAGER_ONLY, FAMILIES, QUESTION, family
+from kit.sweeps import layer_inputs
 from kit.tiny import picture
 from packaging.version import Version
 
@@ -20,7 +21,6 @@ from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, 
 from nnsight_mmflow.checks.subject import Failed, Subject
 from nnsight_mmflow.inside.rows import check_prefix
 from nnsight_mmflow.patterns import knockout, patch
-from nnsight_mmflow.runs.sweep import run_clean
 from nnsight_mmflow.spans.geometry import ImageGeometry
 
 # What a check says nothing about, and of whom; everything else must pass.
@@ -131,9 +131,9 @@ def test_blocks_that_nobody_declared_are_seen():
     graph = graph_of("gemma3")
     prompt = graph.prompt(picture(0), QUESTION)
     inside = prompt.spans["image"].positions[3]  # rows from here on would share a prefix that reads them
-    clean = run_clean(graph, prompt, inside, 1)
+    inputs = layer_inputs(graph, prompt, inside)
     with pytest.raises(mmf.MMFlowError, match="positions before the tail read it in layer 0"):
-        check_prefix(clean.inputs, 0)
+        check_prefix(inputs, 0)
 
 
 def test_a_model_that_does_not_look_is_seen(monkeypatch):

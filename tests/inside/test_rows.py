@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.gold import Cut, gold_logits, places, twin
+from kit.sweeps import layer_inputs, swept
 from kit.tiny import TEXTS, TOWERS, picture, tiny_graph, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
@@ -19,7 +20,7 @@ from nnsight_mmflow.inside.plan import ROW_BUDGET, Sizes
 from nnsight_mmflow.patterns.flow.edges import PAPER, WITH_BOXES, WITH_OPTIONS, default_edges, named_spans
 from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
-from nnsight_mmflow.runs.sweep import run_by_rows, run_clean
+from nnsight_mmflow.runs.sweep import answer_of
 from nnsight_mmflow.spans.windows import window_layers
 
 SAME, VISIBLE = 1e-5, 1e-3
@@ -50,16 +51,11 @@ def planned(graph, prompt, edges, windows=WINDOWS, row_budget=ROW_BUDGET):
     return make_plan(sizes_of(graph, prompt), prompt.spans, tuple(edges), tuple(windows), row_budget)
 
 
-def clean_of(graph, prompt, plan, max_new_tokens=3):
-    return run_clean(graph, prompt, min(chunk.start for chunk in plan.chunks), max_new_tokens)
-
-
 def both(graph, prompt, edges, windows=WINDOWS, row_budget=ROW_BUDGET):
     """(plan, clean, by rows, by forwards)"""
     plan = planned(graph, prompt, edges, windows, row_budget)
-    clean = clean_of(graph, prompt, plan)
-    forwards = run_by_forwards(graph, plan, prompt, clean.numbers[0, 1].long())
-    return plan, clean, run_by_rows(graph, plan, clean), forwards
+    clean = swept(graph, prompt, plan, 3)
+    return plan, clean, clean.cells, run_by_forwards(graph, plan, prompt, clean.token)
 
 
 def agree(rows, forwards):
@@ -70,7 +66,7 @@ def agree(rows, forwards):
 
 def felt(plan, clean, numbers):
     """By edge, the largest change of the answer's log-probability."""
-    changes = (numbers[:, 0] - clean.numbers[0, 0]).abs()
+    changes = (numbers[:, 0] - clean.base).abs()
     return {
         edge: max(float(change) for cell, change in zip(plan.cells, changes, strict=True) if cell[0] == edge)
         for edge in plan.edges
@@ -86,7 +82,7 @@ def gold_numbers(graph, model, prompt, plan, clean, cells):
         low, high = centre - size // 2, centre + (size - 1) // 2  # odd sizes: (size - 1) / 2 on each side
         layers = tuple(layer for layer in range(graph.n_layers) if low <= layer <= high)
         logits = gold_logits(model, prompt.inputs, [Cut(layers, at[target], at[source])])[0, -1].double()
-        found.append([logits.log_softmax(-1)[int(clean.numbers[0, 1])].item(), logits.argmax().item()])
+        found.append([logits.log_softmax(-1)[int(clean.token)].item(), logits.argmax().item()])
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -181,8 +177,8 @@ def test_item_4_image_to_question_in_the_last_layer_is_the_clean_run(eager_graph
     plan, clean, rows, _ = both(eager_graph, made(eager_graph), ("image->question",), (1,))
     last = plan.cells.index(("image->question", 1, 4))
     # Row and clean run sum in another order (shared prefix, longer keys); the knockout itself adds exactly nothing.
-    assert abs(rows[last, 0] - clean.numbers[0, 0]) <= SAME
-    assert rows[last, 1] == clean.numbers[0, 1]
+    assert abs(rows[last, 0] - clean.base) <= SAME
+    assert rows[last, 1] == clean.token
 
 
 def sliding_graph(width):
@@ -213,7 +209,7 @@ def test_a_row_that_the_sliding_window_has_closed_already_is_refused():
     prompt = made(graph)
     plan = planned(graph, prompt, ("text('USER')->last",), (1,))
     with pytest.raises(NoEffectError, match="in layer 0: a sliding window has closed all of it already"):
-        run_by_rows(graph, plan, clean_of(graph, prompt, plan))
+        swept(graph, prompt, plan)
 
 
 # Half precision: what rows and forwards differ by is rounding, not an error.
@@ -233,23 +229,20 @@ def test_half_precision(dtype):
 # The cache.
 
 
-def test_repeated_from_a_fresh_clean_run_the_bits_are_the_same(graph):
+def test_repeated_the_bits_are_the_same(graph):
     prompt = made(graph)
     plan = planned(graph, prompt, (*PAPER, "image->image"))
-    first_clean = clean_of(graph, prompt, plan)
-    first = run_by_rows(graph, plan, first_clean)
-    again_clean = clean_of(graph, prompt, plan)
-    assert again_clean.numbers.equal(first_clean.numbers)
-    assert run_by_rows(graph, plan, again_clean).equal(first)
+    first, again = swept(graph, prompt, plan, 3), swept(graph, prompt, plan, 3)
+    assert again.base == first.base
+    assert again.cells.equal(first.cells)
 
 
 def test_sweeps_of_two_prompts_do_not_mix(graph):
     prompts = [made(graph, seed=seed) for seed in (0, 1)]
     plans = [planned(graph, prompt, PAPER, (3,)) for prompt in prompts]
-    alone = [run_by_rows(graph, plan, clean_of(graph, p, plan)) for p, plan in zip(prompts, plans, strict=True)]
-    cleans = [clean_of(graph, prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
-    for plan, clean, numbers in list(zip(plans, cleans, alone, strict=True))[::-1]:
-        assert run_by_rows(graph, plan, clean).equal(numbers)
+    alone = [swept(graph, prompt, plan).cells for prompt, plan in zip(prompts, plans, strict=True)]
+    for prompt, plan, numbers in list(zip(prompts, plans, alone, strict=True))[::-1]:
+        assert swept(graph, prompt, plan).cells.equal(numbers)
     assert not alone[0].equal(alone[1])
 
 
@@ -257,19 +250,8 @@ def test_sweeps_of_two_prompts_do_not_mix(graph):
 def test_length_of_the_answer_does_not_matter_to_the_sweep(graph, max_new_tokens):
     prompt = made(graph)
     plan = planned(graph, prompt, PAPER, (3,))
-    expected = run_by_forwards(graph, plan, prompt, clean_of(graph, prompt, plan).numbers[0, 1].long())
-    clean = clean_of(graph, prompt, plan, max_new_tokens)
-    agree(run_by_rows(graph, plan, clean), expected)
-
-
-def test_the_same_clean_run_used_twice_is_refused(graph):
-    # The sweep cuts the clean run's cache, so a second sweep on it has no prefix to share.
-    prompt = made(graph)
-    plan = planned(graph, prompt, PAPER, (3,))
-    clean = clean_of(graph, prompt, plan)
-    run_by_rows(graph, plan, clean)
-    with pytest.raises(MMFlowError):
-        run_by_rows(graph, plan, clean)
+    clean = swept(graph, prompt, plan, max_new_tokens)
+    agree(clean.cells, run_by_forwards(graph, plan, prompt, clean.token))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -292,21 +274,22 @@ def test_model_is_unchanged_by_a_sweep(backend):
 def test_clean_run_is_greedy_generation(text, max_new_tokens, start):
     graph = tiny_graph(text)
     prompt = made(graph, seed=1)
-    clean = run_clean(graph, prompt, start, max_new_tokens)
+    clean = swept(graph, prompt, max_new_tokens=max_new_tokens)
     with torch.no_grad():
         ids = graph.adapter.model.generate(**prompt.inputs, do_sample=False, max_new_tokens=max_new_tokens)
         model = graph.adapter.model(**prompt.inputs, output_hidden_states=True)
     answer = ids[0, len(prompt) :].tolist()
     assert graph.text_config.eos_token_id not in answer
     assert clean.tokens == answer
-    assert clean.text == graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
-    assert clean.numbers.shape == (1, 2)
+    told = answer_of(graph, prompt, max_new_tokens)
+    assert told.text == graph.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
+    assert (told.base, told.token) == (clean.base, answer[0])
     logits = model.logits[0, -1].double()
-    assert abs(clean.numbers[0, 0] - logits.log_softmax(-1).max()) <= SAME
-    assert int(clean.numbers[0, 1]) == answer[0]
-    assert clean.start == start
-    assert len(clean.inputs) == 5
-    for ours, theirs in zip(clean.inputs, model.hidden_states, strict=False):
+    assert abs(clean.base - logits.log_softmax(-1).max()) <= SAME
+    assert int(clean.token) == answer[0]
+    inputs = layer_inputs(graph, prompt, start)
+    assert len(inputs) == 5
+    for ours, theirs in zip(inputs, model.hidden_states, strict=False):
         assert (ours.hidden - theirs[:, start:]).abs().max() <= SAME
 
 
@@ -315,17 +298,17 @@ def test_clean_run_is_greedy_generation(text, max_new_tokens, start):
 def test_clean_run_stops_where_generation_stops(stop, several):
     graph = mmf.adapt(tiny_model("qwen2"), tiny_processor())
     prompt = made(graph, seed=1)  # answers 15 122 127 127 ...: three different tokens
-    full = run_clean(graph, prompt, 5, 6).tokens
+    full = swept(graph, prompt, max_new_tokens=6).tokens
     assert len({*full[:3]}) == 3
     end = full[stop - 1]
     graph.adapter.model.generation_config.eos_token_id = [2, end] if several else end
-    clean = run_clean(graph, prompt, 5, 6)
+    clean = swept(graph, prompt, max_new_tokens=6)
     with torch.no_grad():
         ids = graph.adapter.model.generate(**prompt.inputs, do_sample=False, max_new_tokens=6)
     answer = ids[0, len(prompt) :].tolist()
     assert answer == full[:stop]
     assert clean.tokens == (answer[:-1] or answer), "without the end token, unless there is nothing else"
-    assert clean.text == graph.processor.tokenizer.decode(answer[:-1]).strip()
+    assert answer_of(graph, prompt, 6).text == graph.processor.tokenizer.decode(clean.tokens).strip()
 
 
 # Windows.

@@ -38,14 +38,19 @@ def unresolved(value):
     return [name for part in typing.get_args(value) for name in unresolved(part)]
 
 
-def main():
-    wrong, seen = [], 0
+def public():
+    """Modules, functions and classes by the names that users write."""
     things = {f"{PACKAGE}.{name}": import_module(f"{PACKAGE}.{name}") for name in MORE}
     things |= {name: getattr(mmf, name) for name in mmf.__all__}
     for name, thing in list(things.items()):
         if inspect.ismodule(thing):  # a group, whose names load when they are first used
             things |= {f"{name}.{member}": getattr(thing, member) for member in getattr(thing, "__all__", ())}
-    for name, thing in things.items():
+    return things
+
+
+def main():
+    wrong, seen = [], 0
+    for name, thing in public().items():
         for label, part in parts(name, thing):
             seen += 1
             try:

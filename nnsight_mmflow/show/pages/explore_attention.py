@@ -78,9 +78,9 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
     powers: list[float] = []
     scales: list[list[float]] = []
     size = 0
-    for one in maps.layers:
-        packed, power, largest = packed_weights(maps.at(one).float().numpy(), lower)
-        arrays |= {f"layer {one}": packed, f"mass {one}": _picture_mass(maps, one)}
+    for layer in maps.layers:
+        packed, power, largest = packed_weights(maps.at(layer).float().numpy(), lower)
+        arrays |= {f"layer {layer}": packed, f"mass {layer}": _picture_mass(maps, layer)}
         powers.append(power)
         scales.append(largest)
         size += len(packed)
@@ -140,7 +140,7 @@ def packed_weights(weights: np.ndarray, lower: bool) -> tuple[str, float, list[f
         packed = pack(held, runs=True)
         if len(packed) <= most:
             break
-    return packed, power, [float(one) for one in largest]
+    return packed, power, [float(peak) for peak in largest]
 
 
 def furthest(weight: float, largest: float, power: float) -> float:
@@ -151,7 +151,9 @@ def furthest(weight: float, largest: float, power: float) -> float:
 
 def chips_of(prompt: Prompt) -> list[dict]:
     """The words of the prompt in order, each image as one."""
-    owner = {p: one.number for one in prompt.spans["image"].images for p in (*one.positions, *one.separators)}
+    owner = {
+        p: picture.number for picture in prompt.spans["image"].images for p in (*picture.positions, *picture.separators)
+    }
     chips: list[dict] = []
     for position in prompt.spans["all"]:
         image = owner.get(position)

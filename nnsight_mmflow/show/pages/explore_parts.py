@@ -48,7 +48,7 @@ def pictures_of(prompt: Prompt) -> list[dict]:
     A patch is [position, row, column, left, top, right, bottom, view], in pixels of what is drawn. The first view shows
     at each pixel the finest patch there is; where the processor divided the picture, each view follows by itself.
     """
-    found = []
+    pictures = []
     for number, (image, picture) in enumerate(zip(prompt.spans["image"].images, prompt.images, strict=True)):
         scale = MOST_PIXELS / max(image.geometry.size)
         width, height = (max(1, round(side * scale)) for side in image.geometry.size)
@@ -65,8 +65,8 @@ def pictures_of(prompt: Prompt) -> list[dict]:
         label = "picture" if len(prompt.images) == 1 else f"picture {number}"
         about = [[round(float(edge) * scale, 1) for edge in box] for box in (prompt.boxes if number == 0 else ())]
         seen = {"width": width, "height": height, "views": views, "boxes": about}
-        found.append({"label": label, "source": _embedded(picture), **seen})
-    return found
+        pictures.append({"label": label, "source": _embedded(picture), **seen})
+    return pictures
 
 
 def names_of(prompt: Prompt) -> list[str]:

@@ -105,32 +105,32 @@ def _arrow(mark: Mark, row: dict) -> str:
 def _grid(scene: Scene, window: int) -> str:
     left, right, n_layers = scene.columns[0], scene.columns[-1], len(scene.columns) - 1
     across = scene.columns[1] - left
-    found = []
+    drawn = []
     for layer, x in enumerate(scene.columns[:-1]):
         if layer % 2:
-            found.append(
+            drawn.append(
                 f'<rect x="{x:.1f}" y="2" width="{across:.1f}" height="{scene.bottom - 2:.0f}" class="column"/>'
             )
         if layer % every_layer(n_layers) == 0:
-            found.append(f'<text x="{x + across / 2:.1f}" y="{scene.bottom + 14:.0f}" class="layer">{layer}</text>')
+            drawn.append(f'<text x="{x + across / 2:.1f}" y="{scene.bottom + 14:.0f}" class="layer">{layer}</text>')
     for name, middle, color in scene.lanes:
         y = middle - BAR / 2
-        found.append(
+        drawn.append(
             f'<rect x="{left:.1f}" y="{y}" width="{right - left:.1f}" height="{BAR}" fill="{color}" opacity="0.25"/>'
             f'<rect x="{left - 7:.1f}" y="{y}" width="7" height="{BAR}" fill="{color}"/>'
         )
         lines = label(name)
         for number, line in enumerate(lines):
             y = middle + 4 + 13 * (number - (len(lines) - 1) / 2)
-            found.append(f'<text x="{left - 13:.1f}" y="{y:.1f}" class="lane">{escape(line)}</text>')
-    what = "layer" if window == 1 else "layer (centre of the window)"
-    found.append(f'<text x="{(left + right) / 2:.1f}" y="{scene.bottom + 31:.0f}" class="layer">{what}</text>')
-    return '<g aria-hidden="true">' + "".join(found) + "</g>"
+            drawn.append(f'<text x="{left - 13:.1f}" y="{y:.1f}" class="lane">{escape(line)}</text>')
+    caption = "layer" if window == 1 else "layer (centre of the window)"
+    drawn.append(f'<text x="{(left + right) / 2:.1f}" y="{scene.bottom + 31:.0f}" class="layer">{caption}</text>')
+    return '<g aria-hidden="true">' + "".join(drawn) + "</g>"
 
 
 def _legend(scene: Scene) -> str:
     y, x = scene.bottom + 56, float(LEFT)
-    found = [f'<text x="8" y="{y + 4:.0f}" class="scale">answer\'s probability</text>']
+    drawn = [f'<text x="8" y="{y + 4:.0f}" class="scale">answer\'s probability</text>']
     for percent, gain in (
         (scene.scale, False),
         (scene.scale / 2, False),
@@ -139,13 +139,13 @@ def _legend(scene: Scene) -> str:
     ):
         width = scene.line_width(percent)
         head = " ".join(f"{a:.1f},{b:.1f}" for a, b in side_head(x + 26, y, width))
-        found.append(
+        drawn.append(
             f'<g class="{"gain" if gain else ""}" style="--w:{width:.2f}px;--c:{INCREASE if gain else "#444"}">'
             f'<path class="line" d="M{x:.0f} {y:.0f}H{x + 26:.0f}"/><polygon points="{head}"/></g>'
             f'<text x="{x + 50:.0f}" y="{y + 4:.0f}" class="scale">{"+" if gain else "−"}{percent:g}%</text>'
         )
         x += 110
-    return '<g aria-hidden="true" class="legend">' + "".join(found) + "</g>"
+    return '<g aria-hidden="true" class="legend">' + "".join(drawn) + "</g>"
 
 
 def _numbers(table: pd.DataFrame) -> str:

@@ -1,0 +1,37 @@
+"""Results with a number for each image token in each layer, which can be drawn on the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from nnsight_mmflow._later import later
+from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.runs.results import Result
+
+if TYPE_CHECKING:
+    from nnsight_mmflow._look import Figure
+    from nnsight_mmflow._page import Page
+    from nnsight_mmflow.prompts.prompt import Prompt
+
+
+class ImageResult(Result):
+    """A result whose numbers of each image token can be drawn on a prompt's picture."""
+
+    panels: ClassVar[str]  # of _later.py: from a result, a prompt, an image and layers to what is drawn
+
+    @checked
+    def on_image(
+        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
+    ) -> Figure | Page:
+        """The numbers of a prompt's image tokens, drawn on its picture.
+
+        Args:
+            prompt: one of the prompts that were measured.
+            layer: which layer is drawn; several give a panel each; None draws the sum over layers.
+            image: which picture of the prompt, counted from 0.
+            view: "base" (the whole picture, small) or "tiles"; None: the finest that there is at each place.
+        """
+        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
+        panels = later(self.panels)(self, prompt, image, layers)
+        return later("heat_figure")(prompt, panels, image=image, view=view)
