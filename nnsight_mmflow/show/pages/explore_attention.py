@@ -78,9 +78,9 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
     powers: list[float] = []
     scales: list[list[float]] = []
     size = 0
-    for layer in maps.layers:
-        packed, power, largest = packed_weights(maps.at(layer).float().numpy(), lower)
-        arrays |= {f"layer {layer}": packed, f"mass {layer}": _picture_mass(maps, layer)}
+    for shown_layer in maps.layers:
+        packed, power, largest = packed_weights(maps.at(shown_layer).float().numpy(), lower)
+        arrays |= {f"layer {shown_layer}": packed, f"mass {shown_layer}": _picture_mass(maps, shown_layer)}
         powers.append(power)
         scales.append(largest)
         size += len(packed)
