@@ -33,12 +33,18 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns import values as values
     from nnsight_mmflow.patterns.attention.attention import attention as attention
     from nnsight_mmflow.patterns.attention_and_effect import attention_and_effect as attention_and_effect
+    from nnsight_mmflow.patterns.bias import Bias as Bias
+    from nnsight_mmflow.patterns.change import Add as Add
+    from nnsight_mmflow.patterns.change import Change as Change
+    from nnsight_mmflow.patterns.change import Scale as Scale
     from nnsight_mmflow.patterns.contributions.contributions import contributions as contributions
     from nnsight_mmflow.patterns.disruption import disruption as disruption
     from nnsight_mmflow.patterns.edit.edit import edit as edit
     from nnsight_mmflow.patterns.edit.report import edit_report as edit_report
     from nnsight_mmflow.patterns.edit.value import EditSettings as EditSettings
     from nnsight_mmflow.patterns.edit.value import Fact as Fact
+    from nnsight_mmflow.patterns.features.features import features as features
+    from nnsight_mmflow.patterns.features.probe import probe as probe
     from nnsight_mmflow.patterns.flow.flow import flow as flow
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.knockout_by_patch import knockout_by_patch as knockout_by_patch
@@ -80,8 +86,12 @@ _WHERE = {
     "Span": "spans.span",
     "Spans": "spans.row_spans",
     "Pattern": "model.pattern",
+    "Bias": "patterns.bias",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
+    "Change": "patterns.change",
+    "Add": "patterns.change",
+    "Scale": "patterns.change",
     "Skip": "patterns.skip",
     "ZeroWeights": "patterns.zero_weights",
     "HiMAP": "patterns.prune.methods",
@@ -109,6 +119,8 @@ _WHERE = {
     "EditSettings": "patterns.edit.value",
     "prune_report": "patterns.prune.report",
     "kept_tokens": "patterns.prune.kept_tokens",
+    "features": "patterns.features.features",
+    "probe": "patterns.features.probe",
     "Workers": "runs.workers",
     "Job": "runs.job",
     "check": "checks",

@@ -27,6 +27,7 @@ ROOMS = {
     "show.diagram": ("diagram_figure",),
     "show.edits": ("edit_figure", "report_figure"),
     "show.effect": ("effect_figure",),
+    "show.features": ("features_figure", "probe_figure"),
     "show.heat": ("heat_figure",),
     "show.heat_on_image": ("on_image",),
     "show.pages.flow": ("flow_page",),

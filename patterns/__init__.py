@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from nnsight_mmflow.inside.pruning import Seen as Seen
     from nnsight_mmflow.inside.pruning import Stage as Stage
     from nnsight_mmflow.model.pattern import Pattern as Pattern
+    from nnsight_mmflow.patterns.bias import Bias as Bias
+    from nnsight_mmflow.patterns.change import Add as Add
+    from nnsight_mmflow.patterns.change import Change as Change
+    from nnsight_mmflow.patterns.change import Scale as Scale
     from nnsight_mmflow.patterns.knockout import Knockout as Knockout
     from nnsight_mmflow.patterns.patch import Patch as Patch
     from nnsight_mmflow.patterns.prune.controls import DropAll as DropAll
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.prune.vision_zip import FasterVLM as FasterVLM
     from nnsight_mmflow.patterns.prune.vision_zip import VisionZip as VisionZip
     from nnsight_mmflow.patterns.skip import Skip as Skip
+    from nnsight_mmflow.patterns.through import through as through
     from nnsight_mmflow.patterns.values import from_run as from_run
     from nnsight_mmflow.patterns.values import mean_of as mean_of
     from nnsight_mmflow.patterns.values import noise as noise
@@ -34,8 +39,12 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Pattern": "model.pattern",
+    "Bias": "patterns.bias",
     "Knockout": "patterns.knockout",
     "Patch": "patterns.patch",
+    "Change": "patterns.change",
+    "Add": "patterns.change",
+    "Scale": "patterns.change",
     "Skip": "patterns.skip",
     "ZeroWeights": "patterns.zero_weights",
     **_PRUNE,
@@ -43,6 +52,7 @@ _WHERE = {
     "mean_of": "patterns.values",
     "zeros": "patterns.values",
     "noise": "patterns.values",
+    "through": "patterns.through",
 }
 
 __all__ = sorted(_WHERE)

@@ -205,8 +205,8 @@ def attention_and_effect(
         ]
         header = {
             "model": graph.name,
-            "source": read.name,
-            "target": reads.name,
+            "source": source if isinstance(source, str) else source.name,
+            "target": target if isinstance(target, str) else target.name,
             "tokens": len(read),
             "n_layers": graph.n_layers,
             "controls": controls,

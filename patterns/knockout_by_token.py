@@ -9,6 +9,7 @@ from nnsight_mmflow._errors import NoEffectError
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.patterns.flow.flow import flow
 from nnsight_mmflow.runs.experiment import experiment
+from nnsight_mmflow.runs.results import Result, saved
 from nnsight_mmflow.spans.span import Span
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def knockout_by_token(
     named = {f"token_{position}": Span(f"token_{position}", (position,), span.row) for position in tokens}
     with_tokens = replace(prompt, spans=prompt.spans.having(**named))
     edges = [f"{name}->{target}" for name in named]
-    return flow(
+    found = flow(
         graph,
         with_tokens,
         edges,
@@ -88,3 +89,8 @@ def knockout_by_token(
         progress=progress,
         report=report,
     )
+    if not isinstance(found, Result):  # a job, whose result names the target alone
+        return found
+    found = replace(found, header={**found.header, "source": source})
+    saved(found, folder, report)
+    return found

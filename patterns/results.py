@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nnsight_mmflow.patterns.disruption import DisruptionResult as DisruptionResult
     from nnsight_mmflow.patterns.edit.report import EditReport as EditReport
     from nnsight_mmflow.patterns.edit.result import EditResult as EditResult
+    from nnsight_mmflow.patterns.features.probe_result import ProbeResult as ProbeResult
+    from nnsight_mmflow.patterns.features.result import FeaturesResult as FeaturesResult
     from nnsight_mmflow.patterns.flow.job import FlowJob as FlowJob
     from nnsight_mmflow.patterns.flow.result import FlowResult as FlowResult
     from nnsight_mmflow.patterns.knockout_by_patch_result import KnockoutByPatchResult as KnockoutByPatchResult
@@ -47,6 +49,8 @@ _WHERE = {
     "EditReport": "patterns.edit.report",
     "PruneReport": "patterns.prune.report",
     "KeptTokensResult": "patterns.prune.kept_tokens",
+    "FeaturesResult": "patterns.features.result",
+    "ProbeResult": "patterns.features.probe_result",
 }
 
 __all__ = sorted(_WHERE)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
-from nnsight_mmflow.inside.forwards import Held, each_forward, held_whole
+from nnsight_mmflow.inside.forwards import Held, held_whole
 from nnsight_mmflow.inside.sites import SITES, read_site, write_site
 from nnsight_mmflow.model.edits import HOOK_POINTS, HookEdit, held_by, row_length
 from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list, rows_of
 from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
@@ -100,21 +101,10 @@ class Skip(Pattern):
         return self.layer_list(graph) if part in acts else []
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
-        """Does it inside the edit that `graph.trace` makes; apart from the model's process, in a generation too."""
-        from nnsight.intervention.interleaver import OutOfOrderError
-        from nnsight.intervention.iterator import Iterations
+        """Does it inside the edit that `graph.trace` makes."""
+        return self._once(graph, rows)
 
-        changed = self._once(graph, rows)
-        if self.at is not None:
-            return changed
-        try:
-            for _ in Iterations()[1:]:
-                self._leave_out(graph)
-        except OutOfOrderError:  # a trace has one step, and a generation ends
-            pass
-        return changed
-
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
         """Does it inside the edit that `graph.generate` makes: everywhere, or where the span's positions are held."""
         at = self.at
         positions = [] if at is None else [list(span) for span in resolve(at, rows, "at")]
@@ -130,7 +120,7 @@ class Skip(Pattern):
                 raise NoEffectError(f"{self} would change nothing: {ADDS_NOTHING}")
             return held.past_prompt
 
-        each_forward(graph.decoder, len(rows), length, act)
+        passage.each(act)
 
     def edits(self, graph: Graph, rows: tuple[Spans, ...], prompt: Prompt | Batch | None) -> list[HookEdit]:
         """What passes each layer of a TransformerLens bridge unchanged; TransformerLens runs the layer all the same."""

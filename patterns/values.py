@@ -1,9 +1,9 @@
-"""What a Patch may write: activations of another run, a mean over runs, zeros, or noise."""
+"""What a Patch may write: activations of another run, a mean over runs, zeros, noise, or features of an autoencoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import nnsight
@@ -12,6 +12,8 @@ import torch
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.sites import SITES, read_all
+from nnsight_mmflow.patterns.through import Through
+from nnsight_mmflow.patterns.through import through as through
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -63,7 +65,7 @@ class Noise:
     seed: int = 0
 
 
-Value: TypeAlias = "torch.Tensor | FromRun | MeanOf | Zeros | Noise"
+Value: TypeAlias = "torch.Tensor | FromRun | MeanOf | Zeros | Noise | Through"
 
 
 @checked
@@ -112,7 +114,7 @@ def read_run(
 
 def resolve_value(
     value: Value, graph: Graph, targets: list[Span], site: str, layers: list[int], expression: str | Span
-) -> list[list[torch.Tensor]] | Zeros | Noise:
+) -> list[list[torch.Tensor]] | Zeros | Noise | Through:
     """The value as tensors, for each layer and row (positions, width); what needs no run stays as it is.
 
     Raises:
@@ -120,6 +122,10 @@ def resolve_value(
     """
     if isinstance(value, Zeros | Noise):
         return value
+    if isinstance(value, Through):
+        if not isinstance(value.edit, FromRun | MeanOf):
+            return value
+        return replace(value, edit=resolve_value(value.edit, graph, targets, site, layers, expression))
     if isinstance(value, FromRun):
         return _finite(_from_run(value, graph, targets, site, layers, expression), "the other run's values")
     if isinstance(value, MeanOf):

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nnsight_mmflow._errors import NoEffectError
-from nnsight_mmflow.inside.apart import own_mask, read_attention
-from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of, held_whole
-from nnsight_mmflow.inside.heads import QueryKeyReader, attention_weights
-from nnsight_mmflow.inside.masks import layer_mask
+from nnsight_mmflow.inside.forwards import Held, factor_of, held_whole
+from nnsight_mmflow.inside.heads import attention_weights
+from nnsight_mmflow.inside.layer_inputs import LayerInputs
 from nnsight_mmflow.model.edits import HookEdit, held_by, row_length
 from nnsight_mmflow.model.pattern import TAKES, Pattern, check_whole, layer_list
 from nnsight_mmflow.spans.edges import check_readable, resolve
@@ -20,7 +19,7 @@ from nnsight_mmflow.spans.edges import check_readable, resolve
 if TYPE_CHECKING:
     from nnsight import Envoy
 
-    from nnsight_mmflow.inside.apart import Layout
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
@@ -90,53 +89,41 @@ class ZeroWeights(Pattern):
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """Does it inside the edit that `graph.trace` makes; returns of how many edges."""
-        edges = self._edges(rows)
-        self._told(self._zero(graph, edges, row_length(rows)))
-        return len(self.layer_list(graph)) * sum(len(target) * len(source) for target, source in edges)
+        edges, layers, length = self._edges(rows), self.layer_list(graph), row_length(rows)
+        passage = LayerInputs(graph, len(rows), length)
+        held = held_whole(passage.layer(layers[0]).hidden().shape, len(rows), length)
+        self._told(self._zero(graph, passage, held, edges))
+        return len(layers) * sum(len(target) * len(source) for target, source in edges)
 
     def taken(self, rows: tuple[Spans, ...]) -> list[tuple[set[int], set[int]]]:
         """For each prompt the targets and sources of its weights."""
         return [(set(target), set(source)) for target, source in self._edges(rows)]
 
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
         """Does it inside the edit that `graph.generate` makes, in each forward that holds the prompt."""
-        edges, length = self._edges(rows), row_length(rows)
+        edges = self._edges(rows)
 
         def act(held: Held) -> bool:
             if held.first == 0:  # checked: the prompt comes whole
-                self._told(self._zero(graph, edges, length))
+                self._told(self._zero(graph, passage, held, edges))
             return held.past_prompt
 
-        each_forward(graph.decoder, len(rows), length, act)
-
-    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
-        """Does it in a generation whose blocks run apart from the model's process, in the prompt's forward."""
-        edges, every, changed = self._edges(rows), range(layout.length), 0.0
-        for layer in layer_list(self.layers, graph.n_layers):
-            query, key, value = read_attention(graph.attention(layer), layout)
-            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
-            mask = own_mask(layout, layer, every, every, query)
-            changed += subtract(graph.attention_out(layer), edges, (query, key, value, mask), layout.scale, layout.cap)
-        self._told(changed)
+        passage.each(act)
 
     def _edges(self, rows: tuple[Spans, ...]) -> list[tuple[list[int], list[int]]]:
         """For each prompt the target and the source positions."""
         targets, sources = resolve(self.target, rows, "target"), resolve(self.source, rows, "source")
         return [(list(target), list(source)) for target, source in zip(targets, sources, strict=True)]
 
-    def _zero(self, graph: Graph, edges: list[tuple[list[int], list[int]]], length: int) -> float:
+    def _zero(self, graph: Graph, passage: Passage, held: Held, edges: list[tuple[list[int], list[int]]]) -> float:
         """In a forward that holds the whole prompt; returns the largest share that was taken away, summed."""
-        cap = getattr(graph.text_config, "attn_logit_softcapping", None)
-        reader, changed = QueryKeyReader(graph), 0.0
-        for layer in layer_list(self.layers, graph.n_layers):
-            arguments, named = graph.layers[layer].inputs
-            hidden = arguments[0]
-            held_whole(hidden.shape, len(edges), length)
-            query, key = reader.read(layer, "previous", hidden, named["position_embeddings"])
-            value = reader.value(layer)
-            mask = layer_mask(named.get("attention_mask"), hidden, 0, graph.causal).expand(len(hidden), -1, -1, -1)
-            scale = graph.attention(layer)._module.scaling
-            changed += subtract(graph.attention_out(layer), edges, (query, key, value, mask), scale, cap)
+        cap, changed = getattr(graph.text_config, "attn_logit_softcapping", None), 0.0
+        for number in self.layer_list(graph):
+            layer = passage.layer(number, held)
+            query, key, value = layer.looks()
+            mask = layer.square(query[:, 0]).expand(len(query), -1, -1, -1)
+            scale = graph.attention(number)._module.scaling
+            changed += subtract(graph.attention_out(number), edges, (query, key, value, mask), scale, cap)
         return changed
 
     def _told(self, changed: float) -> None:

@@ -46,6 +46,7 @@ def experiments(graph, count):
             graph, clean, corrupt, ["last"], exact=4, folder=at, **QUIET
         ),
         "word_overlap": lambda at: mmf.word_overlap(graph, prompts, window=3, folder=at, **QUIET),
+        "features": lambda at: mmf.features(graph, prompts, "question", pool=None, folder=at, **QUIET),
         "prune_report": lambda at: mmf.prune_report(
             graph, prompts, [mmf.FastV(k=5)], batch_size=2, timed=0, folder=at, **QUIET
         ),
@@ -147,7 +148,9 @@ def compared(folder, reference):
         wrong.append("the journals differ: lines are missing or repeated, or have other numbers")
     for file in reference.iterdir():
         other = folder / file.name
-        if file.suffix in (".json", ".parquet") and (not other.exists() or file.read_bytes() != other.read_bytes()):
+        if file.suffix in (".json", ".parquet", ".safetensors") and (
+            not other.exists() or file.read_bytes() != other.read_bytes()
+        ):
             wrong.append(f"{file.name} differs")
     return wrong
 

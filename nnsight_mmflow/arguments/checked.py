@@ -147,7 +147,8 @@ def check_fields(pattern: object) -> None:
             if not isinstance(getattr(pattern, name), list | tuple):
                 raise MMFlowError(f"own is a list of mmf.prune.Stage(...), but {came(getattr(pattern, name))} came.")
             continue
-        value = value_of(name, getattr(pattern, name), field.default, str(field.type))
+        kind = "str | Span" if name == "at" and getattr(pattern, "changes", False) else str(field.type)
+        value = value_of(name, getattr(pattern, name), field.default, kind)
         several = str(field.type).startswith("tuple") and value is not None and not isinstance(value, tuple)
         object.__setattr__(pattern, name, _as_tuple(value) if several else value)
 

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import edges_of
-from nnsight_mmflow.bridge.site_names import SITE_OF
 from nnsight_mmflow.command_line.experiments import METHODS
 from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.model.site_names import SITE_OF
 from nnsight_mmflow.prompts.pictures import open_pictures
 from nnsight_mmflow.prompts.templates import PAPER_TEMPLATES
 from nnsight_mmflow.spans.grammar import NAMES, check_expression

@@ -217,6 +217,17 @@ EXPERIMENTS = {
         EACH,
         nano=3,
     ),
+    "features": Experiment(
+        "features",
+        "activations of every question at a span, in shards beside an index, for probes and models of your own",
+        (
+            span("--at", "the span whose positions are read", "last"),
+            layers("which (all)"),
+            one_of("--site", "the residual stream, what attention or MLPs add to it", "resid", "attn", "mlp", "embed"),
+            one_of("--pool", "over the span's positions", "mean", "last"),
+            count("--batch-size", "how many questions go through the model together", 1),
+        ),
+    ),
     "edit": Experiment(
         "edit",
         "facts written into an MLP, and whether they hold",

@@ -6,9 +6,12 @@ where it is added. So every edit starts from the float mask that the layer would
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
+
+from nnsight_mmflow._errors import MMFlowError
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Bool, Float
@@ -52,19 +55,21 @@ def layer_mask(
     return mask.to(hidden.dtype).masked_fill(padding, 0)
 
 
-def close(
+def add_to_edges(
     mask: Float[torch.Tensor, "#batch #heads queries keys"],
     edges: list[tuple[list[int], list[int]]],
     heads: list[int] | None,
     n_heads: int,
+    amount: float = -math.inf,
 ) -> tuple[Float[torch.Tensor, "rows mask_heads queries keys"], int, int]:
-    """A copy of the mask with the edges closed, how many open ones were closed, and how many queries lost all keys.
+    """A copy of the mask with a number added to open edges, how many it tells on, and how many queries lost all keys.
 
     Args:
         mask: (batch, 1 or heads, queries, keys), additive.
         edges: for each row of the batch its target queries and source keys, as indices into the mask.
-        heads: the heads to close them in; None for all.
+        heads: the heads in which; None for all.
         n_heads: the number of heads.
+        amount: what is added; -inf closes the edges.
     """
     closed = torch.finfo(mask.dtype).min
     shape = (len(edges), *mask.shape[1:])
@@ -80,11 +85,30 @@ def close(
         key = torch.tensor(sources, device=mask.device)
         rows = mask[row, chosen[:, None], query[None, :]]
         block = rows[:, :, key]
-        changed += int((block > closed / 2).sum())
-        rows[:, :, key] = closed
-        starved += int((rows > closed / 2).any(-1).logical_not().sum())
+        is_open = block > closed / 2
+        if amount == -math.inf:
+            rows[:, :, key] = closed
+            changed += int(is_open.sum())
+            starved += int((rows > closed / 2).any(-1).logical_not().sum())
+        else:
+            more = torch.where(is_open, block + amount, block)
+            rows[:, :, key] = more
+            # a number added to all that a query reads is nothing to the softmax
+            others = (rows > closed / 2).sum(-1) > is_open.sum(-1)
+            changed += int(((more != block) & others[..., None]).sum())
+            check_size(more[is_open], amount)
         mask[row, chosen[:, None], query[None, :]] = rows
     return mask, changed, starved
+
+
+def check_size(scores: Float[torch.Tensor, "*edges"], amount: float) -> None:
+    """Refuses what was added to scores if half of what their type holds no longer holds them."""
+    most = torch.finfo(scores.dtype).max / 2
+    if not bool((scores.abs() < most).all()):
+        raise MMFlowError(
+            f"{amount} and what else is added to these scores go beyond {most:.3g}, half of what {scores.dtype} holds."
+            " Take a smaller number; to close edges, use Knockout."
+        )
 
 
 def kept_keys(cache: Cache | None, layer: int) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from nnsight_mmflow.inside.names import cache_of, cached
-from nnsight_mmflow.inside.rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import LayerInput, clean_inputs, crop_cache, enter_layer, prepared
 
 if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel
@@ -67,7 +68,7 @@ def optimised(
     with torch.no_grad(), model.trace(**given, **cached(model, DynamicCache()), use_cache=True, logits_to_keep=1):
         clean = nnsight.save(clean_inputs(all_layers, n_layers, start, enters_after, causal))
         cache = nnsight.save(cache_of(model.output))
-    inputs, closed, opened = prepared(clean, 0, rows)
+    inputs, nowhere, opened = prepared(clean, 0, rows)
     device = inputs[0].hidden.device
     changes = [torch.zeros(width, device=device, requires_grad=True) for _ in outs]
     adam = torch.optim.Adam(changes, lr=settings.learning_rate)
@@ -85,7 +86,7 @@ def optimised(
             use_cache=True,
             logits_to_keep=len(ids),
         ):
-            seen = nnsight.save(add_changes(all_layers, outs, rows, inputs, opened, closed, changes, position - start))
+            seen = nnsight.save(add_changes(all_layers, outs, rows, inputs, opened, nowhere, changes, position - start))
             result = nnsight.save(loss_and_gradients(model.output.logits[0], targets, changes))
         log, gradients = result
         norms = norms if step else [float(norm) for norm in seen]
@@ -111,7 +112,7 @@ def add_changes(
     rows: Rows,
     inputs: list[LayerInput],
     opened: list[torch.Tensor],
-    closed: torch.Tensor,
+    nowhere: torch.Tensor,
     changes: list[torch.Tensor],
     position: int,
 ) -> list[torch.Tensor]:
@@ -119,7 +120,7 @@ def add_changes(
     present = 0
     norms: list[torch.Tensor] = []
     for layer in range(len(inputs)):
-        present = enter_layer(layers, layer, rows, inputs, opened, closed, present)
+        present = enter_layer(layers, layer, rows, inputs, opened, nowhere, present)
         if layer in outs:
             before = outs[layer].output
             after = before.clone()

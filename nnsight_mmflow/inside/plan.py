@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nnsight_mmflow._later import later
-from nnsight_mmflow.inside.rows import Rows
+from nnsight_mmflow.inside.row_masks import Rows
 
 ROW_BUDGET = 640  # positions in one chunk: more share weights better, but every row's mask is as wide as the chunk
 
@@ -92,7 +92,7 @@ class Plan:
         numbers = 2 * sizes.n_layers * self.length * sizes.width + sizes.n_layers * tail * sizes.width
         for chunk in self.chunks:
             positions = len(chunk.windows) * chunk.tail
-            numbers = max(numbers, numbers + positions * (chunk.start + positions + 8 * sizes.width))
+            numbers = max(numbers, numbers + positions * (chunk.n_heads * (chunk.start + positions) + 8 * sizes.width))
         return numbers * sizes.bytes_per_number
 
     def parts(self, most: int) -> list[Plan]:

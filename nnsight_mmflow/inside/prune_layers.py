@@ -1,294 +1,179 @@
-"""Pruning inside a trace: what each layer is handed, in the prompt's forward and in each later step. Ships by value."""
+"""Pruning in the forwards of a generation or a trace: what each layer is handed. Ships to servers by value."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow.inside.forwards import factor_of
-from nnsight_mmflow.inside.masks import kept_keys, key_room, layer_mask
-from nnsight_mmflow.inside.names import cache_in
-from nnsight_mmflow.inside.prune_masks import Table, closed_mask, cut_mask, gone, moved, rotary, seats, whole
-from nnsight_mmflow.inside.pruning import Kept, Row, Seen, Stage, Way, ranks_of
+from nnsight_mmflow.inside.heads import QueryKeyReader
+from nnsight_mmflow.inside.prune_choice import (
+    Pruned,
+    choose,
+    cut_hidden,
+    everything,
+    longer,
+    looks_of,
+    stages_by_layer,
+    with_contents,
+)
+from nnsight_mmflow.inside.prune_masks import Table, closed_mask, cut_mask, cut_table, gone, moved
+from nnsight_mmflow.inside.pruning import Kept, Row, Stage, Way
 
 if TYPE_CHECKING:
-    from nnsight import Envoy
-
-    from nnsight_mmflow.inside.heads import QueryKeyReader
+    from nnsight_mmflow.inside.forwards import Held
+    from nnsight_mmflow.inside.passage import Layer, Passage
+    from nnsight_mmflow.inside.roles import Roles
     from nnsight_mmflow.inside.tower import TowerSeen
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What a prompt's forward has left.
-
-    Attributes:
-        kept: what each layer keeps (None: all of it).
-        tables: for each layer whose positions were counted anew, the whole prompt's rotary table; steps lengthen it.
-        contents: for each layer before which tokens merged, each row's (image tokens, what they hold from then on).
-    """
-
-    kept: list[Kept | None] = field(default_factory=list)
-    tables: dict[int, Table] = field(default_factory=dict)
-    contents: dict[int, list[tuple[list[int], torch.Tensor]]] = field(default_factory=dict)
-
-
 def prune_prefill(
-    layers: Envoy,
-    n_layers: int,
-    reader: QueryKeyReader,
+    passage: Passage,
+    held: Held,
+    graph: Roles,
     stages: Sequence[Sequence[Stage]],
     rows: Sequence[Row],
     way: Way,
     towers: Sequence[TowerSeen | None],
     before: Pruned | None = None,
 ) -> Pruned:
-    """Inside a trace of the prompt: prunes, and returns what each layer keeps.
+    """Inside a forward of the prompt: prunes, and returns what each layer keeps.
 
     Stages, rows and towers are those of the prompts; what is chosen for a prompt holds for each row that stands for it.
 
     Args:
-        layers: the decoder layers.
-        n_layers: how many there are.
-        reader: of queries, keys and values.
+        passage: of the forward.
+        held: what it holds.
+        graph: the model.
         stages: of each prompt, before the same layers.
         rows: the prompts.
         way: how.
         towers: what the vision tower made of each prompt's pictures, where the method reads it.
         before: what was chosen when the prompt was first run, where it is run again with tokens behind it (no cache).
     """
-    by_layer = stages_by_layer(stages)
-    present: Kept | None = None  # what the ranking sees as present
-    seen_before: tuple | None = None
-    found = Pruned()
-    shared: dict[tuple[str, int], tuple] = {}  # with what it was made of, so that no id is given away twice
-    for layer in range(n_layers):
-        arguments, named = layers[layer].inputs
-        hidden = arguments[0]
-        if present is None:
-            entered = hidden
+    by_layer, found = stages_by_layer(stages), Pruned()
+    ahead = any(stage[0].reads == "next" for stage in by_layer.values())
+    tables: dict[Hashable, Table] = {}  # as layers were handed them, by their kind
+    masks: dict[Hashable, torch.Tensor | None] = {}  # as layers get them
+    turned: dict[Hashable, Table] = {}
+    seen: tuple | None = None
+    for number in range(graph.n_layers):
+        layer, now, following = passage.layer(number, held), by_layer.get(number), by_layer.get(number + 1)
+        if not number:
+            entered = hidden = layer.hidden(changing=now is not None)
             present = everything(hidden, rows)
-        now = by_layer.get(layer)
-        if now is not None and before is not None:
-            hidden = with_contents(hidden, present, before.contents.get(layer))
-            chosen = longer(before.kept[layer], entered.shape[1], rows, way)
+        elif now is not None or layer.at_hand:
+            hidden = layer.hidden()
+        if now is not None:
+            if before is not None:
+                hidden = with_contents(hidden, present, before.contents.get(number))
+                chosen = longer(before.kept[number], entered.shape[1], rows, way)
+            else:
+                if now[0].reads == "next":
+                    old = found.kept[-1] if found.kept else None
+                    seen = look_ahead(QueryKeyReader(graph), layer, number, hidden, entered, old, tables, way)
+                chosen, hidden, contents = choose(now, rows, present, hidden, entered, seen, way, towers)
+                if contents is not None:
+                    found.contents[number] = contents
             if way.drop:
                 hidden = cut_hidden(hidden, present, chosen)
             present = chosen
-            shared.clear()
-        elif now is not None:
-            if now[0].reads == "next":
-                old = found.kept[-1] if found.kept else None
-                mask = layer_mask(named.get("attention_mask"), whole(hidden, named, old, way), 0, way.causal)
-                if not way.drop and old is not None:
-                    mask = closed_mask(named.get("attention_mask"), hidden, old, way)
-                ahead = reader.read(layer, "next", hidden, rotary(named, old))
-                seen_before = looks_of((*ahead, None), mask, old if way.drop else None)
-            chosen, hidden, contents = choose(now, rows, present, hidden, entered, seen_before, way, towers)
-            if contents is not None:
-                found.contents[layer] = contents
-            if way.drop:
-                hidden = cut_hidden(hidden, present, chosen)
-            present = chosen
-            shared.clear()
-        found.kept.append(present if layer >= min(by_layer) else None)
-        kept, handed = found.kept[-1], named.get("attention_mask")
-        if kept is not None:
-            changed, key = dict(named), ("mask", id(handed))  # layers mostly share masks and rotary tables
-            if key not in shared:
-                room = key_room(cache_in(named), layer)
-                made = cut_mask(handed, hidden, kept, way) if way.drop else closed_mask(handed, hidden, kept, way, room)
-                shared[key] = (handed, made)
-            changed["attention_mask"] = shared[key][1]
-            if way.drop or way.renumber:
-                key = ("rotary", id(named["position_embeddings"]))
-                if key not in shared:
-                    shared[key] = (named["position_embeddings"], rotary(named, kept))
-                changed["position_embeddings"] = shared[key][1]
-                places = named.get("position_ids")
-                if places is not None:
-                    seat = kept.seat if places.ndim == 2 else kept.seat.expand(places.shape[0], -1, -1)
-                    changed["position_ids"] = places.expand(*seat.shape[:-1], -1).gather(-1, seat)
+            masks.clear()
+            turned.clear()
+            layer.enter(hidden)
+        kept = present if number >= min(by_layer) else None
+        found.kept.append(kept)
+        moves = kept is not None and (way.drop or way.renumber)
+        if moves or (ahead and not layer.at_hand):
+            tables[layer.kind] = layer.table()
+        if kept is not None and moves:
+            if layer.kind not in turned:
+                turned[layer.kind] = cut_table(tables[layer.kind], kept)
             if way.renumber:
-                found.tables[layer] = named["position_embeddings"]
-            layers[layer].inputs = ((hidden, *arguments[1:]), changed)
-        following = by_layer.get(layer + 1)
-        if before is None and following is not None and following[0].reads == "previous":
-            mask = layer_mask(handed, whole(hidden, named, kept, way), 0, way.causal)
-            if not way.drop and kept is not None:
-                mask = closed_mask(handed, hidden, kept, way)
-            found_here = reader.read(layer, "previous", hidden, rotary(named, kept))
-            seen_before = looks_of((*found_here, reader.value(layer)), mask, kept if way.drop else None)
+                found.tables[number] = tables[layer.kind]
+            layer.turn(turned[layer.kind], kept.seat)
+        ranked = before is None and following is not None and following[0].reads == "previous"
+        mask = mask_seen(layer, hidden, entered, kept, way) if ranked else None  # before it is given another
+        if kept is not None:
+            if layer.kind not in masks:
+                masks[layer.kind] = mask_left(layer, hidden, kept, way)
+            layer.cover(masks[layer.kind])
+        if mask is not None:
+            seen = looks_of(layer.looks(), mask, kept if way.drop else None)
     return found
 
 
-def prune_step(layers: Envoy, found: Pruned, length: int, way: Way) -> None:
-    """Inside a trace of one decode step: gives each layer that has lost tokens a mask over what it holds.
+def prune_step(passage: Passage, held: Held, found: Pruned, way: Way) -> None:
+    """Inside a forward after the prompt's: each layer that has lost tokens reads what it holds.
 
     Args:
-        layers: the decoder layers.
+        passage: of the forward.
+        held: what it holds.
         found: what each layer kept of the prompt.
-        length: the prompt's length, padding included.
         way: how the prompt was pruned.
     """
     shared: dict[tuple[int, int], tuple] = {}
-    for layer, kept in enumerate(found.kept):
+    for number, kept in enumerate(found.kept):
         if kept is None:
             continue
-        arguments, named = layers[layer].inputs
-        hidden, mask = arguments[0], named.get("attention_mask")
-        changed = dict(named)
+        layer = passage.layer(number, held)
+        if layer.left_out():  # by another pattern: it has kept no key, and reads no mask
+            continue
         if way.renumber:
-            changed["position_embeddings"] = moved(found.tables, layer, kept, named["position_embeddings"], shared)
-        cache = cache_in(named)
-        held, before = kept_keys(cache, layer)
-        if cache is not None and not held:  # left out by another pattern: it has kept no key, and reads no mask
-            continue
-        if way.drop and not (mask is None and bool(kept.alive.all())):
-            later = held - kept.index.shape[1] + hidden.shape[1]  # tokens written since, this one included
-            closed = torch.finfo(hidden.dtype).min
-            made = hidden.new_zeros(kept.index.shape[0], 1, hidden.shape[1], kept.index.shape[1] + later)
-            made[..., : kept.index.shape[1]].masked_fill_(~kept.alive[:, None, None], closed)
-            changed["attention_mask"] = made
-        elif not way.drop:
-            room = key_room(cache, layer)
-            made = layer_mask(mask, hidden, held, way.causal, room).expand(hidden.shape[0], -1, -1, -1).clone()
-            missing = gone(kept, length)[:, before:]  # the first keys a sliding window has dropped already
-            made[..., : missing.shape[1]].masked_fill_(missing[:, None, None], torch.finfo(made.dtype).min)
-            changed["attention_mask"] = made
-        elif not way.renumber:
-            continue
-        layers[layer].inputs = (arguments, changed)
+            layer.turn(moved(found.tables, number, kept, layer.table(), shared))
+        if not way.drop:
+            mask = layer.mask().expand(len(kept.index), -1, -1, -1).clone()
+            missing = gone(kept, passage.length)[:, layer.dropped() :]  # the first keys a sliding window has dropped
+            mask[..., : missing.shape[1]].masked_fill_(missing[:, None, None], torch.finfo(mask.dtype).min)
+            layer.cover(mask)
+        elif layer.masked() or not bool(kept.alive.all()):
+            like = layer.like()
+            mask = like.new_zeros(len(kept.index), 1, held.count, layer.width())
+            closed = torch.finfo(mask.dtype).min
+            mask[..., : kept.index.shape[1]].masked_fill_(~kept.alive[:, None, None], closed)
+            layer.cover(mask)
 
 
-def everything(hidden: torch.Tensor, rows: Sequence[Row]) -> Kept:
-    """What is there before anything has left."""
-    every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-    factor = factor_of(len(hidden), len(rows))
-    inside = [every[i] >= rows[i // factor].real[0] for i in range(len(hidden))]
-    return Kept(every, torch.stack(inside), every)
+def steps_need_care(found: Pruned, way: Way, passage: Passage) -> bool:
+    """Whether anything may have to be done in the forwards after the prompt's."""
+    filled = any(kept is not None and not bool(kept.alive.all()) for kept in found.kept)
+    return way.renumber or not way.drop or not passage.unmasked or filled
 
 
-def of_prompt(found: Pruned, length: int) -> Pruned:
-    """The same without the new tokens that a forward may hold behind the prompt (guesses of an assistant)."""
-    kept = [
-        one
-        if one is None or int(one.index.max()) < length
-        else Kept(one.index[:, :length], one.alive[:, :length], one.seat[:, :length])
-        for one in found.kept
-    ]
-    return replace(found, kept=kept)
+def mask_left(layer: Layer, hidden: torch.Tensor, kept: Kept, way: Way) -> torch.Tensor | None:
+    """The mask of a layer whose tokens have left, or are closed; None where it needs none."""
+    handed = layer.handed(hidden)
+    if way.drop:
+        return cut_mask(handed, hidden, kept, way)
+    return closed_mask(handed, hidden, kept, way, layer.width())
 
 
-def longer(kept: Kept | None, length: int, rows: Sequence[Row], way: Way) -> Kept:
-    """What is left of a prompt, with the tokens behind it that a forward of so many positions holds."""
-    assert kept is not None
-    every, prompt = torch.arange(length, device=kept.index.device), rows[0].real[1]
-    more = every[prompt:].expand(len(kept.index), -1)
-    index = torch.cat([kept.index, more], 1)
-    alive = torch.cat([kept.alive, torch.ones_like(more, dtype=torch.bool)], 1)
-    return Kept(index, alive, seats(index, alive, rows) if way.renumber else index)
+def mask_seen(layer: Layer, hidden: torch.Tensor, entered: torch.Tensor, kept: Kept | None, way: Way) -> torch.Tensor:
+    """The mask that a ranking sees: of the whole forward, closed where tokens are."""
+    if kept is not None and not way.drop:
+        return closed_mask(layer.handed(hidden), hidden, kept, way)
+    return layer.square(hidden[:, :1].expand(-1, entered.shape[1], -1))
 
 
-def with_contents(
-    hidden: torch.Tensor, present: Kept, contents: list[tuple[list[int], torch.Tensor]] | None
-) -> torch.Tensor:
-    """The hidden states with what merged tokens hold, at their places among what is present."""
-    if contents is None:
-        return hidden
-    hidden = hidden.clone()
-    for row, (places, content) in enumerate(contents):
-        hidden[row, places] = content.to(hidden)
-    return hidden
-
-
-def cut_hidden(hidden: torch.Tensor, present: Kept, chosen: Kept) -> torch.Tensor:
-    """The hidden states of what is chosen, out of what is present."""
-    local = torch.searchsorted(present.index.contiguous(), chosen.index)
-    return hidden.gather(1, local[..., None].expand(-1, -1, hidden.shape[2]))
-
-
-def stages_by_layer(stages: Sequence[Sequence[Stage]]) -> dict[int, list[Stage]]:
-    """For each layer before which tokens leave, the stage of each row."""
-    layers = [sorted(stage.layer for stage in row) for row in stages]
-    if any(one != layers[0] for one in layers):
-        raise MMFlowError(f"the rows of a batch have stages before different layers: {layers}. Run them one by one.")
-    return {layer: [next(one for one in row if one.layer == layer) for row in stages] for layer in layers[0]}
-
-
-def choose(
-    stages: Sequence[Stage],
-    rows: Sequence[Row],
-    present: Kept,
+def look_ahead(
+    reader: QueryKeyReader,
+    layer: Layer,
+    number: int,
     hidden: torch.Tensor,
     entered: torch.Tensor,
-    looks: tuple | None,
+    kept: Kept | None,
+    tables: dict[Hashable, Table],
     way: Way,
-    towers: Sequence[TowerSeen | None],
-) -> tuple[Kept, torch.Tensor, list[tuple[list[int], torch.Tensor]] | None]:
-    """(what is left after a stage, what enters, each row's merged contents).
-
-    Where keys close, `index` keeps every position. Stages, rows and towers are those of the prompts; several rows that
-    stand for one prompt hold the same, so that what is chosen for the first of them holds for all.
-    """
-    chosen: list[torch.Tensor] = []
-    contents: list[tuple[list[int], torch.Tensor]] = []
-    factor = factor_of(len(hidden), len(rows))
-    for prompt, (stage, row) in enumerate(zip(stages, rows, strict=True)):
-        i = prompt * factor
-        index, alive = present.index[i].tolist(), present.alive[i].tolist()
-        where = {position: local for local, (position, live) in enumerate(zip(index, alive, strict=True)) if live}
-        image = [number for number, position in enumerate(row.image) if position in where]
-        query, key, value, mask = (
-            (None,) * 4 if looks is None else (None if part is None else part[i] for part in looks)
+) -> tuple:
+    """What a ranking sees of a layer that has not run yet; `tables` are those of layers before it."""
+    table = layer.table() if layer.at_hand else tables.get(layer.kind)
+    if table is None:
+        raise MMFlowError(
+            f"the ranking before layer {number} reads that layer's attention, whose rotary table no layer before it"
+            " has: in a generation on NDIF take a later layer, or a method that reads the layer before."
         )
-        seen = Seen(
-            [where[row.image[number]] for number in image],
-            [where[position] for position in row.after],
-            image,
-            list(row.image),
-            [row.places[number] for number in image],
-            prompt,
-            hidden[i],
-            entered[i],
-            index,
-            query,
-            key,
-            None if mask is None else mask[0],
-            way.scale,
-            way.cap,
-            value,
-            towers[prompt],
-        )
-        ranks, content = ranks_of(stage.rank(seen), len(image), hidden.shape[-1])
-        if content is not None:
-            contents += [(seen.image, content)] * factor
-        count = int((ranks > 0).sum()) if stage.exact else stage.count(len(image))
-        best = ranks.topk(count).indices.tolist()
-        kept = {row.image[image[number]] for number in best}
-        leave = {row.image[number] for number in image} - kept
-        chosen += [torch.tensor([position not in leave and position in where for position in index])] * factor
-    hidden = with_contents(hidden, present, contents or None)
-    alive = torch.stack(chosen).to(present.index.device)
-    index = present.index
-    if way.drop:
-        size = int(alive.sum(1).max())
-        # fill up with the first dead positions: padding, where there is any
-        order = torch.argsort(alive.int(), dim=1, descending=True, stable=True)[:, :size].sort(1).values
-        index, alive = index.gather(1, order), alive.gather(1, order)
-    return Kept(index, alive, seats(index, alive, rows) if way.renumber else index), hidden, contents or None
-
-
-def looks_of(found: tuple, mask: torch.Tensor, kept: Kept | None) -> tuple:
-    """(query, key, value, mask) of the batch, the mask cut to what is present."""
-    query, key, value = found
-    mask = mask.expand(query.shape[0], -1, -1, -1)
-    if kept is not None:
-        batch = torch.arange(len(kept.index), device=mask.device)[:, None, None]
-        mask = mask[batch, 0, kept.index[:, :, None], kept.index[:, None, :]][:, None].clone()
-        mask.masked_fill_(~kept.alive[:, None, None], torch.finfo(mask.dtype).min)
-    return query, key, value, mask
+    mask = mask_seen(layer, hidden, entered, kept, way)
+    found = reader.read(number, "next", hidden, table if kept is None else cut_table(table, kept))
+    return looks_of((*found, None), mask, kept if way.drop else None)

@@ -42,21 +42,10 @@ def moved(
     return table[0].gather(1, at), table[1].gather(1, at)
 
 
-def whole(hidden: torch.Tensor, named: dict, kept: Kept | None, way: Way) -> torch.Tensor:
-    """Something of the whole prompt's length with the hidden states' type, to build the whole mask for."""
-    if kept is None or not way.drop:
-        return hidden
-    length = named["position_embeddings"][0].shape[-2]
-    return hidden[:, :1].expand(-1, length, -1)
-
-
-def rotary(named: dict, kept: Kept | None) -> Table:
+def cut_table(table: Table, kept: Kept) -> Table:
     """The rotary table at the positions that are left."""
-    cosine, sine = named["position_embeddings"]
-    if kept is None:
-        return cosine, sine
-    seat = kept.seat[..., None].expand(-1, -1, cosine.shape[-1])
-    cosine, sine = (part.expand(len(seat), -1, -1).gather(1, seat) for part in (cosine, sine))
+    seat = kept.seat[..., None].expand(-1, -1, table[0].shape[-1])
+    cosine, sine = (part.expand(len(seat), -1, -1).gather(1, seat) for part in table)
     return cosine, sine
 
 

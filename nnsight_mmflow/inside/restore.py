@@ -14,15 +14,8 @@ import nnsight
 import torch
 
 from nnsight_mmflow.inside.names import cached
-from nnsight_mmflow.inside.rows import (
-    LayerInput,
-    Rows,
-    answer_numbers,
-    crop_cache,
-    enter_layer,
-    prepared,
-    tail_start,
-)
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import LayerInput, answer_numbers, crop_cache, enter_layer, prepared, tail_start
 from nnsight_mmflow.inside.sites import SITES, Site, read_site, write_site
 
 if TYPE_CHECKING:
@@ -116,16 +109,9 @@ def cells_of(
     length = first_start + corrupt[0].hidden.shape[1]
     measured: list[torch.Tensor] = []
     for start, chunk in chunks:
-        rows = Rows(
-            start,
-            length - start,
-            tuple((cell.first, cell.end) for cell in chunk),
-            (0,) * len(chunk),
-            ((),),
-            ((),),
-        )
+        rows = Rows(start, length - start, tuple((cell.first, cell.end) for cell in chunk))
         crop_cache(cache, start)
-        inputs, closed, opened = prepared(corrupt, start - first_start, rows)
+        inputs, nowhere, opened = prepared(corrupt, start - first_start, rows)
         restored = [
             (cell.site, [p - start for p in cell.positions], [places[p] for p in cell.positions]) for cell in chunk
         ]
@@ -142,7 +128,7 @@ def cells_of(
             use_cache=True,
             logits_to_keep=ends,
         ):
-            run_restored(layers, rows, inputs, opened, closed, sites, restored, values)
+            run_restored(layers, rows, inputs, opened, nowhere, sites, restored, values)
             numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
         measured.append(numbers)
     return torch.cat(measured)
@@ -153,7 +139,7 @@ def run_restored(
     rows: Rows,
     inputs: list[LayerInput],
     opened: list[torch.Tensor],
-    closed: torch.Tensor,
+    nowhere: torch.Tensor,
     sites: list[dict[str, Site]],
     restored: list[tuple[str, list[int], list[int]]],
     values: dict[str, list[torch.Tensor]],
@@ -165,14 +151,14 @@ def run_restored(
         rows: the chunk; its windows are those of the cells.
         inputs: what each layer was handed in the corrupt run.
         opened: for each layer its rows' mask.
-        closed: no edge.
+        nowhere: no edge is changed.
         sites: for each layer where its sites are.
         restored: for each row the site, the positions within the tail, and their rows in `values`.
         values: for each site the clean activations, per layer (positions, width).
     """
     present = 0
     for layer in range(len(inputs)):
-        present = enter_layer(layers, layer, rows, inputs, opened, closed, present)
+        present = enter_layer(layers, layer, rows, inputs, opened, nowhere, present)
         for name in ORDER:
             active = [
                 (row, positions, come)

@@ -1,9 +1,9 @@
-"""The row engine's inner parts: many knocked-out copies of a prompt's tail in one forward. Ships to servers by value.
+"""The row engine's inner parts: many changed copies of a prompt's tail in one forward. Ships to servers by value.
 
-Positions before the first blocked target do not change, so their keys and values are computed once and shared. The
-rest of the prompt, the tail, is laid out once per row in one sequence: a row sees the prefix and itself, less the
-edges that its window closes in this layer. A row whose window starts at layer s equals the clean run below s, so it
-joins there, from the clean hidden state.
+Positions before the first target do not change, so their keys and values are computed once and shared. The rest of the
+prompt, the tail, is laid out once per row in one sequence: a row sees the prefix and itself, less the edges that it
+closes in this layer, and with what it adds to the scores of others. A row that changes nothing below layer s equals the
+clean run there, so it joins at s, from the clean hidden state.
 """
 
 from __future__ import annotations
@@ -15,36 +15,12 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.masks import layer_mask
+from nnsight_mmflow.inside.row_masks import Rows, edge_places, mask_of_layer, open_mask
 
 if TYPE_CHECKING:  # the tests check the shapes; a server need not have jaxtyping
     from jaxtyping import Bool, Float, Int
     from nnsight import Envoy
     from transformers import Cache
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One chunk of rows that share a tail, in the order in which they join.
-
-    Attributes:
-        start: where the tail starts: positions before it are the shared prefix.
-        tail: how many positions each row has.
-        windows: (first, end) layers in which each row's edges are closed; sorted by first.
-        edges: for each row, which of `targets` and `sources` it closes.
-        targets: for each edge the target positions, counted within the tail.
-        sources: for each edge the source positions, counted within the prompt.
-    """
-
-    start: int
-    tail: int
-    windows: tuple[tuple[int, int], ...]
-    edges: tuple[int, ...]
-    targets: tuple[tuple[int, ...], ...]
-    sources: tuple[tuple[int, ...], ...]
-
-    def joined(self, layer: int) -> int:
-        """How many rows there are in a layer; the first is there from the start, since a forward needs one."""
-        return max(1, sum(first <= layer for first, _ in self.windows))
 
 
 @dataclass(frozen=True)
@@ -80,59 +56,12 @@ class LayerInput:
         )
 
 
-def open_mask(rows: Rows, base: Float[torch.Tensor, "tail keys"]) -> Float[torch.Tensor, "positions all_keys"]:
-    """The mask (positions of all rows, prefix + positions of all rows) before any edge is closed.
-
-    Args:
-        rows: the chunk.
-        base: what the tail reads in the clean run (tail, prefix + tail).
-    """
-    count, tail = len(rows.windows), rows.tail
-    mask = base.new_full((count * tail, rows.start + count * tail), torch.finfo(base.dtype).min)
-    mask[:, : rows.start] = base[:, : rows.start].repeat(count, 1)
-    each = torch.arange(count, device=base.device)
-    own = mask[:, rows.start :].unflatten(0, (count, tail)).unflatten(2, (count, tail))
-    own[each, :, each, :] = base[:, rows.start :]
-    return mask
-
-
-def closed_edges(rows: Rows, device: torch.device) -> Bool[torch.Tensor, "edges tail prefix_and_tail"]:
-    """(edges, tail, prefix + tail): which keys each edge closes to each position of a row."""
-    closed = torch.zeros(len(rows.targets), rows.tail, rows.start + rows.tail, dtype=torch.bool, device=device)
-    for edge, (targets, sources) in enumerate(zip(rows.targets, rows.sources, strict=True)):
-        query = torch.tensor(targets, dtype=torch.long, device=device)
-        key = torch.tensor(sources, dtype=torch.long, device=device)
-        closed[edge, query[:, None], key[None, :]] = True
-    return closed
-
-
-def mask_of_layer(
-    rows: Rows,
-    layer: int,
-    opened: Float[torch.Tensor, "positions keys"],
-    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
-) -> Float[torch.Tensor, "1 1 joined joined_keys"]:
-    """The mask (1, 1, positions, prefix + positions) of the rows that have joined by this layer."""
-    count, tail, start = rows.joined(layer), rows.tail, rows.start
-    shut = torch.finfo(opened.dtype).min
-    mask = opened[: count * tail, : start + count * tail].clone()
-    active = [row for row in range(count) if rows.windows[row][0] <= layer < rows.windows[row][1]]
-    if active:
-        chosen = torch.tensor(active, device=mask.device)
-        cut = closed[torch.tensor([rows.edges[row] for row in active], device=mask.device)]
-        before = mask[:, :start].view(count, tail, start)
-        before[chosen] = before[chosen].masked_fill(cut[..., :start], shut)
-        within = mask[:, start:].unflatten(0, (count, tail)).unflatten(2, (count, tail))
-        within[chosen, :, chosen, :] = within[chosen, :, chosen, :].masked_fill(cut[..., start:], shut)
-    return mask[None, None]
-
-
 def run_rows(
     layers: Envoy,
     rows: Rows,
     clean: list[LayerInput],
     opened: list[Float[torch.Tensor, "positions keys"]],
-    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+    places: Bool[torch.Tensor, "edges tail prefix_and_tail"],
 ) -> None:
     """Inside a trace of the first joined rows' positions: gives each layer its rows and their mask.
 
@@ -141,11 +70,11 @@ def run_rows(
         rows: the chunk.
         clean: for each layer what it was handed in the clean run at the tail's positions.
         opened: for each layer, from `open_mask`.
-        closed: from `closed_edges`.
+        places: from `edge_places`.
     """
     present = 0
     for layer in range(len(clean)):
-        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
+        present = enter_layer(layers, layer, rows, clean, opened, places, present)
 
 
 def enter_layer(
@@ -154,7 +83,7 @@ def enter_layer(
     rows: Rows,
     clean: list[LayerInput],
     opened: list[Float[torch.Tensor, "positions keys"]],
-    closed: Bool[torch.Tensor, "edges tail prefix_and_tail"],
+    places: Bool[torch.Tensor, "edges tail prefix_and_tail"],
     present: int,
 ) -> int:
     """One layer of `run_rows`: `present` rows come in, and as many are in it as the result says."""
@@ -169,7 +98,7 @@ def enter_layer(
         joining = torch.cat([staying, joining], 1)
     cosine, sine = was.position_embeddings
     changed = {
-        "attention_mask": mask_of_layer(rows, layer, opened[layer], closed).to(hidden),
+        "attention_mask": mask_of_layer(rows, layer, opened[layer], places).to(hidden),
         "position_embeddings": (torch.cat([cosine] * count, -2), torch.cat([sine] * count, -2)),
     }
     if was.position_ids is not None:
@@ -205,7 +134,7 @@ def check_prefix(inputs: list[LayerInput], tail: int) -> None:
 def prepared(
     inputs: list[LayerInput], first: int, rows: Rows
 ) -> tuple[list[LayerInput], torch.Tensor, list[torch.Tensor]]:
-    """What `run_rows` takes beside the rows: each layer's input, the closed edges, and each layer's open mask.
+    """What `run_rows` takes beside the rows: each layer's input, where the edges are, and each layer's open mask.
 
     Args:
         inputs: what each layer was handed in the clean run.
@@ -215,7 +144,7 @@ def prepared(
     check_prefix(inputs, first)
     cut = [was.cut(first) for was in inputs]
     masks = {id(was.mask): open_mask(rows, now.mask) for was, now in zip(inputs, cut, strict=True)}
-    return cut, closed_edges(rows, cut[0].mask.device), [masks[id(was.mask)] for was in inputs]
+    return cut, edge_places(rows, cut[0].mask.device), [masks[id(was.mask)] for was in inputs]
 
 
 def crop_cache(cache: Cache, length: int) -> None:
@@ -261,16 +190,6 @@ def clean_inputs(layers: Envoy, n_layers: int, start: int, enters_after: int, ca
         )
         before = layers[layer].output[:, start:].clone() if layer < enters_after else None
     return kept
-
-
-def edge_effects(
-    rows: Rows, base: Float[torch.Tensor, "tail keys"], closed: Bool[torch.Tensor, "edges tail prefix_and_tail"]
-) -> tuple[list[int], list[int]]:
-    """For each edge, how many keys it closes that this mask leaves open, and how many positions it leaves with none."""
-    reads = base > torch.finfo(base.dtype).min / 2
-    counts = (reads & closed).flatten(1).sum(1).tolist()
-    starved = (reads.any(-1) & ~(reads & ~closed).any(-1)).sum(1).tolist()
-    return counts, starved
 
 
 def answer_numbers(

@@ -10,7 +10,8 @@ from transformers import DynamicCache
 
 from nnsight_mmflow._errors import NoEffectError
 from nnsight_mmflow.inside.names import cache_of, cached
-from nnsight_mmflow.inside.rows import LayerInput, Rows, clean_inputs, crop_cache, enter_layer, prepared
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import LayerInput, clean_inputs, crop_cache, enter_layer, prepared
 
 if TYPE_CHECKING:
     from nnsight import Envoy, TransformersModel
@@ -31,7 +32,7 @@ def run_silenced(
     rows: Rows,
     clean: list[LayerInput],
     opened: list[torch.Tensor],
-    closed: torch.Tensor,
+    nowhere: torch.Tensor,
     silenced: dict[int, tuple[Envoy, bool]],
     positions: list[int],
 ) -> float:
@@ -42,7 +43,7 @@ def run_silenced(
     """
     present, largest = 0, 0.0
     for layer in range(len(clean)):
-        present = enter_layer(layers, layer, rows, clean, opened, closed, present)
+        present = enter_layer(layers, layer, rows, clean, opened, nowhere, present)
         if layer in silenced:
             module, is_tuple = silenced[layer]
             largest = max(largest, silence(module, positions, is_tuple))
@@ -88,8 +89,8 @@ def words_of_each(
                 clean = nnsight.save(clean_inputs(layers, n_layers, start, enters_after, causal))
             cache = nnsight.save(cache_of(model.output))
         tail = clean[0].hidden.shape[1]
-        rows = Rows(start, tail, ((0, n_layers),), (0,), ((),), ((),))  # one row that closes no edge
-        handed, closed, opened = prepared(clean, 0, rows)
+        rows = Rows(start, tail, ((0, n_layers),))  # one row that closes no edge
+        handed, nowhere, opened = prepared(clean, 0, rows)
         within = [position - start for position in positions]
         places = torch.arange(start, start + tail, device=handed[0].hidden.device)[None]
         for site, silenced in [("", {}), *cells]:
@@ -101,7 +102,7 @@ def words_of_each(
                 **cached(model, cache),
                 use_cache=True,
             ):
-                largest = nnsight.save(run_silenced(layers, rows, handed, opened, closed, silenced, within))
+                largest = nnsight.save(run_silenced(layers, rows, handed, opened, nowhere, silenced, within))
                 words = nnsight.save(model.output.logits[0, within].topk(top, -1).indices.cpu())
             if silenced and not largest:
                 raise NoEffectError(f"the {site} output of layers {list(silenced)} is zero at these positions already.")

@@ -13,14 +13,8 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.names import cache_of, cached
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.row_checks import check_effect
-from nnsight_mmflow.inside.rows import (
-    answer_numbers,
-    clean_inputs,
-    crop_cache,
-    mask_of_layer,
-    prepared,
-    run_rows,
-)
+from nnsight_mmflow.inside.row_masks import mask_of_layer
+from nnsight_mmflow.inside.rows import answer_numbers, clean_inputs, crop_cache, prepared, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -140,22 +134,22 @@ def rows_of(
     for number in order:
         rows = plan.chunks[number]
         crop_cache(cache, rows.start)
-        inputs, closed, opened = prepared(clean, rows.start - start, rows)
-        check_effect(plan, number, clean, start, closed)
+        inputs, places, opened = prepared(clean, rows.start - start, rows)
+        check_effect(plan, number, clean, start, places)
         device = inputs[0].hidden.device
         first = inputs[0].hidden.repeat(1, rows.joined(0), 1)
-        places = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
+        spots = torch.arange(rows.start, rows.start + rows.tail, device=device)[None].repeat(1, rows.joined(0))
         ends = torch.arange(1, len(rows.windows) + 1, device=device) * rows.tail - 1
         try:
             with model.trace(
                 inputs_embeds=first,
-                position_ids=places,
-                attention_mask=mask_of_layer(rows, 0, opened[0], closed),
+                position_ids=spots,
+                attention_mask=mask_of_layer(rows, 0, opened[0], places),
                 **cached(model, cache),
                 use_cache=True,
                 logits_to_keep=ends,
             ):
-                run_rows(layers, rows, inputs, opened, closed)
+                run_rows(layers, rows, inputs, opened, places)
                 numbers = nnsight.save(answer_numbers(model.output.logits[0], token))
         except Exception as error:
             if "out of memory" not in str(error).lower():

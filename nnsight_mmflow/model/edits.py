@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow.inside.edges import check_starved
 from nnsight_mmflow.inside.forwards import Held, factor_of
-from nnsight_mmflow.inside.masks import close
+from nnsight_mmflow.inside.masks import add_to_edges
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +42,12 @@ class HookEdit:
 
 @dataclass(frozen=True)
 class MaskEdit:
-    """Attention edges of a layer that close.
+    """Attention edges of a layer that close, or to whose scores something is added.
 
     Attributes:
         layer: the layer.
         change: from the additive mask, or the scores, (batch, 1 or heads, queries, keys) to (the same with the edges
-            closed, how many were open).
+            changed, how many were open).
     """
 
     layer: int
@@ -55,15 +57,33 @@ class MaskEdit:
 Edit = HookEdit | MaskEdit
 
 
-def closing(
+@dataclass(frozen=True)
+class MaskEdges:
+    """Edges of a prompt's forward to whose attention scores a pattern adds a number, said without running anything.
+
+    Attributes:
+        layers: in which, in ascending order.
+        edges: for each prompt its target and its source positions, counted in the (padded) prompt's row.
+        amount: what is added, in nats; -inf closes the edges.
+        heads: in which; None for all.
+    """
+
+    layers: tuple[int, ...]
+    edges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    amount: float = -math.inf
+    heads: tuple[int, ...] | None = None
+
+
+def adding(
     layer: int,
     edges: Callable[[Held], Edges | None],
     prompts: int,
     length: int,
     heads: list[int] | None,
     n_heads: int,
+    amount: float,
 ) -> MaskEdit:
-    """Closes edges in each forward that holds their targets.
+    """Adds a number to the scores of edges in each forward that holds their targets.
 
     Args:
         layer: the layer.
@@ -72,6 +92,7 @@ def closing(
         length: the prompt's, padding included.
         heads: the heads; None for all.
         n_heads: how many there are.
+        amount: what is added; -inf closes the edges.
     """
 
     def change(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -79,13 +100,9 @@ def closing(
         there = edges(Held(keys - queries, queries, length, factor_of(max(rows, prompts), prompts)))
         if there is None:
             return mask, 0
-        closed, changed, starved = close(mask, there, heads, n_heads)
-        if starved:
-            raise MMFlowError(
-                f"the patterns together leave {starved} position(s) of layer {layer} nothing to read, and softmax needs"
-                " a key. Leave the first position out of one source."
-            )
-        return closed, changed
+        made, changed, starved = add_to_edges(mask, there, heads, n_heads, amount)
+        check_starved(starved, layer)
+        return made, changed
 
     return MaskEdit(layer, change)
 

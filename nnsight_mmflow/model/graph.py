@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,12 @@ from nnsight_mmflow._errors import PromptError
 from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.things import prompts_of
 from nnsight_mmflow.model.traced import Traced
-from nnsight_mmflow.prompts.asked import check_asked, checked_boxes, checked_options
+from nnsight_mmflow.prompts.asked import check_asked, checked_options, named_in_pixels
 from nnsight_mmflow.prompts.encode import encode
 from nnsight_mmflow.prompts.pictures import LONGEST, open_pictures
 from nnsight_mmflow.prompts.prompt import Batch, Making, Prompt, join
 from nnsight_mmflow.prompts.templates import render
+from nnsight_mmflow.spans.in_pixels import SHARE
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,7 +50,9 @@ class Graph(Traced):
         instruction: str | None = None,
         pad_to_square: bool = False,
         options: Sequence[str] | None = None,
-        boxes: Sequence[Sequence[int | float]] = (),
+        boxes: Sequence[Sequence[int | float]] | Mapping[str, object] = (),
+        masks: Mapping[str, object] | None = None,
+        share: int | float = SHARE,
         key: str = "",
         kind: str = "",
         max_aspect_ratio: int | float = LONGEST,
@@ -69,7 +72,11 @@ class Graph(Traced):
             pad_to_square: pad the picture with the mean colour first, as the papers do, where the processor would
                 crop; boxes then follow the paper's raster rule.
             options: (true, false) answers that the question offers.
-            boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the upright picture.
+            boxes: what the question is about, (x0, y0, x1, y1) each, in pixels of the upright picture: the span
+                `object`. Or by name a box or several, {"object": box, "sky": [box, box]}: spans of these names, of the
+                first picture, or by its number: {"object": {1: box}}.
+            masks: by name boolean pictures (height, width), as `prompt.spans.having` takes them.
+            share: how much of a token's own pixel box a mask must cover for the token to count.
             key: the question's id, for results.
             kind: the question's type, for results.
             max_aspect_ratio: a picture more times as long as wide is refused; the limit on its pixels is Pillow's
@@ -77,6 +84,7 @@ class Graph(Traced):
 
         Raises:
             PromptError: pictures and text do not fit together, or the tokenizer does not know a word.
+            SpanError: no image token shows what a box or mask names.
             DataError: a picture that cannot be read or shown faithfully, or is above a limit.
 
         Example:
@@ -90,7 +98,7 @@ class Graph(Traced):
         check_asked(question, answer, instruction, key, kind)
         offered = checked_options(options)
         pictures = open_pictures(image, max_aspect_ratio)
-        about = checked_boxes(boxes, pictures[0].size if pictures else None)
+        about, named = named_in_pixels(boxes, masks, pictures[0].size if pictures else None)
         token = self.processor.image_token
         text, start, end = render(
             self.processor,
@@ -103,6 +111,7 @@ class Graph(Traced):
             plain=self.adapter.plain_template,
         )
         inputs, spans = encode(self.adapter, text, (start, end), pictures, pad_to_square)
+        spans = spans.having(share=share, **named)
         making = Making((start, end), pad_to_square, max_aspect_ratio)
         asked = text[start:end]
         return Prompt(text, asked, inputs, spans, answer, tuple(pictures), offered, about, key, kind, making)

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow.model.pattern import CLOSES
+from nnsight_mmflow.model.pattern import BIASES, CLOSES
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def side_by_side(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> tuple[Pattern, ...]:
     """The patterns in the order in which they act, whatever that in which they came.
 
-    What closes edges comes before what reads attention (a pruning method ranks by it, ZeroWeights takes a part of it
-    away), and what writes values comes last, in the order given. Layers that another pattern leaves out have no
-    attention, so a Knockout acts in the rest of its layers.
+    What closes edges comes before what adds to the scores of others, and both before what reads attention (a pruning
+    method ranks by it, ZeroWeights takes a part of it away), and what writes values comes last, in the order given.
+    Layers that another pattern leaves out have no attention, so a Knockout or Bias acts in the rest of its layers.
 
     Raises:
         NoEffectError: a Knockout in layers that are all left out.
@@ -68,13 +68,13 @@ def _check_taken(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans,
 
 
 def _check_ranked(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:
-    """Refuses edges closed in some heads of a layer by whose attention image tokens are ranked: all are read as one."""
+    """Refuses edges changed in some heads of a layer by whose attention tokens are ranked: all are read as one."""
     read = {layer: pattern for pattern in patterns for layer in pattern.reads(graph, rows)}
     for pattern in patterns:
-        if pattern.order == CLOSES and pattern.heads is not None:
+        if pattern.order in (CLOSES, BIASES) and pattern.heads is not None:
             both = [layer for layer in pattern.layer_list(graph) if layer in read]
             if both:
                 raise MMFlowError(
-                    f"{read[both[0]]} ranks image tokens by the attention of layer {both[0]}, in which {pattern} closes"
-                    " edges in some heads: a ranking reads one mask for all heads. Leave heads out, or that layer."
+                    f"{read[both[0]]} ranks image tokens by the attention of layer {both[0]}, in which {pattern}"
+                    " changes edges in some heads: a ranking reads one mask for all heads. Leave one of them out."
                 )

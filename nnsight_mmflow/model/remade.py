@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import PromptError
+from nnsight_mmflow._errors import PromptError, SpanError
 from nnsight_mmflow.prompts.encode import encode
 from nnsight_mmflow.prompts.pictures import open_pictures
+from nnsight_mmflow.spans.in_pixels import InPixels
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -21,8 +23,8 @@ def made_again(graph: Graph, prompt: Prompt, *, question: str | None = None, ima
 
     The text around the question stays as it is, whatever template, instruction or raw text it came from; the pictures
     are padded, and bounded, as they were. Answer, options, key and kind are kept; tokens that were put in by hand
-    and spans that were added too, where they still have a place. Boxes are in pixels, so they are kept for a picture
-    of the same size only.
+    and spans that were added too, where they still have a place. Boxes and masks are in pixels, so they are kept for a
+    picture of the same size only.
 
     Raises:
         PromptError: the new prompt cannot be encoded, or has no place for tokens that were put in by hand.
@@ -89,8 +91,23 @@ def _as_written(graph: Graph, prompt: Prompt) -> bool:
 
 
 def _with_spans_of(old: Prompt, new: Prompt) -> Prompt:
-    """The new prompt with the spans that were added to the old one, if every position still means the same."""
-    added = {name: span for name, span in old.spans.named.items() if name not in new.spans.named}
-    if not added or len(old) != len(new):
-        return new
-    return replace(new, spans=new.spans.having(**added))
+    """The new prompt with the spans that were added to the old one, where they still have a place.
+
+    What was named in pixels is found again in a picture of the same size. All else stands where it stood, if every
+    position still means the same; if not, words and expressions are looked up anew.
+    """
+    spans = new.spans
+    for name, span in old.spans.named.items():
+        if name in new.spans.named:
+            continue
+        how = old.spans.given.get(name)
+        if isinstance(how, InPixels):
+            if how.fits(spans["image"]):
+                spans = spans.having(**{name: how})
+        elif len(old) == len(new):
+            spans = spans.having(**{name: span})
+            spans = spans if how is None else replace(spans, given={**spans.given, name: how})
+        elif how is not None:
+            with suppress(SpanError):
+                spans = spans.having(**{name: how})
+    return replace(new, spans=spans)

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, PromptError
 from nnsight_mmflow.arguments.things import patterns_of
+from nnsight_mmflow.inside.layer_inputs import LayerInputs
+from nnsight_mmflow.inside.layer_operations import LayerOperations
 from nnsight_mmflow.model.layout import layout_of
 from nnsight_mmflow.model.order import side_by_side
 from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.prompts.prompt import Batch, Prompt
+from nnsight_mmflow.remote.own_modules import register_own
 
 if TYPE_CHECKING:
     import torch
     from nnsight import TransformersModel
 
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
@@ -50,27 +54,35 @@ def edited(
             check_counted(graph, patterns, rows)
     if form is not None:
         check_blocks(graph, form, rows)
-    # without a cache there is nothing that a process apart from the model's would be handed a copy of
-    layout = layout_of(graph, rows, form.factor) if form is not None and graph.apart and form.cached else None
+    passage = None if form is None else passage_of(graph, form, rows)
     for pattern in patterns:
         if not pattern.shared:
             whole_here(graph, str(pattern))
         pattern.check_written(form)
         pattern.check(graph, rows, form)
     patterns = side_by_side(graph, patterns, rows)
-    if layout is not None:
+    if graph.remote:
+        register_own(patterns)
+    if passage is not None and passage.apart:
         check_apart(graph, patterns, rows)
     for pattern in patterns:
         pattern = pattern.prepared(graph, rows)
         with model.edit() as (_, changed):
-            if layout is not None:
-                pattern.run_apart(graph, rows, layout)
-            elif form is None:
+            if passage is None:
                 pattern.run(graph, rows)
             else:
-                pattern.run_each(graph, rows)
+                pattern.run_each(graph, rows, passage)
         model = changed
     return model
+
+
+def passage_of(graph: Graph, form: Form, rows: tuple[Spans, ...]) -> Passage:
+    """The way by which patterns reach a generation's forwards."""
+    # without a cache there is nothing that a process apart from the model's would be handed a copy of
+    if graph.apart and form.cached:
+        layout = layout_of(graph, rows, form.factor)
+        return LayerOperations(graph, len(rows), layout.length, layout.unmasked, layout)
+    return LayerInputs(graph, len(rows), rows[0]["all"].row[1])
 
 
 def check_apart(graph: Graph, patterns: tuple[Pattern, ...], rows: tuple[Spans, ...]) -> None:

@@ -6,10 +6,11 @@ A box is four finite numbers, (x0, y0, x1, y1) in pixels, with an area.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 
 from nnsight_mmflow._errors import PromptError
+from nnsight_mmflow._kinds import came
 from nnsight_mmflow.spans.views import Box
 
 
@@ -67,6 +68,48 @@ def checked_boxes(boxes: object, size: tuple[int, int] | None = None) -> tuple[B
     if isinstance(boxes, str | bytes | dict) or not isinstance(boxes, Iterable):
         raise PromptError(f"boxes are (x0, y0, x1, y1) each, in pixels, in a list, but {boxes!r} came.")
     return tuple(_box(box, size) for box in boxes)
+
+
+def named_in_pixels(
+    boxes: object, masks: object, size: tuple[int, int] | None = None
+) -> tuple[tuple[Box, ...], dict[str, object]]:
+    """(what the question is about, boxes and masks under other names), of what came as `boxes` and `masks`.
+
+    Args:
+        boxes: a sequence of boxes, or by name a box, several, or these by picture.
+        masks: by name a mask, or masks by picture.
+        size: (width, height) of the first picture, where it is known.
+
+    Raises:
+        PromptError: a name that is no text, or that comes twice; boxes of the object that are none.
+    """
+    named: dict[str, object] = {}
+    for what, given in (("boxes", boxes), ("masks", masks)):
+        if not isinstance(given, Mapping):
+            if what == "masks" and given is not None:
+                raise PromptError(f'masks are given by name, masks={{"sky": mask}}, but {came(given)} came.')
+            continue
+        for name, value in given.items():
+            if not isinstance(name, str):
+                raise PromptError(f'{what} are given by name, such as {{"object": ...}}, but a key is {came(name)}.')
+            if name in named:
+                raise PromptError(f"{name!r} is given by boxes and by a mask: keep one of them.")
+            named[name] = value
+    if not isinstance(boxes, Mapping):
+        about = checked_boxes(boxes, size)
+        if about and "object" in named:
+            raise PromptError("the object is given by boxes and by a mask: keep one of them.")
+        return about, named
+    if "object" not in boxes or isinstance(boxes["object"], Mapping):
+        return (), named
+    return checked_boxes(several(named.pop("object")), size), named
+
+
+def several(boxes: object) -> object:
+    """One box, or several, as several."""
+    plain = boxes.tolist() if hasattr(boxes, "tolist") else boxes
+    alone = isinstance(plain, list | tuple) and bool(plain) and all(isinstance(one, Real) for one in plain)
+    return [plain] if alone else plain
 
 
 def _box(box: object, size: tuple[int, int] | None) -> Box:

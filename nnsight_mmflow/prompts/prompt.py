@@ -85,6 +85,7 @@ class Prompt:
             "answer": self.answer,
             "options": self.options,
             "boxes": self.boxes,
+            "named": tuple(self.spans.given),
             "kind": self.kind,
             "key": self.key,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError, ModelError
+from nnsight_mmflow._errors import MMFlowError, ModelError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -133,22 +133,32 @@ class Placed:
             blocking: wait for the result.
             job: the id of one that was sent before, to fetch it.
         """
+        from pickle import PicklingError
+
         from httpx import HTTPStatusError
         from nnsight.intervention.backends.remote import RemoteError
 
-        from nnsight_mmflow._progress import say
         from nnsight_mmflow.remote.hidden_keys import hiding, without_keys
         from nnsight_mmflow.remote.ready import make_ready
-        from nnsight_mmflow.remote.server_words import PART, meaning
+        from nnsight_mmflow.remote.server_words import meaning
 
         make_ready(self.remote)
         backend, traffic = self.model._remote_backend(self.remote, blocking, job, False), self.traffic
         serialize, finalize = backend._serialize, backend.finalize
 
         def sent(tracer: object) -> bytes:
-            blob = serialize(tracer)
-            if len(blob) > PART:
-                say(f"{self.name}: a request of {len(blob)} bytes is sent; some servers refuse more than {PART}.")
+            try:
+                blob = serialize(tracer)
+            except (TypeError, PicklingError) as error:
+                failed = str(error)
+            else:
+                failed = ""
+            if failed:
+                raise ServerError(
+                    f"what this run uses cannot be sent: {failed}. A function of your own travels with what it names:"
+                    " let it name functions and tensors (from the_module import the_function), not whole modules or"
+                    " models."
+                )
             traffic.requests, traffic.up = traffic.requests + 1, traffic.up + len(blob)
             return blob
 

@@ -82,8 +82,13 @@ def _parts(value: object, within: tuple[int, ...]) -> Iterator[str]:
         yield from _parts(["method", value.__func__, getattr(value, "__self__", None)], within)
     elif hasattr(value, "_module") and hasattr(value, "path"):  # an envoy: where it stands in the model
         yield f"envoy {value.path}"
-    elif isinstance(value, torch.nn.Module) or hasattr(value, "adapter"):  # a graph; weights are told by themselves
-        yield kind
+    elif hasattr(value, "adapter") or hasattr(value, "config") and isinstance(value, nn.Module):
+        yield kind  # a graph, or its model: weights are told by themselves
+    elif isinstance(value, nn.Module):  # of the user's own, such as an autoencoder
+        yield f"{kind} {value.training} {weights_digest(value)}"
+        for name, part in value.named_modules():
+            told = {held: one for held, one in vars(part).items() if not held.startswith("_")}
+            yield from _parts([name, type(part), told], within)
     elif is_dataclass(value):  # what is cached beside the fields does not count
         yield kind
         yield from _parts(class_parts(type(value)), within)

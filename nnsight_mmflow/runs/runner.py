@@ -79,6 +79,8 @@ class Study(Generic[Found]):
         cells: from a task and its entry to (the cells that it has, the cells that it must have).
         measure_there: the same as `measure` for a graph on a server, if tasks are kept there in parts.
         submit: how tasks become jobs of the server's own, if they do.
+        keep: from the journal and the tasks that are left to what puts the large part of an entry elsewhere, before the
+            journal has the rest; None: the journal has all.
         unit: what a task is called where they are counted.
     """
 
@@ -94,6 +96,7 @@ class Study(Generic[Found]):
     cells: Callable[[Task, dict], CellPair] | None = None
     measure_there: Callable[[Graph, Journal, Task], dict] | None = None
     submit: Callable[[Graph, Journal], Job[Found]] | None = None
+    keep: Callable[[Journal, list[Task]], Callable[[dict], dict]] | None = None
     unit: str = "prompt"
 
 
@@ -158,6 +161,7 @@ def _run(
         for _ in range(len(study.tasks) - len(left)):
             finished()
         bundles = _bundles(study, left)
+        keep = study.keep(journal, left) if study.keep is not None else None
         if crew is not None:
             jobs, names = [_job(study, bundle) for bundle in bundles], [bundle[0].name for bundle in bundles]
             measured = crew.results(entries_of, jobs, names)
@@ -165,6 +169,7 @@ def _run(
             measured = _measured_here(graph, study, journal, bundles)
         for _ in progress_bar(bundles, study.name, shown=progress and len(bundles) > 1):
             entries = next(measured)["entries"]
+            entries = entries if keep is None else [keep(entry) for entry in entries]
             journal.add(*entries)
             for _ in entries:
                 finished()

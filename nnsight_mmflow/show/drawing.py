@@ -123,7 +123,8 @@ class Drawing:
             style |= {"handlelength": 2.4, "columnspacing": 1.0, "labelspacing": 0.3, "handletextpad": 0.5}
             style |= {"borderaxespad": 0.2, "borderpad": 0.1}
         if not self.own:
-            self.axes[0].legend(list(found.values()), [_wrapped(label, 30) for label in found], **style)
+            own = self.axes[0].legend(list(found.values()), [_wrapped(label, 30) for label in found], **style)
+            own.set_in_layout(False)  # wider than a narrow panel, it would take the room of all
             return
         handle = (3.9 if self.small else 4.8) * size / 72
         texts, across = _columns(list(found), self.width - 0.15, handle, size)

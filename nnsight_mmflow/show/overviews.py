@@ -199,6 +199,22 @@ def _kept(result: KeptTokensResult) -> pd.DataFrame:
     )
 
 
+def _features(result: Any) -> pd.DataFrame:
+    table = result.table
+    shown = table.groupby(table["answer"].fillna("no answer"), sort=False).agg(
+        prompts=("prompt", "count"), pictures=("picture", "nunique"), length=("norm", "mean")
+    )
+    shown = shown.sort_values("prompts", ascending=False).head(8).reset_index()
+    return shown.rename(columns={"length": "mean length of a vector"})
+
+
+def _probe(result: Any) -> pd.DataFrame:
+    names = ["accuracy", "low", "high", "majority", "control", "selectivity"]
+    told = result.table[["layer", *names]].copy()
+    told[names] = told[names].map(lambda share: "-" if share != share else f"{100 * share:.1f}")
+    return told.rename(columns={name: f"{name} (%)" for name in names})
+
+
 OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "flow": _flow,
     "skip_flow": _skip,
@@ -217,4 +233,6 @@ OVERVIEWS: dict[str, Callable[[Any], pd.DataFrame]] = {
     "kept_tokens": _kept,
     "knockout_by_patch": _patches,
     "lens_by_patch": _words,
+    "features": _features,
+    "probe": _probe,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import fields
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.show.html import box, heading, table
@@ -44,6 +46,10 @@ def setting(value: object) -> str:
         return f"{value.name}: {len(value)} positions, {ranges(value.positions)}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a tensor of {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {setting(held)}" for key, held in value.items())
+    if isinstance(value, FunctionType):
+        return f"the function {value.__name__}"
     if isinstance(value, range) and value.step == 1 and len(value):
         return f"{value.start} to {value.stop - 1}"
     return str(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow.show.html import INK, box, figure, frame_table, heading, table
 from nnsight_mmflow.show.overviews import overview
+from nnsight_mmflow.spans.grammar import NAMES
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.flow.job import FlowJob
@@ -36,7 +37,19 @@ def told(result: Result) -> str:
     of = {"n_counted": "prompt{} counted", "n_prompts": "prompt{}", "n_facts": "fact{}"}
     counts = ((header[key], what) for key, what in of.items() if key in header)
     counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in counts), "")
-    return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}"
+    return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}{named_spans(header)}"
+
+
+def named_spans(header: dict) -> str:
+    """The spans that it is of, where they are not among those that every prompt has."""
+    told = ""
+    for role in ("source", "target", "at"):
+        given = header.get(role)
+        own = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)]
+        own = [one if len(one) <= 40 else f"{one[:37]}..." for one in own if one not in NAMES]
+        if own:
+            told += f", {role}={', '.join(map(repr, own[:2]))}{', ...' if len(own) > 2 else ''}"
+    return told
 
 
 def job_html(job: FlowJob) -> str:

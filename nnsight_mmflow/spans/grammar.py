@@ -12,6 +12,20 @@ PARTS = ("base", "newline", "separator")
 JOINS = (ast.BitOr, ast.BitAnd, ast.Sub)
 
 
+def check_name(name: str) -> None:
+    """Refuses a name that a span cannot be given.
+
+    Raises:
+        SpanError: every prompt has a span of that name, or it could not be written in an edge.
+    """
+    if name in NAMES:
+        raise SpanError(
+            f"{name!r} is the name of a span that every prompt has ({', '.join(NAMES)}): give yours another name."
+        )
+    if not name or name != name.strip() or "->" in name:
+        raise SpanError(f"{name!r} is no name of a span: one is not empty, has no space around it, and no '->' in it.")
+
+
 def check_expression(expression: str, names: Collection[str] = NAMES) -> None:
     """Refuses an expression that no prompt's spans can answer; how many images, tiles or words there are, they know.
 

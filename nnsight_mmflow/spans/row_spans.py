@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from nnsight_mmflow._errors import SpanError
 from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
+from nnsight_mmflow.spans.expressions import Expression
+from nnsight_mmflow.spans.grammar import check_expression, check_name
+from nnsight_mmflow.spans.in_pixels import SHARE, InPixels, in_pixels
 from nnsight_mmflow.spans.span import Span, ranges
 from nnsight_mmflow.spans.views import Box
 
@@ -36,6 +38,7 @@ class Spans:
         after_images: where the text after the last image starts in `prompt_text`.
         boxes: what the question is about; with them `object` and `other` (the rest of the image) are spans too.
         options: (true, false); with them `true_option`, `false_option` and `question_without_options` are.
+        given: by name what a span was named by, if not as a Span: boxes and masks, or text.
     """
 
     named: dict[str, Span]
@@ -46,6 +49,9 @@ class Spans:
     after_images: int = 0
     boxes: tuple[Box, ...] = field(default=(), repr=False, compare=False, metadata={"identity": False})
     options: tuple[str, str] | None = field(default=None, repr=False, compare=False, metadata={"identity": False})
+    given: Mapping[str, InPixels | str] = field(
+        default_factory=dict, repr=False, compare=False, metadata={"identity": False}
+    )
 
     def __getitem__(self, expression: str) -> Span:
         """The span of that name or expression.
@@ -61,11 +67,13 @@ class Spans:
             return self.named[expression]
         if expression in NEEDS:
             return self.about(expression)
-        try:
-            tree = ast.parse(expression.strip(), mode="eval").body
-        except (SyntaxError, AttributeError, TypeError) as error:
-            raise SpanError(f"{expression!r} is no span expression ({error}). {self._there_are()}") from None
-        return self._evaluate(tree, expression)
+        return Expression(expression, self._by_name, self.text, self._there_are()).span()
+
+    def _by_name(self, name: str) -> Span | None:
+        """The span of that name alone; None if there is none."""
+        if name in self.named:
+            return self.named[name]
+        return self.about(name) if name in NEEDS else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.named)
@@ -73,12 +81,65 @@ class Spans:
     def __contains__(self, name: object) -> bool:
         return name in self.named
 
-    def having(self, **spans: Span) -> Spans:
-        """The same spans and these beside them, under the names given."""
-        for name, span in spans.items():
-            if not isinstance(span, Span):
-                raise SpanError(f"{name} is to be a Span, such as spans['image'], but {came(span)} came.")
-        return replace(self, named={**self.named, **spans})
+    def having(self, *, share: object = SHARE, **spans: object) -> Spans:
+        """The same spans and these beside them, under the names given, which every experiment and pattern then takes.
+
+        A span is named by
+
+        - a Span, or an expression: `rest="image - sky"`;
+        - words: `object="red circle"`, the tokens of the words, as `spans.text` finds them;
+        - a box (x0, y0, x1, y1) in pixels of the picture, or a list of boxes;
+        - a mask: a boolean picture (height, width), as a numpy array, a torch tensor or a PIL picture, such as a
+          segmenter gives it;
+        - with several pictures, boxes or a mask by the picture's number: `object={1: box}`; else it is the first.
+
+        What is named in pixels is found again in a copy of the prompt about another picture of the same size.
+
+        Args:
+            share: how much of a token's own pixel box a mask must cover for the token to count.
+            **spans: by name; an expression may use those before it.
+
+        Raises:
+            SpanError: a name that every prompt has already, or that cannot be written in an edge; or no token is found.
+
+        Example:
+            >>> import nnsight_mmflow as mmf
+            >>> graph = mmf.load("nano")
+            >>> spans = mmf.nano.prompts(graph, 1)[0].spans
+            >>> spans = spans.having(corner=(0, 0, 16, 16), word="color", rest="image - corner")
+            >>> len(spans["corner"]), len(spans["word"]), len(spans["rest"])
+            (4, 1, 60)
+        """
+        made = self
+        for name, value in spans.items():
+            check_name(name)
+            named = made.named
+            if isinstance(value, Span):
+                if value.row != named["all"].row:
+                    raise SpanError(
+                        f"{name} is the Span {value.name!r} of a row at {value.row}, this row is at {named['all'].row}:"
+                        " take it from these spans."
+                    )
+                given = {other: how for other, how in made.given.items() if other != name}
+                made = replace(made, named={**named, name: value}, given=given)
+            else:
+                how = value if isinstance(value, InPixels | str) else None
+                if how is None:
+                    how = in_pixels(name, value, named["image"], share)
+                found = made._by_text(name, how) if isinstance(how, str) else how.found(name, named["image"])
+                made = replace(made, named={**named, name: found}, given={**made.given, name: how})
+        return made
+
+    def _by_text(self, name: str, text: str) -> Span:
+        """The span that a text names: an expression if it reads as one, else words."""
+        try:
+            check_expression(text, (*self.named, *NEEDS))
+        except SpanError:
+            try:
+                return replace(self.text(text), name=name)
+            except SpanError as error:
+                raise SpanError(f"{name}={text!r} is no span's name or expression, and as words: {error}") from None
+        return replace(self[text], name=name)
 
     def text(self, substring: str, index: int | None = None, *, match: str = "word") -> Span:
         """The tokens that cover a substring: of the question if it stands there, else of the whole prompt.
@@ -127,6 +188,8 @@ class Spans:
 
         Source: Cross-modal Information Flow in MLLMs (arXiv 2411.18620): object and other patches, the options.
         """
+        if name == "other" and "object" in self.named:
+            return replace(self.named["image"] - self.named["object"], name=name)
         if NEEDS[name] == "boxes":
             if not self.boxes or not self.named["image"]:
                 raise SpanError("the prompt has no boxes: graph.prompt(..., boxes=((x0, y0, x1, y1),))")
@@ -188,74 +251,3 @@ class Spans:
         part, plain = self.prompt_text[start:end], re.escape(substring)
         whole = [hit.start() + start for hit in re.finditer(rf"(?<!\w){plain}(?!\w)", part)]
         return whole or [hit.start() + start for hit in re.finditer(plain, part)]
-
-    def _text_call(self, call: ast.Call) -> Span:
-        """A text(...) inside an expression, its arguments checked."""
-        form = "text takes a substring, and perhaps index= (a number) and match=: text('red'), text('the', 1)"
-        try:
-            values = [ast.literal_eval(argument) for argument in call.args]
-            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except ValueError:
-            raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.") from None
-        given = {**dict(zip(("substring", "index"), values, strict=False)), **named}
-        index = given.get("index")
-        fits = (
-            len(values) <= 2
-            and len(given) == len(values) + len(named)
-            and set(given) <= {"substring", "index", "match"}
-            and isinstance(given.get("substring"), str)
-            and (index is None or type(index) is int)
-            and isinstance(given.get("match", "word"), str)
-        )
-        if not fits:
-            raise SpanError(f"{ast.unparse(call)!r} cannot be read: {form}.")
-        return self.text(given["substring"], index, match=given.get("match", "word"))
-
-    def _box_call(self, call: ast.Call, called: ast.Attribute, expression: str) -> Span:
-        """A .box(...) inside an expression: boxes in pixels, (x0, y0, x1, y1) each."""
-        try:
-            boxes = [ast.literal_eval(argument) for argument in call.args]
-            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except ValueError:
-            boxes, named = [], {}
-        if not boxes or set(named) - {"rule"}:
-            raise SpanError(f"{ast.unparse(call)!r} cannot be read: boxes are numbers: image.box((0, 0, 9, 9)).")
-        return self._evaluate(called.value, expression).box(*boxes, **named)
-
-    def _tile(self, tree: ast.Attribute, expression: str, number: int) -> Span:
-        image = self._evaluate(tree.value, expression)
-        tiles = image.tile
-        if not 0 <= number < len(tiles):
-            raise SpanError(f"{image.name}.tile[{number}] was asked for, but it has {len(tiles)}, counted from 0.")
-        return tiles[number]
-
-    def _evaluate(self, tree: ast.expr, expression: str) -> Span:
-        if isinstance(tree, ast.Name) and tree.id in self.named:
-            return self.named[tree.id]
-        if isinstance(tree, ast.BinOp):
-            left, right = self._evaluate(tree.left, expression), self._evaluate(tree.right, expression)
-            if isinstance(tree.op, ast.BitOr):
-                return left | right
-            if isinstance(tree.op, ast.BitAnd):
-                return left & right
-            if isinstance(tree.op, ast.Sub):
-                return left - right
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Invert):
-            return ~self._evaluate(tree.operand, expression)
-        if (
-            isinstance(tree, ast.Subscript)
-            and isinstance(tree.slice, ast.Constant)
-            and isinstance(tree.slice.value, int)
-        ):
-            if isinstance(tree.value, ast.Attribute) and tree.value.attr == "tile":
-                return self._tile(tree.value, expression, tree.slice.value)
-            return self._evaluate(tree.value, expression)[tree.slice.value]
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "text":
-            return self._text_call(tree)
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Attribute) and tree.func.attr == "box":
-            return self._box_call(tree, tree.func, expression)
-        if isinstance(tree, ast.Name) and tree.id in NEEDS:
-            return self.about(tree.id)
-        if isinstance(tree, ast.Attribute) and tree.attr in ("base", "newline", "separator"):
-            return getattr(self._evaluate(tree.value, expression), tree.attr)
-        raise SpanError(f"{expression!r} is no span: {ast.unparse(tree)!r} is not known. {self._there_are()}")

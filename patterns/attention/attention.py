@@ -139,6 +139,8 @@ def attention(
             prompt=whole,
             model=graph.name,
             patterns=tuple(map(repr, patterns)),
+            target=target if isinstance(target, str) else target.name,
+            source=source if isinstance(source, str) else source.name,
         )
 
     asked = {"layers": chosen, "heads": kept, "targets": down, "sources": across}

@@ -101,6 +101,8 @@ class AttentionResult(Result):
         prompt: Prompt,
         model: str = "",
         patterns: Sequence[str] = (),
+        target: str = "all",
+        source: str = "all",
     ) -> AttentionResult:
         """The maps with their table and header.
 
@@ -114,12 +116,14 @@ class AttentionResult(Result):
             prompt: the prompt that was run.
             model: its name.
             patterns: what was done to it, in words.
+            target: what the targets were asked for as.
+            source: the same of the sources.
         """
         pooled = _pooled(prompt.spans, weights.mean(1, keepdim=True), layers, (0,), targets, sources, "span", "span")
         header = {
             "model": model,
             **{"layers": list(layers), "heads": list(heads), "targets": list(targets), "sources": list(sources)},
-            "patterns": list(patterns),
+            **{"patterns": list(patterns), "target": target, "source": source},
             "question": prompt.question,
             "prompt": (prompt.continues or prompt).digest(),
             "generated": generated_ids(prompt),
@@ -227,6 +231,7 @@ class AttentionResult(Result):
         down, across = [self.layers.index(layer) for layer in kept], [self.heads.index(head) for head in used]
         positions = {"targets": self.targets, "sources": self.sources, "prompt": self.shown_prompt()}
         found = {"weights": self.weights[down][:, across], "received": self.received[down], **positions}
+        found |= {role: self.header.get(role, "all") for role in ("target", "source")}
         return AttentionResult.of(layers=kept, heads=used, model=self.model, patterns=self.patterns, **found)  # type: ignore[arg-type]
 
     @checked

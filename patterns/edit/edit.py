@@ -163,6 +163,7 @@ def _edited(
     header = {
         "model": graph.name,
         "layers": chosen,
+        "at": list(dict.fromkeys(fact.at for fact in facts)),
         "settings": asdict(settings),
         "n_facts": len(facts),
         "weights": weight_digests(graph, chosen),

@@ -179,6 +179,7 @@ def edit_report(
     header = {
         "model": graph.name,
         "layers": where,
+        "at": list(dict.fromkeys(fact.at for fact in facts)),
         "n_facts": len(groups) * together,
         "together": together,
         "methods": list(methods),

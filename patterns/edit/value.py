@@ -15,7 +15,8 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.optimised import Search, optimised
-from nnsight_mmflow.inside.rows import Rows, tail_start
+from nnsight_mmflow.inside.row_masks import Rows
+from nnsight_mmflow.inside.rows import tail_start
 from nnsight_mmflow.runs.answers import with_target
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def find_changes(graph: Graph, fact: Fact, layers: Sequence[int], settings: Edit
     longer, ids = with_target(graph, fact.prompt, fact.target, settings.first_token)
     position = fact.position()
     start = tail_start(position, graph.adapter.bidirectional(longer.spans))
-    rows = Rows(start, len(longer) - start, ((0, graph.n_layers),), (0,), ((),), ((),))
+    rows = Rows(start, len(longer) - start, ((0, graph.n_layers),))
     outs, model, all_layers = {layer: graph.mlp_out(layer) for layer in layers}, graph.model, graph.layers
     given, width, causal, enters_after = graph.checked(longer), graph.d_model, graph.causal, graph.enters_after
     remotely = graph.remotely

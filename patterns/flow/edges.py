@@ -22,7 +22,7 @@ WITH_OPTIONS = ("true_option->last", "false_option->last", "question_without_opt
 def default_edges(prompts: list[Prompt]) -> tuple[str, ...]:
     """The paper's four edges; with boxes and options given, those they allow as well."""
     edges = list(PAPER)
-    if any(prompt.boxes for prompt in prompts):
+    if any(prompt.boxes or "object" in prompt.spans for prompt in prompts):
         edges += WITH_BOXES
     if any(prompt.options for prompt in prompts):
         edges += WITH_OPTIONS
@@ -34,7 +34,7 @@ def named_spans(prompt: Prompt) -> tuple[Spans, dict[str, str]]:
     spans, missing = prompt.spans, {}
     for name, what in NEEDS.items():
         try:
-            spans = spans.having(**{name: prompt.spans.about(name)})
+            spans = spans.having(**{name: prompt.spans[name]})
         except SpanError as error:
             missing[what] = str(error)
     return spans, missing

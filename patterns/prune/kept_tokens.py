@@ -62,7 +62,8 @@ class KeptTokensResult(Result):
         return [len(kept) for kept in self.layers]
 
     def __repr__(self) -> str:
-        return f"KeptTokensResult({self.header['model']}, counts={self.counts})"
+        at = f", at={self.header['at']!r}" if self.header.get("at") else ""
+        return f"KeptTokensResult({self.header['model']}{at}, counts={self.counts})"
 
     def summary(self) -> str:
         """Which layers see how many tokens."""
@@ -168,6 +169,7 @@ def kept_tokens(
         header = {
             "model": graph.name,
             "pattern": repr(pattern),
+            "at": getattr(pattern, "at", ""),
             "n_layers": graph.n_layers,
             "n_tokens": count,
             "question": prompt.question,

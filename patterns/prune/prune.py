@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError, ModelError, NoEffectError
 from nnsight_mmflow._later import later
-from nnsight_mmflow.inside.forwards import Held, each_forward, factor_of
-from nnsight_mmflow.inside.heads import QueryKeyReader
-from nnsight_mmflow.inside.prune_apart import prune_prefill_apart, prune_step_apart, steps_need_care
-from nnsight_mmflow.inside.prune_layers import Pruned, of_prompt, prune_prefill, prune_step
+from nnsight_mmflow.inside.forwards import Held, factor_of
+from nnsight_mmflow.inside.layer_inputs import LayerInputs
+from nnsight_mmflow.inside.prune_choice import Pruned, of_prompt
+from nnsight_mmflow.inside.prune_layers import prune_prefill, prune_step, steps_need_care
 from nnsight_mmflow.inside.pruning import Row, Stage, Way
 from nnsight_mmflow.inside.tower import TowerSeen, read_tower
 from nnsight_mmflow.model.edits import MaskEdit, row_length
@@ -19,7 +19,7 @@ from nnsight_mmflow.model.pattern import RANKS, Pattern, check_whole
 from nnsight_mmflow.patterns.prune.checks import check_form, check_stages, rope_of
 
 if TYPE_CHECKING:
-    from nnsight_mmflow.inside.apart import Layout
+    from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Batch, Prompt
@@ -164,68 +164,43 @@ class Prune(Pattern):
         """Does it inside the edit that `graph.trace` makes; returns how many image tokens were dropped."""
         return dropped_tokens(self, self.prefill(graph, rows), rows)
 
-    def run_each(self, graph: Graph, rows: tuple[Spans, ...]) -> None:
+    def run_each(self, graph: Graph, rows: tuple[Spans, ...], passage: Passage) -> None:
         """Does it inside the edit that `graph.generate` makes: chosen once, left out in each forward after it."""
-        length, way, told = row_length(rows), self._way(graph), Told()
+        way, told = self._way(graph), Told()
 
         def read() -> None:
             told.towers = self._read_towers(graph, rows)
 
         def act(held: Held) -> bool:
             if told.found is not None and held.cached:
-                prune_step(graph.layers, told.found, length, way)
-            else:
-                again = told.found is not None
-                found = self._prefill(graph, rows, told.towers, told.found)
-                if not again:
-                    told.found = of_prompt(found, length)
-                    dropped_tokens(self, told.found, rows)
-            return False
+                prune_step(passage, held, told.found, way)
+                return False
+            found = self._prefill(graph, rows, passage, held, told.towers, told.found)
+            if told.found is None:
+                told.found = of_prompt(found, passage.length)
+                dropped_tokens(self, told.found, rows)
+            return held.cached and not steps_need_care(told.found, way, passage)
 
-        each_forward(graph.decoder, len(rows), length, act, read)
-
-    def run_apart(self, graph: Graph, rows: tuple[Spans, ...], layout: Layout) -> None:
-        """Does it in a generation whose blocks run apart from the model's process."""
-        from nnsight.intervention.interleaver import OutOfOrderError
-        from nnsight.intervention.iterator import Iterations
-
-        attentions, way = [graph.attention(layer) for layer in range(graph.n_layers)], self._way(graph)
-        towers = self._read_towers(graph, rows)
-        found = prune_prefill_apart(
-            graph.decoder,
-            graph.layers,
-            attentions,
-            QueryKeyReader(graph),
-            [self.plan(graph, spans) for spans in rows],
-            [row_of(spans) for spans in rows],
-            way,
-            towers,
-            layout,
-        )
-        dropped_tokens(self, found, rows)
-        if not steps_need_care(found, way, layout):
-            return  # a loop in which nothing is waited for would not end
-        try:
-            for step in Iterations()[1:]:
-                prune_step_apart(attentions, found, way, layout, step)
-        except OutOfOrderError:  # a generation ends
-            pass
+        passage.each(act, read)
 
     def prefill(self, graph: Graph, rows: tuple[Spans, ...]) -> Pruned:
         """Does it inside a trace of the prompt, and returns what each layer keeps."""
-        return self._prefill(graph, rows, self._read_towers(graph, rows))
+        towers, passage = self._read_towers(graph, rows), LayerInputs(graph, len(rows), row_length(rows))
+        return self._prefill(graph, rows, passage, passage.held_at(0), towers)
 
     def _prefill(
         self,
         graph: Graph,
         rows: tuple[Spans, ...],
+        passage: Passage,
+        held: Held,
         towers: list[TowerSeen | None],
         before: Pruned | None = None,
     ) -> Pruned:
         return prune_prefill(
-            graph.layers,
-            graph.n_layers,
-            QueryKeyReader(graph),
+            passage,
+            held,
+            graph,
             [self.plan(graph, spans) for spans in rows],
             [row_of(spans) for spans in rows],
             self._way(graph),

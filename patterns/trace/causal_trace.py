@@ -11,9 +11,9 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.bridge.site_names import site_named
 from nnsight_mmflow.inside.plan import ROW_BUDGET
 from nnsight_mmflow.inside.restore import ORDER, Cell
+from nnsight_mmflow.model.site_names import site_named
 from nnsight_mmflow.patterns.trace.corruption import Corruption, corruption_identity, first_difference
 from nnsight_mmflow.patterns.trace.result import SAME, CausalTraceResult, collect_trace
 from nnsight_mmflow.patterns.trace.run import cost, measure

@@ -1,6 +1,7 @@
 """Every family: the conformance suite passes, its checks can fail, and what each says of its tokens holds."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import transformers
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from kit.families import EAGER_ONLY, FAMILIES, QUESTION, family
+from kit.families import EAGER_ONLY, FAMILIES, QUESTION, conformance, family
 from kit.sweeps import layer_inputs
 from kit.tiny import picture
 from packaging.version import Version
@@ -20,7 +21,7 @@ from nnsight_mmflow import adapters
 from nnsight_mmflow.checks import CHECKS, bridge, forwards, knockouts, patches, places
 from nnsight_mmflow.checks.subject import Failed, Subject
 from nnsight_mmflow.inside.rows import check_prefix
-from nnsight_mmflow.patterns import knockout, patch
+from nnsight_mmflow.patterns import edge_scores, knockout, patch
 from nnsight_mmflow.spans.geometry import ImageGeometry
 
 # What a check says nothing about, and of whom; everything else must pass.
@@ -43,7 +44,7 @@ def graph_of(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_conformance(name):
-    report = mmf.check(graph_of(name), progress=False)
+    report = conformance(name)
     assert report.ok, str(report)
     skipped = {line.name for line in report.lines if line.outcome == "not applicable"}
     assert skipped == NOT_APPLICABLE.get(name, set()), str(report)
@@ -88,12 +89,12 @@ def test_padding_on_the_wrong_side_is_seen(monkeypatch):
 
 def test_a_knockout_of_one_layer_too_few_is_seen(monkeypatch):
     graph = graph_of("gemma3")
-    real = knockout.close_edges
+    real = edge_scores.change_edges
 
-    def fewer(layers, chosen, *rest):
-        return real(layers, chosen[1:], *rest)
+    def fewer(passage, held, chosen, *rest):
+        return real(passage, held, chosen[1:], *rest)
 
-    monkeypatch.setattr(knockout, "close_edges", fewer)
+    monkeypatch.setattr(edge_scores, "change_edges", fewer)
     with pytest.raises(Failed, match="logits differ by"):
         knockouts.by_hand(Subject(graph))
     with pytest.raises(Failed, match="log-probabilities differ by"):
@@ -102,12 +103,12 @@ def test_a_knockout_of_one_layer_too_few_is_seen(monkeypatch):
 
 def test_a_patch_at_the_wrong_place_is_seen(monkeypatch):
     graph = graph_of("llava_next")
-    real = patch.write_all
+    real = patch.Patch.change_at
 
-    def moved(sites, positions, *rest):
-        return real(sites, [at[::-1] for at in positions], *rest)
+    def moved(self, values, place):
+        return real(self, values, replace(place, there=place.there[::-1]))
 
-    monkeypatch.setattr(patch, "write_all", moved)
+    monkeypatch.setattr(patch.Patch, "change_at", moved)
     with pytest.raises(Failed, match="embed: logits differ|logits differ by"):
         patches.another_run(Subject(graph))
 

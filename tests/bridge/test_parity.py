@@ -1,7 +1,7 @@
 """The same patterns on both sides of the same weights, nnsight and a TransformerLens bridge: the largest difference."""
 
 import functools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -33,8 +33,27 @@ def other(graph):
     return graph.prompt(picture(1, 96, 64), QUESTION)
 
 
+def flipped(values, layer):
+    return values.flip(-1) * 0.9 + 0.01 * layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flipped(mmf.Pattern):
+    """A pattern of one's own."""
+
+    at: str
+    layers: list[int] | None = None
+    site: str = "mlp"
+    when: str = "prefill"
+
+    def change(self, values, layer):
+        return flipped(values, layer)
+
+
 PATTERNS = {
     "knockout": lambda graph: mmf.Knockout(source="image", target="last", layers=range(1, last(graph) + 1)),
+    "bias": lambda graph: mmf.Bias(source="image", target="last", layers=range(1, last(graph) + 1), value=1.5),
+    "bias_heads": lambda graph: mmf.Bias(source="image", target="question", layers=[1], heads=[0, 2], value=-2.0),
     "knockout_heads": lambda graph: mmf.Knockout(source="image", target="question", layers=[1], heads=[0, 2]),
     "patch_resid": lambda graph: mmf.Patch(at="image", layers=[1], value=mmf.values.from_run(other(graph))),
     "patch_attn": lambda graph: mmf.Patch(at="last", site="attn", layers=[1, last(graph)], value=mmf.values.zeros()),
@@ -44,6 +63,9 @@ PATTERNS = {
     ),
     "patch_embed": lambda graph: mmf.Patch(at="image", site="embed", value=mmf.values.from_run(other(graph))),
     "patch_noise": lambda graph: mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=3)),
+    "change_resid": lambda graph: mmf.Change(at="image", layers=[0, 1], value=lambda values: values - values.mean(0)),
+    "change_heads": lambda graph: mmf.Change(at="last", site="attn", heads=[2, 0], layers=[1], value=flipped),
+    "own_embed": lambda graph: Flipped(at="image", site="embed"),
     "skip": lambda graph: mmf.Skip(layers=[1]),
     "skip_image": lambda graph: mmf.Skip(layers=[0, 1], at="image"),
     "skip_attn": lambda graph: mmf.Skip(layers=[1], part="attn"),
@@ -95,14 +117,14 @@ def test_a_pattern_is_the_same_on_both_sides(name, pattern):
     same(found, wanted, made)
     plain = on_nnsight(graph, prompt)
     assert (wanted - plain).abs().max() > 1e-6 * float(plain.abs().max()), f"{made} changes nothing here"
-    if pattern in ("fastv", "random") or (name in DELEGATED and pattern.startswith("knockout")):
+    if pattern in ("fastv", "random") or (name in DELEGATED and pattern.startswith(("knockout", "bias"))):
         return
     with torch.no_grad():  # as hooks for TransformerLens' own function
         found = graph.bound(bridge, prompt).run_with_hooks(fwd_hooks=made.hooks(bridge, prompt.spans))
     same(found, wanted, f"hooks of {made}")
 
 
-@pytest.mark.parametrize("pattern", ["knockout", "patch_attn", "skip_image", "random"])
+@pytest.mark.parametrize("pattern", ["knockout", "bias_heads", "patch_attn", "skip_image", "random"])
 @pytest.mark.parametrize("name", ["nano", "llava", "llava_next", "qwen2_5_vl"])
 def test_in_a_padded_batch(name, pattern):
     graph, bridge = sides(name)
@@ -123,13 +145,16 @@ def test_patterns_together():
     same(found, on_nnsight(graph, prompt, *made), "three patterns")
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["knockout", "own"])
 @pytest.mark.parametrize("when", ["prefill", "decode", "all"])
 @pytest.mark.parametrize("name", ["nano", "llava", "llava_next", "qwen2_5_vl"])
-def test_generation_under_a_pattern(name, when):
+def test_generation_under_a_pattern(name, when, own):
     graph, bridge = sides(name)
     prompt = graph.prompt(picture(0, 96, 64), QUESTION)
     kwargs = {"max_new_tokens": 4, "do_sample": False}
     made = mmf.Knockout(source="image", target="question | suffix", layers=range(graph.n_layers), when=when)
+    if own:
+        made = Flipped(at="question | suffix", layers=[0, 1, 2], when=when)
     with torch.no_grad(), graph.generate(prompt, made, **kwargs) as tracer:
         wanted = tracer.result.save()
     with torch.no_grad(), graph.hooks(bridge, prompt, made) as bound:

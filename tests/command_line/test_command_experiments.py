@@ -32,6 +32,7 @@ RUNS = {
     "knockout-by-token": ("--window 3", "flow.csv 0_*/flow.png 1_*/flow.parquet"),
     "lens-by-patch": ("--layers 4 --top 2", "lens_by_patch.csv 0_*/lens_by_patch.png 1_*/lens_by_patch.parquet"),
     "attention-and-effect": ("--layers 3 4 --controls 2", "attention_and_effect.csv 1_*/attention_and_effect.png"),
+    "features": ("--at question --layers 2 5", "features.png features.csv features.parquet"),
     "prune": ("--methods fastv --timed 0 --max-new-tokens 2", "prune_report.png prune_report.csv report.md"),
 }  # fmt: skip
 # What those need beside a file of questions that have neither constraints nor new answers.

@@ -20,14 +20,10 @@ import nnsight_mmflow as mmf
 from nnsight_mmflow import adapters
 from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow.adapters.llava import Llava
-from nnsight_mmflow.inside.forwards import each_forward
-from nnsight_mmflow.inside.sites import SITES, read_site, write_site
-from nnsight_mmflow.model.edits import row_length
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, rows_of, run_study
-from nnsight_mmflow.spans.edges import resolve
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +37,7 @@ def asked(nano):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale(mmf.Pattern):
+class Times(mmf.Pattern):
     """Multiplies what MLPs add at a span.
 
     Source: this test.
@@ -50,34 +46,24 @@ class Scale(mmf.Pattern):
     at: str
     layers: int | Iterable[int]
     factor: float
+    site: str = "mlp"
 
-    def check(self, graph, rows, form):
-        self.layer_list(graph)
-        if self.factor == 1 or not all(map(len, resolve(self.at, rows, "at"))):
-            raise mmf.NoEffectError(f"{self} would change nothing.")
+    def change(self, values, layer):
+        return values * self.factor
 
-    def run(self, graph, rows):
-        return self._scale(graph, [list(span) for span in resolve(self.at, rows, "at")])
 
-    def run_each(self, graph, rows):
-        positions, length = [list(span) for span in resolve(self.at, rows, "at")], row_length(rows)
+@dataclass(frozen=True, kw_only=True)
+class Nothing(mmf.Pattern):
+    """A pattern that writes no method."""
 
-        def act(held):
-            here = [held.local(each) for each in positions]
-            if any(here):
-                self._scale(graph, held.by_row(here))
-            return held.past_prompt
+    at: str
 
-        each_forward(graph.decoder, len(rows), length, act)
 
-    def _scale(self, graph, positions):
-        for layer in self.layer_list(graph):
-            site = SITES["mlp"](graph, layer)
-            values = read_site(site).clone()
-            for row, at in enumerate(positions):
-                values[row, at] = values[row, at] * self.factor
-            write_site(site, values)
-        return sum(map(len, positions)) * len(self.layer_list(graph))
+class Bare(mmf.Pattern):
+    """A pattern that is no dataclass."""
+
+    def change(self, values, layer):
+        return values * 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +93,7 @@ def hooked(graph, pattern, positions):
 
 
 def test_an_intervention(nano, asked):
-    pattern = Scale(at="image", layers=range(2, 5), factor=0.0)
+    pattern = Times(at="image", layers=range(2, 5), factor=0.0)
     prompt, settings = asked[0], {"max_new_tokens": 3, "do_sample": False}
     with torch.no_grad(), nano.trace(prompt, pattern, use_cache=False):
         logits = nano.unembed.output[0, -1].save()
@@ -125,24 +111,38 @@ def test_an_intervention(nano, asked):
     assert (logits - plain).abs().max() > 0.1
     assert torch.equal(ids, ids_by_hooks)
     assert pattern.layer_list(nano) == [2, 3, 4]
-    assert repr(pattern) == "Scale(at='image', layers=range(2, 5), factor=0.0)"
+    assert repr(pattern) == "Times(at='image', layers=range(2, 5), factor=0.0, site='mlp')"
     html = pattern._repr_html_()
     for shown in ("Multiplies what MLPs add at a span.", "this test", "2 to 4"):
         assert shown in html
 
 
 def test_an_intervention_is_refused_where_it_lacks_something(nano, asked):
-    pattern = Scale(at="image", layers=2, factor=0.5)
-    with pytest.raises(mmf.ModelError, match=r"Scale cannot act on a TransformerLens bridge: use graph\.trace"):
-        pattern.edits(nano, asked[0].rows(), asked[0])
-    with pytest.raises(mmf.NoEffectError, match="would change nothing"):
-        nano.trace(asked[0], Scale(at="image", layers=2, factor=1.0))
+    with pytest.raises(mmf.NoEffectError, match="would change nothing: its `change` gives back"):
+        traced(nano, asked[0], Times(at="image", layers=2, factor=1.0))
     with pytest.raises(mmf.MMFlowError, match=r"layers \[99\] do not exist; there are 10"):
-        nano.trace(asked[0], Scale(at="image", layers=99, factor=0.5))
+        nano.trace(asked[0], Times(at="image", layers=99, factor=0.5))
+    with pytest.raises(mmf.MMFlowError, match="site must be one of"):
+        Times(at="image", layers=2, factor=0.5, site="foo")
     with pytest.raises(mmf.SpanError, match="at is a span's name or expression"):
-        Scale(at=3, layers=2, factor=0.5)
+        Times(at=3, layers=2, factor=0.5)
+    with pytest.raises(mmf.ModelError, match=r"Nothing does nothing: write `def change\(self, values, layer\): return"):
+        Nothing(at="image")
+    with pytest.raises(mmf.ModelError, match=r"Bare is no dataclass, .* write @dataclass\(frozen=True, kw_only=True\)"):
+        Bare(at="image")
     with pytest.raises(mmf.ModelError, match=r"TraceOnly cannot act in a generation: its class writes no run_each"):
         nano.generate(asked[0], TraceOnly(layers=1), max_new_tokens=1)
+    with pytest.raises(mmf.ModelError, match=r"TraceOnly cannot act on a TransformerLens bridge: use graph\.trace"):
+        TraceOnly(layers=1).edits(nano, asked[0].rows(), asked[0])
+    whole = asked[0].spans["image"]  # a Span does where a name does, whatever the field says
+    found = [traced(nano, asked[0], Times(at=at, layers=2, factor=0.5)) for at in (whole, "image")]
+    assert torch.equal(*found)
+
+
+def traced(graph, prompt, pattern):
+    with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False):
+        logits = graph.unembed.output[0, -1].save()
+    return logits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ GROUPS = ("prune", "results", "data", "bridge", "show")
 OTHERS = {"values", "corruption", "nano"}  # what patterns and experiments are given
 # What runs no model of its own, or not in traces of the graph.
 NO_EXPERIMENTS = {
-    *("load", "adapt", "check"),
+    *("load", "adapt", "check", "probe"),
     *("data.read_questions", "data.prompts_of", "data.read_benchmark"),
     *("data.read_constraint_questions", "data.write_constraint_questions"),
     *("explore", "show.explore", "show.on_image", "show.attention", "show.tokens"),  # draw

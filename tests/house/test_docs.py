@@ -43,6 +43,15 @@ def test_ci_runs_the_printed_test_command():
         assert "-c constraints.txt" in command
 
 
+def test_the_page_on_own_patterns_runs(tmp_path, monkeypatch):
+    """As one script, since its blocks go on from one another; they hold their own assertions."""
+    monkeypatch.chdir(tmp_path)
+    page = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_patterns.md").read_text(), re.DOTALL)
+    assert len(page) == 4
+    (tmp_path / "own_patterns.py").write_text("\n".join(page))
+    runpy.run_path(str(tmp_path / "own_patterns.py"))
+
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 WITHOUT_FIGURES = ("07_your_own_model",)
 LARGEST = 500_000  # bytes of a committed notebook, outputs and all

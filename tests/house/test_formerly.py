@@ -31,7 +31,7 @@ def test_no_name_of_now_warns(recwarn):
 
 
 def test_a_name_that_never_was_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="nnsight_mmflow has no 'flou'; it has Batch"):
+    with pytest.raises(AttributeError, match="nnsight_mmflow has no 'flou'; it has Add, Batch"):
         mmf.flou  # noqa: B018
     with pytest.raises(AttributeError, match="nnsight_mmflow.data has no 'nothing'; it has Benchmark"):
         mmf.data.nothing  # noqa: B018

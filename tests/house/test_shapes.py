@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
-from nnsight_mmflow.inside.masks import close, layer_mask
+from nnsight_mmflow.inside.masks import add_to_edges, layer_mask
 from nnsight_mmflow.inside.rows import answer_numbers
 
 
@@ -15,7 +15,7 @@ def test_a_mask_of_too_few_axes_is_refused():
 
 def test_an_integer_mask_is_refused():
     with pytest.raises(jaxtyping.TypeCheckError):
-        close(torch.zeros(1, 1, 4, 4, dtype=torch.long), [([3], [0])], None, 2)
+        add_to_edges(torch.zeros(1, 1, 4, 4, dtype=torch.long), [([3], [0])], None, 2)
 
 
 def test_logits_need_rows():

@@ -3,6 +3,8 @@
 Tolerance: 1e-5 of the largest logit, as in test_generate.py: the pattern attends by itself, by other kernels.
 """
 
+import functools
+
 import pytest
 import torch
 from kit.apart import apart
@@ -25,6 +27,12 @@ def generated(graph, prompt, *patterns, n_tokens=STEPS):
     return logits
 
 
+@functools.cache
+def unchanged(graph, padded):
+    """The logits without a pattern."""
+    return generated(graph, batch_of(graph, padded))
+
+
 def batch_of(graph, padded):
     one = graph.prompt(picture(0), QUESTION)
     return graph.batch([one, graph.prompt(picture(1), "do ring and circle have " + QUESTION)]) if padded else one
@@ -42,6 +50,7 @@ def patterns_of(graph):
         "every step": mmf.Knockout(source="image", target="last", layers=[1], when="all"),
         "later steps": mmf.Knockout(source="question", target="last", layers=range(3), when="decode"),
         "one head": mmf.Knockout(source="image", target="question", layers=[2], heads=[1], when="prefill"),
+        "bias": mmf.Bias(source="image", target="last", layers=range(1, 3), value=1.5, heads=[1], when="all"),
         "embed": mmf.Patch(at="image", site="embed", value=mmf.values.noise(0.5, seed=1)),
         "resid": mmf.Patch(at="image", layers=[1], value=mmf.values.zeros()),
         "skip": mmf.Skip(layers=[2]),
@@ -55,7 +64,7 @@ def patterns_of(graph):
     return own
 
 
-NAMES = ("knockout", "every step", "later steps", "one head", "embed", "resid", "skip", "skip image")
+NAMES = ("knockout", "every step", "later steps", "one head", "bias", "embed", "resid", "skip", "skip image")
 NAMES += tuple(f"{name}, {mode}" for name in ("prune", "fastv") for mode in ("drop", "mask"))
 
 
@@ -92,7 +101,7 @@ def check(graph, name, padded, request):
             with pytest.raises(mmf.ModelError, match="its cache would forget"):
                 one.edited(prompt, (patterns[name],), PLAIN)
         return
-    wanted, plain = generated(graph, prompt, patterns[name]), generated(graph, prompt)
+    wanted, plain = generated(graph, prompt, patterns[name]), unchanged(graph, padded)
     request.getfixturevalue("split")
     found = generated(apart(graph), prompt, patterns[name])
     assert (wanted - plain).abs().nan_to_num(0).max() > VISIBLE
@@ -125,7 +134,7 @@ def by_key(seen):
 def test_methods(pattern, padded, attention, request):
     graph = family("llava", attention)
     prompt = batch_of(graph, padded)
-    wanted, plain = generated(graph, prompt, pattern), generated(graph, prompt)
+    wanted, plain = generated(graph, prompt, pattern), unchanged(graph, padded)
     request.getfixturevalue("split")
     found = generated(apart(graph), prompt, pattern)
     assert (wanted - plain).abs().nan_to_num(0).max() > VISIBLE

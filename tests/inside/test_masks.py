@@ -1,11 +1,11 @@
-"""layer_mask and close, by themselves: what is open, what is closed, what is counted, and that nothing is edited."""
+"""layer_mask and add_to_edges by themselves: what is open, closed and counted, and that nothing is edited."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnsight_mmflow.inside.masks import close, layer_mask
+from nnsight_mmflow.inside.masks import add_to_edges, layer_mask
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -91,9 +91,9 @@ def test_layer_mask_edits_nothing(kind):
     assert mask.equal(before)
 
 
-def test_close_counts_open_edges_only():
+def test_closing_counts_open_edges_only():
     mask = layer_mask(None, states(2, 6), 0)
-    built, changed, starved = close(mask, [([3, 5], [1, 4]), ([], [1])], None, 4)
+    built, changed, starved = add_to_edges(mask, [([3, 5], [1, 4]), ([], [1])], None, 4)
     # row 0: 3 reads 1 but not 4, 5 reads 1 and 4; row 1: no target
     assert (changed, starved) == (3, 0)
     difference = opened(mask) & ~opened(built)
@@ -101,31 +101,31 @@ def test_close_counts_open_edges_only():
     assert (built == mask)[~difference].all()
 
 
-def test_close_edits_no_mask():
+def test_closing_edits_no_mask():
     mask = layer_mask(None, states(1, 4), 0).clone()
     before = mask.clone()
     for heads in (None, [1]):
-        close(mask, [([3], [0])], heads, 2)
+        add_to_edges(mask, [([3], [0])], heads, 2)
         assert mask.equal(before)
 
 
-def test_close_again_counts_nothing():
-    mask, *_ = close(layer_mask(None, states(1, 5), 0), [([4], [1, 2])], None, 4)
-    again, changed, starved = close(mask, [([4], [1, 2])], None, 4)
+def test_closing_again_counts_nothing():
+    mask, *_ = add_to_edges(layer_mask(None, states(1, 5), 0), [([4], [1, 2])], None, 4)
+    again, changed, starved = add_to_edges(mask, [([4], [1, 2])], None, 4)
     assert (changed, starved) == (0, 0)
     assert again.equal(mask)
 
 
 @pytest.mark.parametrize("heads", [None, [0], [3, 1]])
-def test_close_counts_starved_queries(heads):
+def test_closing_counts_starved_queries(heads):
     mask = layer_mask(None, states(1, 4), 0)
-    _, changed, starved = close(mask, [([1, 2], [0, 1])], heads, 4)
+    _, changed, starved = add_to_edges(mask, [([1, 2], [0, 1])], heads, 4)
     assert (changed, starved) == (4 * len(heads or [0]), len(heads or [0])), "query 1 loses 0 and 1; query 2 keeps 2"
 
 
-def test_close_by_heads_leaves_the_others_open():
+def test_closing_by_heads_leaves_the_others_open():
     mask = layer_mask(None, states(2, 5), 0)
-    built, changed, _ = close(mask, [([4], [0, 1]), ([2], [1])], [1, 3], 4)
+    built, changed, _ = add_to_edges(mask, [([4], [0, 1]), ([2], [1])], [1, 3], 4)
     assert built.shape == (2, 4, 5, 5)
     assert changed == 2 * 2 + 2 * 1
     assert (opened(mask).expand(-1, 4, -1, -1) & ~opened(built)).nonzero().tolist() == [
@@ -133,16 +133,16 @@ def test_close_by_heads_leaves_the_others_open():
     ]  # fmt: skip
 
 
-def test_close_all_heads_after_some_heads():
-    mask, *_ = close(layer_mask(None, states(1, 5), 0), [([4], [0])], [2], 4)
-    built, changed, _ = close(mask, [([4], [0, 1])], None, 4)
+def test_closing_all_heads_after_some_heads():
+    mask, *_ = add_to_edges(layer_mask(None, states(1, 5), 0), [([4], [0])], [2], 4)
+    built, changed, _ = add_to_edges(mask, [([4], [0, 1])], None, 4)
     assert changed == 3 + 4, "head 2 had lost key 0 already"
     assert not opened(built)[0, :, 4, :2].any()
 
 
-def test_close_spreads_a_mask_of_one_row_over_the_batch():
+def test_closing_spreads_a_mask_of_one_row_over_the_batch():
     mask = layer_mask(None, states(1, 4), 0)
-    built, changed, _ = close(mask, [([3], [0]), ([3], [1]), ([], [])], None, 4)
+    built, changed, _ = add_to_edges(mask, [([3], [0]), ([3], [1]), ([], [])], None, 4)
     assert built.shape == (3, 1, 4, 4)
     assert changed == 2
     assert opened(built)[:, 0, 3].tolist() == [
@@ -160,10 +160,10 @@ def test_close_spreads_a_mask_of_one_row_over_the_batch():
     st.sets(st.integers(0, 11)),
     st.one_of(st.none(), st.sets(st.integers(0, 3), min_size=1)),
 )
-def test_close_is_the_loop_over_edges(queries, past, targets, sources, heads):
+def test_closing_is_the_loop_over_edges(queries, past, targets, sources, heads):
     targets, sources = [t for t in targets if t < queries], [s for s in sources if s < past + queries]
     mask = layer_mask(None, states(1, queries), past)
-    built, changed, starved = close(mask, [(targets, sources)], None if heads is None else list(heads), 4)
+    built, changed, starved = add_to_edges(mask, [(targets, sources)], None if heads is None else list(heads), 4)
     wanted = opened(mask).expand(1, 4, -1, -1).clone()
     for head in range(4) if heads is None else heads:
         for target in targets:

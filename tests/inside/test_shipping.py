@@ -9,7 +9,13 @@ from kit.shipping import faults, module_of, reached, read
 ROOT = Path(__file__).parents[2]
 ON_A_SERVER = {"torch", "numpy", "transformers", "einops", "nnsight", "nnsight_mmflow", *sys.stdlib_module_names}
 LOW = ("_errors", "_kinds", "_later")
-BESIDE = {"pattern", "edits", "loaded", "prompt"}  # the base of patterns; the walk sees more than can be reached
+BESIDE = {
+    "pattern",
+    "named",
+    "edits",
+    "loaded",
+    "prompt",
+}  # the base of patterns; the walk sees more than can be reached
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +31,16 @@ def test_the_walk_goes_everywhere(modules):
     """Every pattern's run, the row engine, rankings that are objects, and what they call in turn."""
     found = {f"{where.removeprefix('nnsight_mmflow.')}.{name}" for where, name in reached(modules)}
     for name in (
-        "patterns.knockout.Knockout.run",
-        "inside.closed_edges.close_edges_apart",
-        "patterns.prune.prune.Prune.run_apart",
+        "patterns.edge_scores.EdgeScores.run",
+        "inside.edges.change_edges",
+        "inside.layer_inputs.InputsLayer.cover",
+        "inside.layer_operations.OperationsLayer.cover",
+        "patterns.prune.prune.Prune.run_each",
         "patterns.prune.sparse_vlm._Recycling.__call__",
         "patterns.skip.Skip.run",
+        "patterns.change.Change.change",
+        "patterns.through.Through.with_features",
+        "inside.own_functions.changed_by",
         "inside.updates.add_updates",
         "inside.sweep.rows_of",
         "inside.rows.run_rows",

@@ -117,6 +117,8 @@ ROWS = (
     Row("knockout_by_token", "FlowResult", first),
     Row("knockout_by_patch", "KnockoutByPatchResult", first, {"size": 4, "window": 3}),
     Row("lens_by_patch", "LensByPatchResult", first),
+    Row("features", "FeaturesResult", both, {"at": "question", "layers": [2, 5]}),
+    Row("features by positions", "FeaturesResult", both, {"at": "image", "site": "mlp", "layers": 3, "pool": None}),
     Row("attention", "AttentionResult", first, {"layers": [2, 5], "target": "question"}),
     Row("attention by generation", "AttentionResult", first, {"layers": [2], "target": "generated[0]", "generated": 2}),
     Row("lens by generation", "LensResult", both, {"generated": 2, **LOOSE}),

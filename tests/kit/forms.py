@@ -1,11 +1,12 @@
 """Every pattern with the torch hooks that do the same, every form of generation, and how they are compared."""
 
 import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from kit import plain_forms as plain
 from kit.families import FAMILIES
-from kit.gold import twin
 from kit.tiny import picture, tiny_model, tiny_processor
 
 import nnsight_mmflow as mmf
@@ -115,6 +116,11 @@ def knockout(case, source, target, when="prefill", heads=None):
     return pattern, plain.closed((1, 2), case.edges(source, target, when), heads)
 
 
+def bias(case, source, target, when, value, heads=None):
+    pattern = mmf.Bias(source=source, target=target, layers=(1, 2), when=when, value=value, heads=heads)
+    return pattern, plain.closed((1, 2), case.edges(source, target, when), heads, value)
+
+
 def patch(case, site, heads=None):
     at, layer = "image" if site in ("embed", "resid") else "question | suffix", 1
     other, values = other_run(case.graph, case.prompt, "heads" if heads else site, at, layer)
@@ -163,6 +169,73 @@ def other_of(case):
     return seen["out"]
 
 
+def twisted(values, layer):
+    """A change of one's own: positions hang on one another, and layers differ."""
+    return values.flip(-1) - 0.5 * values.mean(0) + 0.01 * layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twisted(mmf.Pattern):
+    """A pattern of one's own, in one method."""
+
+    at: str
+    layers: int | Iterable[int]
+    site: str = "resid"
+    when: str = "prefill"
+
+    def change(self, values, layer):
+        return twisted(values, layer)
+
+
+def change(case, site, when="prefill", heads=None, own=False):
+    at, layers = "question | suffix", None if site == "embed" else (1, 2)
+    given = {"at": at, "site": site, "layers": layers, "when": when}
+    pattern = Twisted(**given) if own else mmf.Change(**given, heads=heads, value=twisted)
+    width = case.graph.head_width
+    columns = slice(None) if heads is None else [head * width + i for head in heads for i in range(width)]
+
+    def write(layer):
+        def found(row, whole):
+            """The span's positions together, each new token by itself."""
+            groups = [list(case.spans(row)[at])] if when != "decode" else []
+            if when != "prefill":
+                groups += [[position] for position in range(case.length, whole.shape[1])]
+            after = whole[row].clone()
+            for positions in groups:
+                part = after[positions]
+                part[:, columns] = twisted(part[:, columns], layer)
+                after[positions] = part
+            return list(range(whole.shape[1])), after
+
+        return found
+
+    if site == "embed":
+        return pattern, plain.embedded(write(0))
+    names = {"resid": lambda one: one, "attn": lambda one: one.self_attn, "mlp": lambda one: one.mlp}
+    names["heads"], kind = lambda one: one.self_attn.o_proj, "input" if heads else "output"
+
+    def at_layer(layer):
+        where = names["heads" if heads else site]
+        return plain.written(lambda model: [where(plain.layers_of(model)[layer])], write(layer), kind)
+
+    hooks = [at_layer(layer) for layer in layers]
+    return pattern, lambda model: [handle for hook in hooks for handle in hook(model)]
+
+
+def patch_all(case):
+    """Another run's values; each new token has those of the span's last position."""
+    at = "question | suffix"
+    other, values = other_run(case.graph, case.prompt, "resid", at, 1)
+    pattern = mmf.Patch(at=at, layers=1, when="all", value=mmf.values.from_run(other))
+
+    def write(row, whole):
+        new = range(case.length, whole.shape[1])
+        value = values[row // case.factor]
+        return [*case.spans(row)[at], *new], torch.cat([value, value[-1:].expand(len(new), -1)])
+
+    return pattern, plain.written(lambda model: [plain.layers_of(model)[1]], write)
+
+
 def skip(case, at):
     pattern = mmf.Skip(layers=(2, 3), at=at)
     return pattern, plain.passed((2, 3), None if at is None else lambda row: list(case.spans(row)[at]))
@@ -195,12 +268,20 @@ PATTERNS = {
     "knockout, decode": lambda case: knockout(case, "image", "last", "decode"),
     "knockout, all": lambda case: knockout(case, "image", "question | last", "all"),
     "knockout, heads": lambda case: knockout(case, "image", "last", "all", heads=(0, 2)),
+    "bias, all": lambda case: bias(case, "image", "question | last", "all", 1.5),
+    "bias, heads, decode": lambda case: bias(case, "image", "last", "decode", -3.0, heads=(0, 2)),
     "patch embed": lambda case: patch(case, "embed"),
     "patch resid": lambda case: patch(case, "resid"),
     "patch attn": lambda case: patch(case, "attn"),
     "patch mlp": lambda case: patch(case, "mlp"),
     "patch heads": lambda case: patch(case, "attn", heads=[1, 3]),
     "patch noise": noise,
+    "patch, all": patch_all,
+    "change": lambda case: change(case, "resid"),
+    "change, decode": lambda case: change(case, "mlp", "decode"),
+    "change heads, all": lambda case: change(case, "attn", "all", heads=(2, 0)),
+    "change embed, all": lambda case: change(case, "embed", "all"),
+    "own": lambda case: change(case, "attn", "all", own=True),
     "skip": lambda case: skip(case, None),
     "skip at": lambda case: skip(case, "image"),
     "zeroed": zeroed,
@@ -209,6 +290,13 @@ PATTERNS = {
     "prune ranked drop": lambda case: ranked(case, "drop"),
     "prune ranked mask": lambda case: ranked(case, "mask"),
 }
+WHOLE = ("zeroed", "patch noise", "change", "change heads, all", "change embed, all", "own")  # chunks cut their span
+THIN = (
+    "patch, all",
+    "change, decode",
+    "change heads, all",
+    "change embed, all",
+)  # others stand for it
 PLACES = {"drop": ("static", "lookup", "chunks"), "mask": ("chunks",)}
 
 
@@ -220,7 +308,7 @@ def refused(pattern, form, cache):
         return True
     if pattern.startswith("prune"):
         return form in PLACES[pattern.split()[-1]] or cache in PLACES[pattern.split()[-1]]
-    return cache == "chunks" and pattern in ("zeroed", "patch noise")
+    return cache == "chunks" and pattern in WHOLE
 
 
 def made(graph, batched):
@@ -245,14 +333,13 @@ def reference(model, prompt, hooks, **settings):
     return plain.generate(model, prompt.inputs, hooks, **LENGTH, **lookup)
 
 
-REMEMBERED = {}  # of this file's one model: the reference has no cache, so that it is the same whatever ours is given
+REMEMBERED = {}  # the reference has no cache, so that it is the same whatever ours is given
 
 
 def remembered(model, case, hooks, name, form):
-    """The reference for a pattern ("" for none) on the prompts of `made`, run once for each form."""
-    if model is not twin():
-        return reference(model, case.prompt, hooks, **form)
-    key = (name, str(form), len(case.rows))
+    """The reference for a pattern ("" for none) on a prompt, run once for each form."""
+    inputs = case.prompt.inputs
+    key = (model, name, str(form), str(inputs["input_ids"].tolist()), float(inputs["pixel_values"].double().sum()))
     if key not in REMEMBERED:
         REMEMBERED[key] = reference(model, case.prompt, hooks, **form)
     return REMEMBERED[key]
@@ -276,4 +363,4 @@ def check(graph, model, prompt, name, form, cache=None):
     assert same, "other tokens were written"
     assert off <= SAME * max(1, size / 3), f"logits are off by {off:.2g}"
     moved = [(one - other).abs().amax() for one, other in zip(wanted.logits, clean.logits, strict=True)]
-    assert max(moved[1:] if name == "knockout, decode" else moved) > VISIBLE, "the pattern must be seen"
+    assert max(moved[1:] if name.endswith("decode") else moved) > VISIBLE, "the pattern must be seen"

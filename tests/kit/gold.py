@@ -16,13 +16,17 @@ IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class Cut:
-    """In these layers (and heads) of one row of the batch no target (query) reads any source (key)."""
+    """In these layers (and heads) of one row of the batch no target (query) reads any source (key).
+
+    With an amount it reads them: so much is added to the scores.
+    """
 
     layers: tuple[int, ...]
     targets: tuple[int, ...]
     sources: tuple[int, ...]
     row: int = 0
     heads: tuple[int, ...] | None = None
+    amount: float | None = None
 
 
 @functools.cache
@@ -37,7 +41,7 @@ def open_keys(attended, n_heads, layer, cuts):
     keys = torch.ones(length, length, dtype=torch.bool).tril()[None, None] & attended.bool()[:, None, None]
     keys = keys.repeat(1, n_heads, 1, 1)
     for cut in cuts:
-        if layer not in cut.layers:
+        if layer not in cut.layers or cut.amount is not None:
             continue
         for head in range(n_heads) if cut.heads is None else cut.heads:
             for target in cut.targets:
@@ -50,13 +54,28 @@ def open_keys(attended, n_heads, layer, cuts):
     return keys
 
 
+def added(attended, n_heads, layer, cuts):
+    """(rows, heads, queries, keys): what the cuts that have an amount add to a layer's scores."""
+    rows, length = attended.shape
+    total = torch.zeros(rows, n_heads, length, length)
+    for cut in cuts:
+        if layer in cut.layers and cut.amount is not None:
+            for head in range(n_heads) if cut.heads is None else cut.heads:
+                for target in cut.targets:
+                    total[cut.row, head, target, list(cut.sources)] += cut.amount
+    return total
+
+
 def gold_run(model, inputs, cuts=()):
     """(logits (rows, positions, words), [each layer's output (rows, positions, width)]) with the cuts."""
     assert model.config._attn_implementation == model.config.text_config._attn_implementation == "eager"
     layers, n_heads = model.get_decoder().layers, model.config.text_config.num_attention_heads
     states, hooks = [], []
     for number, layer in enumerate(layers):
-        mask = torch.where(open_keys(inputs["attention_mask"], n_heads, number, cuts), 0.0, CLOSED)
+        attended = inputs["attention_mask"]
+        mask = torch.where(
+            open_keys(attended, n_heads, number, cuts), added(attended, n_heads, number, cuts), torch.tensor(CLOSED)
+        )
 
         def before(module, arguments, named, mask=mask):
             return arguments, {**named, "attention_mask": mask}
@@ -140,6 +159,7 @@ def plain_llama(model, inputs, cuts=()):
             query, key = heads(attention.q_proj(normed)), heads(attention.k_proj(normed))
             scores = query @ key.transpose(-1, -2) / size**0.5
             keys = open_keys(inputs["attention_mask"], config.num_attention_heads, number, cuts)
+            scores = scores + added(inputs["attention_mask"], config.num_attention_heads, number, cuts)
             weights.append(scores.masked_fill(~keys, float("-inf")).softmax(-1))
             read = weights[-1] @ heads(attention.v_proj(normed), rotated=False)
             hidden = hidden + attention.o_proj(read.transpose(1, 2).reshape(rows, length, width))

@@ -34,8 +34,9 @@ def generate(model, inputs, hooks=(), **settings):
         )
 
 
-def closed(layers, edges, heads=None):
-    """Attention edges that are closed; `edges(row, length)` gives (targets, sources) of a row."""
+def closed(layers, edges, heads=None, amount=None):
+    """Attention edges that are closed, or with an amount: to whose scores it is added; `edges(row, length)` gives
+    (targets, sources) of a row."""
 
     def hook(model):
         n_heads = model.config.get_text_config().num_attention_heads
@@ -50,7 +51,10 @@ def closed(layers, edges, heads=None):
                 targets, sources = edges(row, length)
                 for head in range(n_heads) if heads is None else heads:
                     for target in targets:
-                        mask[row, head, target, list(sources)] = CLOSED
+                        if amount is None:
+                            mask[row, head, target, list(sources)] = CLOSED
+                        else:
+                            mask[row, head, target, list(sources)] += amount
             return arguments, {**named, "attention_mask": mask}
 
         return [layers_of(model)[layer].register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
@@ -85,13 +89,13 @@ def written(find, values, kind="output"):
 
 
 def embedded(values):
-    """Values written into the merged embedding; `values(row)` gives (positions, tensor)."""
+    """Values written into the merged embedding; `values(row, whole)` gives (positions, tensor)."""
 
     def hook(model):
         def before(_module, arguments, named):
             whole = named["inputs_embeds"].clone()
             for row in range(len(whole)):
-                positions, value = values(row)
+                positions, value = values(row, whole)
                 whole[row, positions] = value.to(whole)
             return arguments, {**named, "inputs_embeds": whole}
 

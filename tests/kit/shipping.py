@@ -11,11 +11,12 @@ from pathlib import Path
 
 OPENS = ("trace", "session", "edit", "generate")
 PROCESSORS = {"PIL"}  # a server of vision models has what their processors need
-ROOTS = ("run", "run_each", "run_apart")  # of every pattern: edits call them, one of them through a variable
+ROOTS = ("run", "run_each")  # of every pattern: edits call them, one of them through a variable
 # Names that torch's, nnsight's or Python's own objects have too, and that no block calls on ours.
 NOT_OURS = {"trace", "session", "edit", "generate", "save", "to", "items", "values", "keys", "split", "load", "find"}
 # What is called before a block opens: refusals, preparations, where it runs.
 BEFORE = {"check", "prepared", "prompt", "prompts", "checked", "edited", "at", "but", "remotely", "backend_there"}
+MADE_BEFORE = {"Pattern"}  # nothing makes one inside a block
 # On NDIF an ordinary key's blocks see modules on the meta device: numbers and names are there, weights are not.
 THERE = {"scaling", "scale", "head_dim", "num_heads"}
 WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "get_parameter", "buffers", "named_buffers"}
@@ -114,7 +115,7 @@ def reached(modules: dict[str, Module]) -> dict[tuple[str, str], ast.AST]:
         module, node = waiting.pop()
         if isinstance(node, ast.ClassDef):  # its methods are reached by name, but for those that Python calls
             for part in node.body:
-                if isinstance(part, ast.FunctionDef) and part.name.startswith("__"):
+                if isinstance(part, ast.FunctionDef) and part.name.startswith("__") and node.name not in MADE_BEFORE:
                     reach(module.name, f"{node.name}.{part.name}", part)
             continue
         for part in ast.walk(node):

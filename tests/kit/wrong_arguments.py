@@ -31,6 +31,7 @@ NUMBER = ["x", NAN, INF, [1], True]
 TEXT = [3, ["red"], True, 2.5]
 WORKERS = [-1, 1.5, "2", True, None, [1], {}]
 GENERATED = [-1, 1.5, "3", True, None, [1], {}, HUGE]
+QUIET_ARGUMENTS = {"progress": FLAG, "report": CALLED}
 DRAWS = [-1, 1.5, "3", None, HUGE]
 
 
@@ -39,6 +40,7 @@ def calls(graph) -> dict:
     two = mmf.nano.prompts(graph, 2)
     one, batch = two[0], graph.batch(two)
     clean, corrupt = mmf.nano.trace_pairs(graph, 2, "flag")
+    found = mmf.features(graph, mmf.nano.prompts(graph, 4), "last", [3], **ABOUT)
     fact, maps = mmf.nano.edits(graph, 1)[0], mmf.attention(graph, one, layers=[2, 3])
     single = ["x", None, 3, [one], batch]
     prompts, pairs, facts = [*PROMPTS, [one, 3]], ["x", None, [], [3], one, 3], ["x", None, 3, [], [3], one]
@@ -201,6 +203,25 @@ def calls(graph) -> dict:
             | {"control_layers": ["x", 3.5, [99], [True], None], "fine_tuning": FLAG, "bound": [*NUMBER, 0, -1]}
             | {"settings": ["x", None, 3, {}]},
         ),
+        "features": (
+            experiment(mmf.features, prompts=one, at="last", layers=[3], **ABOUT),
+            run
+            | {"prompts": prompts, "at": SPAN, "layers": LAYERS, "site": CHOICE, "pool": CHOICE}
+            | {"batch_size": [*COUNT, True]},
+        ),
+        "probe": (
+            with_base(mmf.probe, features=found, labels=["a", "b"] * 2, folds=2, layers=[3], **ABOUT),
+            {
+                "features": ["x", None, 3, [3], one, graph],
+                "labels": ["x", 3, ["a"], {"a": 1}, ["a"] * 4, [None] * 4],
+                "types": ["x", 3, ["a"], {"a": 1}, [None] * 4, ["a"] * 4],
+                "layers": LAYERS,
+                "controls": [*DRAWS, True],
+                "folds": [0, 1, -1, 3, "2", 1.5, True, None],
+                "seed": SEED,
+            }
+            | QUIET_ARGUMENTS,
+        ),
         "check": (experiment(mmf.check, **QUIET), {"graph": GRAPH, "progress": FLAG}),
         "flow on workers": (
             experiment(mmf.flow, prompts=one, workers=2, only_correct=False, **ABOUT),
@@ -294,14 +315,53 @@ def calls(graph) -> dict:
             traced(mmf.Knockout, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None], "heads": HEADS, "when": [*CHOICE, None]},
         ),
+        "Bias": (
+            traced(mmf.Bias, source="image", target="last", layers=[2], value=1.0),
+            {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None], "heads": HEADS, "when": [*CHOICE, None]}
+            | {"value": [*NUMBER, None, 0, 0.0, -INF, [1.0], torch.zeros(3)]},
+        ),
         "ZeroWeights": (
             traced(mmf.ZeroWeights, source="image", target="last", layers=[2]),
             {"source": SPAN, "target": SPAN, "layers": [*LAYERS, None]},
         ),
         "Patch": (
             traced(mmf.Patch, at="image", value=mmf.values.zeros(), layers=[2]),
-            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS}
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
             | {"value": [None, 3, "x", [1], torch.zeros(3), torch.zeros(2, 7), mmf.Patch]},
+        ),
+        "Change": (
+            traced(mmf.Change, at="image", value=torch.neg, layers=[2]),
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
+            | {
+                "value": [
+                    None,
+                    3,
+                    "x",
+                    [1],
+                    torch.zeros(3),
+                    mmf.Patch,
+                    mmf.values.zeros(),
+                    lambda: 0,
+                    lambda a, b, c: a,
+                ]
+            },
+        ),
+        "Add": (
+            traced(mmf.Add, at="image", vector=torch.ones(graph.d_model), layers=[2]),
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
+            | {"vector": [None, 3, "x", [1], {}, {3: 1}, {"a": [1.0]}, torch.zeros(3), torch.ones(2, 128), [NAN] * 128]}
+            | {"scale": [*NUMBER, None, 0]},
+        ),
+        "Scale": (
+            traced(mmf.Scale, at="image", factor=0.5, layers=[2]),
+            {"at": SPAN, "layers": [*LAYERS, None], "site": [*CHOICE, None], "heads": HEADS, "when": [*CHOICE, "all"]}
+            | {"factor": [*NUMBER, None, 1]},
+        ),
+        "through": (
+            with_base(mmf.values.through, encoder=torch.abs, decoder=torch.neg, edit=torch.neg),
+            {"encoder": [None, 3, "x", torch.zeros(3), lambda a, b: a], "decoder": [None, 3, lambda: 0]}
+            | {"edit": [None, 3, "x", mmf.values.noise(1.0), lambda a, b, c: a], "error": FLAG}
+            | {"features": [[], "x", -1, [1.5], [True], {}]},
         ),
         "Skip": (
             traced(mmf.Skip, layers=[2]),
@@ -533,7 +593,10 @@ def result_calls(graph) -> dict:
             based(one.spans.text, substring="color"),
             {"substring": [3, None, "", "zzz"], "index": ["0", 1.5, 9, -1, True], "match": ["foo", 3, None]},
         ),
-        "spans.having": (lambda what: one.spans.having(a=what), {"what": [3, "image", None]}),
+        "spans.having": (
+            lambda what: one.spans.having(a=what),
+            {"what": [3, "umbrella", None, [], (1, 2, 3), np.zeros((4, 4), bool), {7: (0, 0, 9, 9)}, True]},
+        ),
         "span[]": (lambda what: image[what], {"what": [9, -1, "0", None, 1.5, slice(0, 1), True]}),
         "span.box": (
             lambda what: image.box(what),

@@ -50,6 +50,13 @@ EXACT = [
     ("patch resid", "zeroed", "greedy"),
     ("skip mlp", "zeroed", "greedy"),
     ("patch heads", "skip mlp", "greedy"),
+    ("bias, all", "knockout last", "greedy"),
+    ("bias, all", "bias, heads, decode", "beams"),
+    ("bias, all", "zeroed", "greedy"),
+    ("bias, all", "prune mask", "beams"),
+    ("own", "knockout, all", "beams"),
+    ("change heads, all", "zeroed", "greedy"),
+    ("change", "prune mask", "greedy"),
 ]
 
 
@@ -106,6 +113,8 @@ REFUSED = [
     (LAYER, mmf.Patch(site="attn", **ZEROS), MMFlowError, r"leaves layer\(s\) \[1\] out"),
     (LAYER, mmf.Patch(site="blocks.1.hook_mlp_out", at="image", value=mmf.values.zeros()), MMFlowError, "leaves layer"),
     (ATTENTION, mmf.Patch(site="attn", heads=[1], **ZEROS), MMFlowError, "leaves the attn of"),
+    (LAYER, mmf.Scale(site="attn", at="image", layers=1, factor=2.0), MMFlowError, r"leaves layer\(s\) \[1\] out"),
+    (ATTENTION, mmf.Scale(site="attn", heads=[1], at="image", layers=1, factor=2.0), MMFlowError, "leaves the attn of"),
     (LAYER, mmf.Skip(layers=(0, 1), at="image"), MMFlowError, "leaves layer"),
     (LAYER, ATTENTION, MMFlowError, "leaves layer"),
     (LAYER, mmf.Skip(layers=(1, 2)), MMFlowError, "leaves layer"),

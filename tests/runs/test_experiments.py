@@ -17,7 +17,7 @@ import nnsight_mmflow as mmf
 
 HERE = Path(__file__).parents[1]
 FUNCTIONS = sorted({row.function for row in ROWS})
-NO_EXPERIMENTS = {"load", "adapt", "check", "explore"}
+NO_EXPERIMENTS = {"load", "adapt", "check", "explore", "probe"}  # a probe runs no model
 
 
 def test_every_exported_experiment_has_a_row():

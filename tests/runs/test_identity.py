@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import Parameter
 
 import nnsight_mmflow as mmf
@@ -369,6 +370,7 @@ NEUTRAL = {
     "knockout_by_token": HOW,
     "lens_by_patch": HOW,
     "attention_and_effect": HOW,
+    "features": HOW | {"batch_size"},
 }
 FIRST = {"graph", "prompts", "prompt", "clean", "corrupt", "facts", "others"}
 SAID_AS = {
@@ -411,6 +413,7 @@ def tried(base, tmp_path_factory):
         "attention_and_effect": lambda where: mmf.attention_and_effect(
             base, one[0], "question", layers=[4], controls=1, folder=where, **quiet
         ),
+        "features": lambda where: mmf.features(base, one, "image", [4], folder=where, **quiet),
     }
     for name, run in runs.items():
         result = run(folder / name)
@@ -441,6 +444,11 @@ def test_fingerprints_of_values():
     def closing(value):
         return lambda a: a + value
 
+    def autoencoder(seed, dropped=0.1):
+        torch.manual_seed(seed)
+        encoder, decoder = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropped)), nn.Linear(8, 4)
+        return mmf.Change(at="last", layers=1, value=mmf.values.through(encoder, decoder, torch.relu))
+
     picture = Image.new("RGB", (2, 2))
     same = [
         ([1, 2], (1, 2)),
@@ -450,8 +458,16 @@ def test_fingerprints_of_values():
         (closing(1), closing(1)),
         (picture, picture.copy()),
         (mmf.FastV(k=5), mmf.FastV(k=5)),
+        (autoencoder(0), autoencoder(0)),
+        (
+            mmf.Add(at="last", layers=1, vector=[1.0, 2.0]),
+            mmf.Add(at="last", layers=1, vector=torch.tensor([1.0, 2.0])),
+        ),
     ]
     different = [
+        (autoencoder(0), autoencoder(1)),
+        (autoencoder(0), autoencoder(0, 0.5)),
+        (mmf.Add(at="last", layers=1, vector=[1.0, 2.0]), mmf.Add(at="last", layers=1, vector=[1.0, 3.0])),
         (1, 1.0),
         (1, True),
         (1, "1"),

@@ -66,6 +66,7 @@ def figures(graph, prompts):
     found = mmf.causal_trace(graph, clean, corrupt, ["image", "last"], ["mlp"], **QUIET)
     effect = mmf.attention_and_effect(graph, one, "pa$t$ch", "text('color')", layers=[3], controls=0, progress=False)
     patches = mmf.knockout_by_patch(graph, one, size=4, layers=[4], progress=False)
+    read = mmf.features(graph, prompts, "pa$t$ch", [2, 4], **QUIET)
     return {
         "flow": flow.plot,
         "diagram": flow.diagram,
@@ -83,6 +84,7 @@ def figures(graph, prompts):
         "kept": lambda: kept.on_image(by_layer=True),
         "effect": effect.plot,
         "patches": patches.plot,
+        "features": lambda: read.plot(labels=[ODD, "$x$", "$\\frac{$"]),
         "words": lambda: lensed.plot(layer=4),
         "on_image": lambda: mmf.show.on_image(
             one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]

@@ -142,6 +142,10 @@ MADE = {
     ),
     mmf.results.AttentionResult: lambda g, p: mmf.attention(g, p[0], layers=[3, 4]),
     mmf.results.KeptTokensResult: lambda g, p: mmf.kept_tokens(g, p[0], mmf.HiMAP(k1=2, k2=4)),
+    mmf.results.FeaturesResult: lambda g, p: mmf.features(g, p, "last", [2, 5], **QUIET),
+    mmf.results.ProbeResult: lambda g, p: mmf.probe(
+        mmf.features(g, mmf.nano.prompts(g, 8), "last", [2, 5], **QUIET), ["a", "b"] * 4, folds=2, controls=1, **QUIET
+    ),
     mmf.results.EditResult: lambda g, p: mmf.edit(g, mmf.nano.edits(g, 1)[0], layers=4),
     mmf.results.EditReport: lambda g, p: mmf.edit_report(g, mmf.nano.edits(g, 2), p, 4, fine_tuning=False, **QUIET),
 }

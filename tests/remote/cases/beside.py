@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from kit.experiments import ROWS, prompts_of
-from kit.remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, breaks, keep_all
+from kit.remote_server import KEY, ORDINARY_KEY, PATTERNS, QUIET, Server, Turned, breaks, keep_all
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
@@ -48,9 +48,10 @@ def test_a_pattern_beside_the_model_equals_it_here(here, beside, name):
     assert (found[0] - found[1]).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize(
-    "name", ["none", "patch", "skip", "knockout", "heads", "embed", "skip_image", "himap", "mask", "zip", "recycling"]
-)
+IN_STEPS = ("none", "patch", "own", "features", "skip", "knockout", "heads", "bias", "embed", "skip_image")
+
+
+@pytest.mark.parametrize("name", [*IN_STEPS, "himap", "mask", "zip", "recycling"])
 def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
     prompts, found = mmf.nano.prompts(here, 2), []
     kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
@@ -62,9 +63,17 @@ def test_a_generation_beside_the_model_equals_it_here(here, beside, name):
     assert (found[0] - found[1]).abs().nan_to_num(0).max() <= 1e-5
 
 
-def test_every_step_beside_the_model(here, beside):
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        mmf.Knockout(source="image", target="last", layers=range(3, 6), when="all"),
+        Turned(at="question | suffix", layers=range(3, 6), by=3, when="all"),
+    ],
+    ids=["knockout", "own"],
+)
+def test_every_step_beside_the_model(here, beside, pattern):
     batch = here.batch(mmf.nano.prompts(here, 2))
-    blocked, found = mmf.Knockout(source="image", target="last", layers=range(3, 6), when="all"), []
+    blocked, found = pattern, []
     kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     for graph in (here, beside):
         with graph.generate(batch, blocked, **kwargs) as tracer:
@@ -249,44 +258,45 @@ def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
 
 CLIENT = """
 import sys
-from functools import partial
 import nnsight_mmflow as mmf
 from nnsight.modeling import huggingface
 folder, kind = sys.argv[1:]
 huggingface._ID_CACHE[folder] = folder
 graph = mmf.load(folder, remote=True)
-if __name__ == "__main__":
-    result = mmf.flow(graph, mmf.nano.prompts(graph, 3, kind), window=3, progress=False, report=str)
-    print(result.to_frame()["log_probability_change"].sum())
+print("ready", flush=True)
+input()
+result = mmf.flow(graph, mmf.nano.prompts(graph, 3, kind), window=3, progress=False, report=str)
+print(result.to_frame()["log_probability_change"].sum())
 """
 
 
-def test_two_clients_at_once(here, server, tmp_path):
+def test_two_clients_at_once(here, there, server, tmp_path):
+    """A process of its own, and this one."""
     (tmp_path / "client.py").write_text(CLIENT)
     environment = {**os.environ, "NDIF_HOST": server.host, "NDIF_API_KEY": KEY}
     kinds = ("QueryAttr", "ChooseRel")
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "client.py"), str(FOLDER), kind], stdout=subprocess.PIPE, env=environment
-        )
-        for kind in kinds
-    ]
-    shown = [one.communicate(timeout=120)[0].decode() for one in running]
-    for kind, text in zip(kinds, shown, strict=True):
+    command = [sys.executable, str(tmp_path / "client.py"), str(FOLDER), kinds[0]]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("\n")
+    other.stdin.flush()
+    own = mmf.flow(there, mmf.nano.prompts(here, 3, kinds[1]), window=3, **QUIET).to_frame()
+    sums = [float(other.communicate(timeout=120)[0].split()[-1]), own["log_probability_change"].sum()]
+    for kind, found in zip(kinds, sums, strict=True):
         wanted = mmf.flow(here, mmf.nano.prompts(here, 3, kind), window=3, **QUIET).to_frame()
-        assert abs(float(text.split()[-1]) - wanted["log_probability_change"].sum()) < 1e-6
+        assert abs(found - wanted["log_probability_change"].sum()) < 1e-6
 
 
 def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeypatch):
     from nnsight.schema.config import CONFIG
 
-    own = Server(tmp_path_factory.mktemp("dying")).start()
+    own = Server(tmp_path_factory.mktemp("dying"), FOLDER).start()
     monkeypatch.setattr(CONFIG.API, "HOST", own.host)
     prompts, folder = mmf.nano.prompts(here, 3), tmp_path_factory.mktemp("results")
     own.set("die_before", 2)
     with pytest.raises(mmf.ServerError, match="connection to the server broke .* with folder= it goes on where it was"):
         mmf.flow(there, prompts, window=3, folder=folder, **QUIET)
-    own.process.wait()
+    own.wait()
     own.start()
     try:
         result = mmf.flow(there, prompts, window=3, folder=folder, **QUIET)

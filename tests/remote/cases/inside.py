@@ -1,6 +1,9 @@
 """Runs on a server that runs blocks in the model's process: equal to runs here."""
 
+import importlib
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import httpx
@@ -9,7 +12,7 @@ import pytest
 import torch
 from kit import tiny
 from kit.experiments import ROWS, prompts_of
-from kit.remote_server import PATTERNS, QUIET, no_weights
+from kit.remote_server import KEY, PATTERNS, QUIET, no_weights
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
@@ -40,7 +43,7 @@ def test_a_pattern_on_the_server_equals_it_here(here, there, name):
     assert no_weights(there)
 
 
-@pytest.mark.parametrize("name", ["none", "knockout", "skip", "himap", "mask", "zip", "recycling"])
+@pytest.mark.parametrize("name", ["none", "knockout", "own", "skip", "himap", "mask", "zip", "recycling"])
 def test_a_generation_on_the_server_equals_it_here(here, there, name):
     prompts = mmf.nano.prompts(here, 2)
     patterns, found = PATTERNS[name](prompts), []
@@ -112,9 +115,9 @@ def test_a_sweep_is_one_request_and_numbers_come_back(here, there, server, by_ur
     assert after["bytes_up"] - before["bytes_up"] < 200_000
 
 
-def test_bytes_are_told_before_and_after(server):
+def test_bytes_are_told_before_and_after(server, deep):
     """Thirty-two layers, six edges: what is foreseen is not exceeded, and little comes back."""
-    graph, told = mmf.load(str(server.folder / "deep"), remote=True), []
+    graph, told = mmf.load(str(deep), remote=True), []
     prompt = graph.prompt(tiny.picture(0), "is the circle red or blue ?", options=("red", "blue"))
     edges = ["image->last", "image->question", "question->last", "last->last"]
     edges += ["true_option->last", "false_option->last"]
@@ -275,3 +278,111 @@ def test_an_edit_report_on_the_server(here, there):
     assert one.equals(other)
     with pytest.raises(mmf.ModelError, match="fine_tuning=False"):
         mmf.edit_report(there, facts, others, 4, **QUIET)
+
+
+# Code of one's own: what a server lacks travels with it.
+
+OWN = '''
+"""A user's module, of two files."""
+from dataclasses import dataclass
+
+import nnsight_mmflow as mmf
+from {tools} import times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(mmf.Pattern):
+    at: str
+    layers: range
+    site: str = "mlp"
+
+    def change(self, values, layer):
+        return times(values)
+
+
+def doubled(values):
+    return times(values)
+'''
+
+
+def test_a_users_module_travels_by_itself(here, there, server, tmp_path, monkeypatch):
+    """It comes onto the path after nnsight looked at that, and has a helper in a module of its own."""
+    prompt = mmf.nano.prompts(here, 1)[0]
+    with torch.no_grad(), there.trace(prompt, mmf.Skip(layers=1, at="image"), use_cache=False):
+        there.unembed.output[0, -1].save()
+    (tmp_path / "users_package").mkdir()
+    (tmp_path / "users_package" / "__init__.py").write_text("")
+    (tmp_path / "users_package" / "tools.py").write_text("def times(values):\n    return values * 2\n")
+    (tmp_path / "users_package" / "own.py").write_text(OWN.format(tools="users_package.tools"))
+    monkeypatch.syspath_prepend(tmp_path)
+    own, tools = (importlib.import_module(f"users_package.{name}") for name in ("own", "tools"))
+    assert httpx.get(f"{server.host}/test/imports/users_package").text == "No module named 'users_package'"
+    given, found = {"at": "image", "layers": range(3), "site": "mlp"}, []
+    for pattern in (
+        own.Doubled(at="image", layers=range(3)),
+        mmf.Change(**given, value=own.doubled),
+        mmf.Change(**given, value=lambda values: tools.times(values)),
+    ):
+        for graph in (here, there):
+            with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False):
+                logits = graph.unembed.output[0, -1].save()
+            found.append(logits.detach())
+    assert len(found) == 6
+    assert max(float((one - found[0]).abs().max()) for one in found) <= 1e-6
+    assert no_weights(there)
+    pattern = mmf.Change(**given, value=lambda values: own.doubled(values))  # a module that holds this package
+    with pytest.raises(mmf.ServerError, match="cannot be sent: cannot pickle.*from the_module import"):
+        with torch.no_grad(), there.trace(prompt, pattern, use_cache=False):
+            there.unembed.output[0, -1].save()
+
+
+def test_a_notebooks_own_pattern_travels(here, server, tmp_path):
+    """In another process, as its main module; the server has neither."""
+    script = tmp_path / "notebook.py"
+    script.write_text(NOTEBOOK)
+    given = [sys.executable, str(script), server.host, KEY, str(FOLDER)]
+    done = subprocess.run(given, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout.split()[-1]) <= 1e-6
+
+
+NOTEBOOK = '''
+import sys
+from dataclasses import dataclass
+
+import torch
+from nnsight.modeling import huggingface
+from nnsight.schema.config import CONFIG
+
+import nnsight_mmflow as mmf
+
+CONFIG.API.HOST, CONFIG.API.APIKEY, CONFIG.APP.REMOTE_LOGGING = sys.argv[1], sys.argv[2], False
+huggingface._ID_CACHE[sys.argv[3]] = sys.argv[3]
+STRENGTH = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered(mmf.Pattern):
+    """Steers."""
+
+    at: str
+    layers: range
+    direction: torch.Tensor
+
+    def change(self, values, layer):
+        return values + STRENGTH * self.direction.to(values)
+
+
+here = mmf.load("nano")
+there = mmf.load(sys.argv[3], remote=True).at(True, trusted=True)
+prompt, found = mmf.nano.prompts(here, 1)[0], []
+for pattern in (
+    Steered(at="last", layers=range(3), direction=torch.linspace(-1, 1, 128)),
+    mmf.Change(at="last", layers=range(3), value=lambda values: values + STRENGTH * torch.linspace(-1, 1, 128)),
+):
+    for graph in (here, there):
+        with torch.no_grad(), graph.trace(prompt, pattern, use_cache=False):
+            logits = graph.unembed.output[0, -1].save()
+        found.append(logits.detach())
+print(max(float((one - found[0]).abs().max()) for one in found))
+'''

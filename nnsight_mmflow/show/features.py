@@ -1,0 +1,129 @@
+"""Figures of features and probes: principal components by label, accuracy by layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._figure import ShownFigure
+from nnsight_mmflow.show.curves import STYLES, draw_band, label_layers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from nnsight_mmflow.patterns.features.probe_result import ProbeResult
+    from nnsight_mmflow.patterns.features.result import FeaturesResult
+    from nnsight_mmflow.runs.results import Band
+
+PANELS, COLOURED, POINTS = 6, 8, 2000  # panels, labels with a colour each, points that are drawn
+OTHER = "0.75"
+
+
+def features_figure(
+    result: FeaturesResult, layers: Sequence[int] | None, labels: Sequence[object] | None
+) -> ShownFigure:
+    """The first two principal components of each layer, a point for each prompt, coloured and shaped by its label."""
+    import numpy as np
+
+    chosen = _evenly(result.layers) if layers is None else list(layers)
+    named = [str(one) if one is not None else "no answer" for one in (result.labels if labels is None else labels)]
+    if len(named) != len(result):
+        raise MMFlowError(f"labels holds {len(named)}, but the features are of {len(result)} prompts: one for each.")
+    frequent = [name for name, _ in Counter(named).most_common(COLOURED)]
+    rest, colors = [name not in frequent for name in named], _colors(frequent)
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    size = (max(4.4, 2.9 * columns), 2.7 * rows + 0.9)
+    figure = ShownFigure(figsize=size, layout="constrained")
+    panels: Iterator[Any] = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    drawn = np.arange(len(result))[:: max(1, -(-len(result) // POINTS))]
+    for layer, axes in zip(chosen, panels, strict=False):
+        points, shares = components(result, layer)
+        for name, color, (_, _, marker) in zip(frequent, colors, STYLES, strict=False):
+            at = [number for number in drawn if named[number] == name]
+            x, y = points[at].T
+            axes.scatter(x, y, s=16, facecolor=color, edgecolor="0.25", marker=marker, label=name, linewidths=0.4)
+        at = [number for number in drawn if rest[number]]
+        if at:
+            label = f"{len(set(named)) - len(frequent)} other labels"
+            axes.scatter(points[at, 0], points[at, 1], s=8, color=OTHER, label=label, linewidths=0, zorder=0)
+        axes.set_title("embedding" if layer < 0 else f"layer {layer}", fontsize=10)
+        axes.set_xlabel(f"component 1 ({shares[0]:.0%})", fontsize=8)
+        axes.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes in panels:  # those that are left over
+        axes.set_axis_off()
+    handles, texts = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    header = result.header
+    model = str(header["model"]).rstrip("/").split("/")[-1]
+    figure.suptitle(f"{model}, {header['site']} at {header['at']}: {len(result)} prompts", fontsize=11)
+    return figure
+
+
+def _colors(labels: Sequence[str]) -> list[str]:
+    """A colour for each label: its own where all are names of colours, so that none is drawn in another's."""
+    from matplotlib.colors import CSS4_COLORS
+
+    if all(label in CSS4_COLORS for label in labels):
+        return [CSS4_COLORS[label] for label in labels]
+    return [color for color, *_ in STYLES[: len(labels)]]
+
+
+def components(result: FeaturesResult, layer: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """((prompts, 2) principal components, the share of the variance of each); of every position kept, the mean."""
+    import numpy as np
+
+    found = result.values(layer)
+    values = np.stack([one.mean(0) for one in found]) if isinstance(found, list) else found
+    centred = values.astype(np.float64) - values.mean(0, dtype=np.float64)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    total = float((sizes**2).sum()) or 1.0
+    points, shares = np.zeros((len(values), 2)), [0.0, 0.0]
+    for number in range(min(2, len(sizes))):
+        points[:, number], shares[number] = left[:, number] * sizes[number], float(sizes[number] ** 2) / total
+    return points, (shares[0], shares[1])
+
+
+def _evenly(layers: Sequence[int]) -> list[int]:
+    """Up to six of them, the first and the last among them."""
+    if len(layers) <= PANELS:
+        return list(layers)
+    step = (len(layers) - 1) / (PANELS - 1)
+    return [layers[round(number * step)] for number in range(PANELS)]
+
+
+def probe_figure(result: ProbeResult) -> ShownFigure:
+    """Accuracy of probe and control task by layer, with their intervals, and the most frequent label's share."""
+    table, header = result.table, result.header
+    figure = ShownFigure(figsize=(6.4, 3.9), layout="constrained")
+    axes: Axes = figure.subplots()
+    layers = [int(layer) for layer in table["layer"]]
+    draw_band(axes, layers, _percent(table, "accuracy", "low", "high"), "probe", STYLES[0])
+    if header["controls"]:
+        band = _percent(table, "control", "control_low", "control_high")
+        draw_band(axes, layers, band, f"control task, {header['n_types']} types", STYLES[1])
+    majority = float(table["majority"].iloc[0]) * 100
+    axes.axhline(majority, color="0.45", linewidth=1, linestyle=":", label="most frequent label")
+    label_layers(axes, "after layer" if header["site"] == "resid" else "layer", int(header["n_layers"]))
+    axes.set_xlim(min(layers) - 0.4, max(layers) + 0.4)
+    axes.set_ylim(0, 102)
+    axes.set_ylabel("held-out prompts named rightly (%)")
+    axes.legend(frameon=False, fontsize=9)
+    model = str(header["model"]).rstrip("/").split("/")[-1]
+    axes.set_title(
+        f"Linear probe, {model}, {header['site']} at {header['at']}: {header['n_counted']} prompts,"
+        f" {len(header['classes'])} labels",
+        fontsize=10,
+    )
+    return figure
+
+
+def _percent(table: pd.DataFrame, mean: str, low: str, high: str) -> Band:
+    """A line with its interval, in percent."""
+    return table[mean].to_numpy() * 100, table[low].to_numpy() * 100, table[high].to_numpy() * 100
