@@ -37,6 +37,7 @@ class Adapter:
         enters_after: image features are added to the residual stream again after this many first layers.
         causal: whether a text layer that is handed no mask reads backwards alone.
         windowed_blocks: whether a sliding window also bounds what the positions of a block read.
+        generated_type: what token_type_ids say of a token that the model wrote.
     """
 
     family: str
@@ -50,6 +51,7 @@ class Adapter:
     enters_after: int = 0
     causal: bool = True
     windowed_blocks: bool = False
+    generated_type: int = 0
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model, self.processor = model, processor

@@ -24,6 +24,7 @@ class PaliGemma(Adapter):
     towers = {"siglip_vision_model": 0}
     texts = ("gemma", "gemma2")
     causal = False
+    generated_type = 1  # what is written reads backwards alone
     plain_template = ("{images}", "")
 
     def prepared(self, text: str, question: tuple[int, int]) -> tuple[str, tuple[int, int]]:
@@ -51,5 +52,7 @@ class PaliGemma(Adapter):
         return [(vision.image_size // vision.patch_size) ** 2] * len(inputs["pixel_values"])
 
     def bidirectional(self, spans: Spans) -> tuple[tuple[int, int], ...]:
-        """The whole prompt."""
-        return (spans["all"].row,)
+        """The whole prompt; not what the model wrote behind it."""
+        first, end = spans["all"].row
+        written = spans.named.get("generated")
+        return ((first, end - len(written) if written is not None and written.each else end),)

@@ -10,8 +10,26 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
 
+TRUETYPE = {"pdf.fonttype": 42, "ps.fonttype": 42}  # as journals ask: letters stay letters, which can be searched
 
-class ShownFigure(Figure):
+
+class TrueTypeFigure(Figure):
+    """A figure whose PDF and PostScript files embed TrueType fonts.
+
+    The settings hold while this figure is written and for no other: a setting of the whole process would change figures
+    that have nothing to do with this package, and be lost with the next `rcdefaults`.
+    """
+
+    def savefig(self, fname: object, **kwargs: object) -> None:
+        """Writes it; into a document of several pages (PdfPages) with the document's own fonts, which it embeds."""
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_pdf import PdfPages
+
+        with rc_context({} if isinstance(fname, PdfPages) else TRUETYPE):
+            super().savefig(fname, **kwargs)  # type: ignore[arg-type]
+
+
+class ShownFigure(TrueTypeFigure):
     """A figure that notebooks show without pyplot, which would keep every figure in memory.
 
     Its texts are shown as they are: a "$" in a model's name, a span or a token is no formula.
@@ -33,3 +51,9 @@ class ShownFigure(Figure):
         drawn = io.BytesIO()
         self.savefig(drawn, format="png", dpi=100)
         return drawn.getvalue()
+
+
+def with_truetype(figure: Figure) -> None:
+    """A caller's own figure, on whose axes something was drawn, from now on embeds TrueType too."""
+    if type(figure) is Figure:  # a class of the caller's own keeps its own ways
+        figure.__class__ = TrueTypeFigure

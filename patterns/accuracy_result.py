@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._later import later
 from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
 
 Z = 1.959963984540054  # of a 95% interval
 
@@ -43,6 +41,7 @@ class AccuracyResult(Result):
     """
 
     kind: ClassVar[str] = "accuracy"
+    drawn_by: ClassVar[str] = "accuracy_figure"
 
     @property
     def n(self) -> int:
@@ -92,10 +91,6 @@ class AccuracyResult(Result):
             agreement = float(part["agrees"].mean())
             rows.append({**row, "clean_low": clean_low, "clean_high": clean_high, "agreement": agreement})
         return pd.DataFrame(rows)
-
-    def plot(self) -> ShownFigure:
-        """Accuracy with its 95% Wilson interval, with the patterns and without, for all prompts and for each kind."""
-        return later("accuracy_figure")(self)
 
     def summary(self) -> str:
         """How many are right, with the interval, and how many answers stay as they were."""

@@ -8,7 +8,6 @@ from html import escape
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.plan import ROW_BUDGET
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.runs.workers import Workers
@@ -49,6 +47,7 @@ class AttentionAndEffectResult(Result):
     """
 
     kind: ClassVar[str] = "attention_and_effect"
+    drawn_by: ClassVar[str] = "effect_figure"  # two panels: mass and causal effect, with the controls' range
 
     def curves(self) -> pd.DataFrame:
         """A row per layer: mass, change_percent, and of both the controls' mean, lowest and highest.
@@ -63,10 +62,6 @@ class AttentionAndEffectResult(Result):
             for ending, reduced in (("control", "mean"), ("low", "min"), ("high", "max")):
                 wide[f"{name}_{ending}"] = drawn[name].agg(reduced).reindex(wide.index)
         return wide
-
-    def plot(self) -> ShownFigure:
-        """Two panels over the same layers: attention mass and causal effect, each with the controls' range."""
-        return later("effect_figure")(self)
 
     @checked
     def beside(self, layer: int) -> str:

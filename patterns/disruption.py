@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.model.pattern import layer_list
 from nnsight_mmflow.patterns.knockout import Knockout
@@ -24,7 +23,6 @@ from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.model.pattern import Pattern
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -47,6 +45,7 @@ class DisruptionResult(Result):
     """
 
     kind: ClassVar[str] = "disruption"
+    drawn_by: ClassVar[str] = "disruption_figure"  # score consistency and kept labels by layer, a line per way
 
     def curves(self) -> pd.DataFrame:
         """Means over prompts: a row per way and layer: label_kept, score_consistency."""
@@ -70,10 +69,6 @@ class DisruptionResult(Result):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.log(lost["img2img"] / lost["img2txt"])
         return ratio.replace([np.inf, -np.inf], np.nan).rename("D").reset_index()
-
-    def plot(self) -> ShownFigure:
-        """Score consistency and kept labels by layer, a line per way."""
-        return later("disruption_figure")(self)
 
     def summary(self) -> str:
         """Where each way does most."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.results import Result
@@ -16,7 +17,7 @@ from nnsight_mmflow.runs.scores import Quantity, quantity_of, token_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,8 +76,21 @@ class KnockoutByPatchResult(Result):
         return pd.DataFrame(rows)
 
     @checked
-    def plot(self, prompt: Prompt | None = None, *, image: int = 0, view: str | None = None) -> ShownFigure:
+    def plot(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        image: int = 0,
+        view: str | None = None,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """The change on the picture, a panel for each window; `prompt` is needed where the result was loaded.
+
+        The rows are the panels, by their titles.
 
         Raises:
             MMFlowError: a loaded result without a prompt.
@@ -84,7 +98,8 @@ class KnockoutByPatchResult(Result):
         shown = prompt or self.prompt
         if shown is None:
             raise MMFlowError("a loaded result holds no picture: result.plot(prompt), with the prompt it is of.")
-        return later("on_image")(shown, self, image=image, view=view, signed=True)
+        panels, look = later("patch_panels")(self, shown, image), Look(ax, rows, figsize, colors, labels)
+        return later("heat_figure")(shown, panels, image=image, view=view, signed=True, look=look)
 
     def summary(self) -> str:
         """The most harmful region of each window, beside the distribution over regions and the control."""

@@ -11,6 +11,7 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.readout import read_top
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.runs.workers import Workers
 
@@ -57,7 +58,12 @@ class LensByPatchResult(Result):
         *,
         image: int = 0,
         view: str | None = None,
-    ) -> ShownFigure:
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """The most likely word on each patch, coloured by its probability, after a layer; the last one unless given.
 
         Of grids with more than 12 rows or columns only some words fit: of each square of patches the most probable.
@@ -68,7 +74,8 @@ class LensByPatchResult(Result):
         shown = prompt or self.prompt
         if shown is None:
             raise MMFlowError("a loaded result holds no picture: result.plot(layer, prompt), with the prompt it is of.")
-        return later("words_figure")(self, shown, self.header["layers"][-1] if layer is None else layer, image, view)
+        chosen, look = self.header["layers"][-1] if layer is None else layer, Look(ax, rows, figsize, colors, labels)
+        return later("words_figure")(self, shown, chosen, image, view, look)
 
     def summary(self) -> str:
         """For each layer the words that most image tokens say, and how sure they are."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 import nnsight
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.inside.heads import QueryKeyReader
@@ -27,7 +26,6 @@ from nnsight_mmflow.runs.runner import Study, counted, listed, prompt_task, row_
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.workers import Workers
@@ -46,6 +44,7 @@ class SaliencyResult(ImageResult):
     """
 
     kind: ClassVar[str] = "saliency"
+    drawn_by: ClassVar[str] = "saliency_figure"  # two panels: the three groups, the two flows
     panels: ClassVar[str] = "saliency_panels"
 
     @checked
@@ -74,10 +73,6 @@ class SaliencyResult(ImageResult):
             for index, value in enumerate(list(row.from_image_tokens))  # type: ignore[arg-type]
         ]
         return pd.DataFrame(rows)
-
-    def plot(self) -> ShownFigure:
-        """Two panels: the three groups, and the two flows, each scaled together."""
-        return later("saliency_figure")(self)
 
     def summary(self) -> str:
         """Where each group matters most, and the image's share."""

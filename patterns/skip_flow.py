@@ -7,7 +7,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.skip import PARTS, Skip
@@ -37,7 +36,6 @@ from nnsight_mmflow.spans.windows import window_layers
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.workers import Workers
@@ -55,6 +53,7 @@ class SkipFlowResult(Result):
     """
 
     kind: ClassVar[str] = "skip_flow"
+    drawn_by: ClassVar[str] = "skip_figure"  # a line per span with its band
 
     @property
     def quantity(self) -> Quantity:
@@ -91,10 +90,6 @@ class SkipFlowResult(Result):
         cheap = [change > -loss for change in curves[span][0]]
         first = next((layer for layer in range(len(cheap)) if all(cheap[layer:])), None)
         return first
-
-    def plot(self) -> ShownFigure:
-        """The curves: a line per span with its 95% band."""
-        return later("skip_figure")(self)
 
     def summary(self) -> str:
         """Which layer each span can spare least."""

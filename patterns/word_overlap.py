@@ -7,7 +7,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import NoEffectError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.experiment import experiment
@@ -18,7 +17,6 @@ from nnsight_mmflow.runs.silence import words_silenced
 from nnsight_mmflow.spans.windows import window_layers
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.runs.workers import Workers
 
@@ -32,10 +30,7 @@ class WordOverlapResult(Result):
     """
 
     kind: ClassVar[str] = "word_overlap"
-
-    def plot(self) -> ShownFigure:
-        """The overlap by layer, a line per site, with its 95% bootstrap band."""
-        return later("overlap_figure")(self)
+    drawn_by: ClassVar[str] = "overlap_figure"  # the overlap by layer, a line per site, with its band
 
     def summary(self) -> str:
         """Where each module matters most."""

@@ -62,7 +62,7 @@ Check = Callable[[str, object], object]
 LEAST = {  # where 0 or less would mean nothing, or something else than was meant
     **dict.fromkeys(("max_new_tokens", "batch_size", "row_budget", "heads_at_once", "top", "most_bytes"), 1),
     **dict.fromkeys(("k", "k1", "k2", "from_layer", "first_layer", "seed", "timed", "exact", "image"), 0),
-    **dict.fromkeys(("dominant", "contextual", "calm_layers", "controls"), 0),
+    **dict.fromkeys(("dominant", "contextual", "calm_layers", "controls", "generated"), 0),
 }
 ENDLESS = ("max_corrupt", "clip")  # limits, of which none is infinity
 MOST = {  # beyond these a run would not end, or a seed not be one
@@ -70,6 +70,7 @@ MOST = {  # beyond these a run would not end, or a seed not be one
     "controls": 1000,
     "timed": 10_000,
     "max_new_tokens": 1_000_000,
+    "generated": 4096,
 }
 
 

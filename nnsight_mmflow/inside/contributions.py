@@ -31,7 +31,7 @@ class Contributions:
         norm: (queries, sources): norm of the sum over heads.
         head_norm: (heads, queries, sources): norm of each head's share.
         weight: (heads, queries, sources): attention weights.
-        projection: (queries, sources): of the sum over heads on a direction.
+        projection: (queries, sources): of the sum over heads on each query's direction.
         whole: (queries,): sum of the norms over all positions, for shares.
         error: largest difference between the sum over all positions and the attention's real output.
         scale: largest number of the attention's real output, to compare the error with.
@@ -68,7 +68,7 @@ def read_contributions(
     attentions: list[Envoy],
     outs: list[Envoy],
     unembed: Envoy,
-    token: int,
+    tokens: list[int],
     queries: list[int],
     sources: list[int],
     cap: float | None,
@@ -82,7 +82,7 @@ def read_contributions(
         attentions: each layer's attention.
         outs: each layer's output projection.
         unembed: the unembedding.
-        token: the answer, on whose direction there the contributions are projected.
+        tokens: for each query the one on whose direction there its contributions are projected: what it answers.
         queries: positions that read.
         sources: positions that are read.
         cap: where the family squeezes its scores, the cap.
@@ -93,14 +93,15 @@ def read_contributions(
         arguments, named = layers[layer].inputs
         hidden, rotary = arguments[0], named["position_embeddings"]
         if not layer:
-            direction = answer_direction(unembed, token, hidden)
+            each = {token: answer_direction(unembed, token, hidden) for token in dict.fromkeys(tokens)}
+            directions = torch.stack([each[token] for token in tokens])
         mask = layer_mask(named.get("attention_mask"), hidden, 0, causal)[0, 0, queries]
         query, key = reader.read(layer, "previous", hidden, rotary)
         values = reader.value(layer)[0]
         weight = attention_weights(query[0][:, queries], key[0], mask, attention._module.scaling, cap).to(values)
         real = attention.output[0][0, queries]
         out, bias = matrix_of(outs[layer], len(values) * values.shape[-1], values)
-        contributions.append(_reduced(weight, values, out, bias, real, sources, direction))
+        contributions.append(_reduced(weight, values, out, bias, real, sources, directions))
     return contributions
 
 
@@ -111,7 +112,7 @@ def _reduced(
     bias: torch.Tensor,
     real: Float[torch.Tensor, "queries model"],
     sources: list[int],
-    direction: torch.Tensor,
+    directions: Float[torch.Tensor, "queries model"],
 ) -> Contributions:
     """The numbers of one layer; query by query, so that no (queries, keys, heads, model) tensor is made."""
     heads, queries, keys = weight.shape
@@ -126,7 +127,7 @@ def _reduced(
             each.append(share[sources].norm(dim=-1))
         norm.append(summed[sources].norm(dim=-1))
         head_norm.append(torch.stack(each))
-        projection.append(summed[sources] @ direction.to(summed))
+        projection.append(summed[sources] @ directions[query].to(summed))
         whole.append(summed.norm(dim=-1).sum())
         total = summed.sum(0) + bias.float()
         error = max(error, float((total - real[query].float()).abs().max()))

@@ -51,6 +51,7 @@ class Prompt:
         key: tells prompts apart in results; the question's id where the data has one.
         kind: the question's type, where the data has one.
         made: what else it was made with.
+        continues: the prompt that was asked, where generated tokens stand behind it (the span `generated`).
     """
 
     text: str
@@ -64,6 +65,7 @@ class Prompt:
     key: str = ""
     kind: str = ""
     made: Making = field(default=Making(), repr=False)
+    continues: Prompt | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Its spans know the boxes and options, which name spans too."""

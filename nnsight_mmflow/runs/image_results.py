@@ -10,7 +10,8 @@ from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Figure
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.prompts.prompt import Prompt
 
 
@@ -22,7 +23,7 @@ class ImageResult(Result):
     @checked
     def on_image(
         self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
-    ) -> ShownFigure:
+    ) -> Figure | Page:
         """The numbers of a prompt's image tokens, drawn on its picture.
 
         Args:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from nnsight_mmflow._errors import DataError, OutputError
 from nnsight_mmflow._kinds import folder_of
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.files.output import output_folder, written_together
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
 
 R = TypeVar("R", bound="Result")
 Band = tuple["np.ndarray", "np.ndarray", "np.ndarray"]  # mean, low, high
@@ -47,6 +48,7 @@ class Result:
     table: pd.DataFrame = field(repr=False)
     header: dict = field(repr=False)
     kind: ClassVar[str] = "result"
+    drawn_by: ClassVar[str] = ""  # the figure of `plot`, by its name in _later.py
 
     @property
     def n_rows(self) -> int:
@@ -117,9 +119,32 @@ class Result:
                 " finished prompts are not repeated."
             ) from error
 
-    def plot(self) -> ShownFigure:
-        """A figure of the result."""
-        raise NotImplementedError
+    def plot(
+        self,
+        *,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
+        """A figure of the result, which notebooks show; its PDF embeds TrueType fonts.
+
+        A figure as narrow as a paper's column, such as figsize=(3.3, 2.4), has smaller letters and shorter words.
+
+        Args:
+            ax: axes to draw on: one, which is divided where the plot has several panels, or one for each panel. Titles
+                and legends of the whole are then left to their figure, which is returned.
+            rows: the names of the lines, bars or rows that are drawn, in their order; all unless given.
+            figsize: (width, height) in inches.
+            colors: by name, or one for each that is drawn: its line, band and legend; of a heat map the name of a
+                matplotlib colour map.
+            labels: what they are called, by name, or one for each that is drawn.
+
+        Raises:
+            MMFlowError: a name that is not drawn; the message has those that are.
+        """
+        return later(self.drawn_by)(self, look=Look(ax, rows, figsize, colors, labels))
 
     def summary(self) -> str:
         """A few lines for a person."""

@@ -11,16 +11,17 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.patterns.attention.result import SINK
+from nnsight_mmflow.patterns.attention.result import SINK, AttentionResult
 from nnsight_mmflow.show.attention_mass import DrawnAttention, drawn_attention
+from nnsight_mmflow.show.generated import token_label
 from nnsight_mmflow.show.pages.circuits import BLUE, circuits, circuits_page
+from nnsight_mmflow.show.pages.slides import pages_slider
 from nnsight_mmflow.spans.groups import Grouping
 from nnsight_mmflow.spans.span import ranges
 
 if TYPE_CHECKING:
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.bridge.span_cache import SpanCache
-    from nnsight_mmflow.patterns.attention.result import AttentionResult
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -51,6 +52,7 @@ def attention(
     Rows are targets, columns sources, the same groups on both. A cell is attention mass: the mean over the row's
     targets of the sum over the column's sources, so that each row sums to 1 where all sources are drawn. The first
     picture is the mean over heads. `page.save(file)` writes a file that opens anywhere; nothing is ever fetched.
+    Maps with generated tokens get a slider: first all of them, then each alone (of the rows, the others are empty).
 
     Args:
         what: AttentionResult; a SpanCache of a TransformerLens run (pooled already); or a tensor (heads, queries, keys)
@@ -76,14 +78,49 @@ def attention(
         nano, layer 6: attention mass by group, mean of 4 heads, percent; rows are targets, columns sources
     """
     circuits()
+    if isinstance(what, AttentionResult) and what.tokens_read:
+        return _by_token(what, layer, prompt, by, heads, max_value, effect)
+    return _page(what, layer, prompt, by, heads, max_value, effect)
+
+
+def _by_token(
+    maps: AttentionResult,
+    layer: int,
+    prompt: Prompt | None,
+    by: Grouping,
+    heads: Sequence[int] | None,
+    max_value: float | int | None,
+    effect: AttentionAndEffectResult | None,
+) -> Page:
+    """All targets, then the prompt's with one generated token after another."""
+    asked = [position for position in maps.targets if position not in maps.generated]
+    cuts = [(token_label(maps, k), maps.rows([*asked, maps.generated[k]], token=k)) for k in maps.tokens_read]
+    parts, scale = [("all", maps), *cuts], max_value
+    if scale is None:  # one for all of them
+        scale = max(_largest(_with_mean(drawn_attention(one, layer, prompt, by, heads))) for _, one in parts)
+    pages = [(name, _page(one, layer, prompt, by, heads, scale, effect, own=max_value is None)) for name, one in parts]
+    return pages_slider(pages, f"attention of generated tokens, layer {layer}")
+
+
+def _page(
+    what: AttentionResult | SpanCache | torch.Tensor,
+    layer: int,
+    prompt: Prompt | None,
+    by: Grouping,
+    heads: Sequence[int] | None,
+    max_value: float | int | None,
+    effect: AttentionAndEffectResult | None,
+    own: bool | None = None,
+) -> Page:
+    """One picture of all heads; `own`: the scale is that of the numbers, and not one that was asked for."""
     from circuitsvis.attention import attention_heads
 
     drawn = drawn_attention(what, layer, prompt, by, heads)
     _check_size(drawn)
     small = len(drawn.heads) > FEW_HEADS
-    mass, names = drawn.mass, [f"{'' if small else 'head '}{head}" for head in drawn.heads]
+    mass, names = _with_mean(drawn), [f"{'' if small else 'head '}{head}" for head in drawn.heads]
     if len(names) > 1:
-        mass, names = torch.cat([mass.mean(0, keepdim=True), mass]), ["mean", *names]
+        names = ["mean", *names]
     largest = _largest(mass) if max_value is None else float(max_value)
     if not 0 < largest < float("inf"):
         raise MMFlowError(f"max_value={largest:g}: the full colour stands for a mass above 0.")
@@ -101,11 +138,17 @@ def attention(
     )
     title = f"{drawn.model + ', ' if drawn.model else ''}layer {layer}"
     above = f"<h1>{escape(title)}: attention mass, {len(drawn.heads)} head(s), {len(drawn.groups)} groups</h1>"
-    below = _caption(drawn, largest, max_value is None) + _table(drawn)
+    below = _caption(drawn, largest, max_value is None if own is None else own) + _table(drawn)
     if effect is not None:
         below += effect.beside(layer)
     page = circuits_page(picture, f"attention, {title}", above, below, _as_text(drawn, title))
     return replace(page, style=page.style + SMALL) if small else page
+
+
+def _with_mean(drawn: DrawnAttention) -> torch.Tensor:
+    """The mass of each head, the mean over heads before them where there are several."""
+    mass = drawn.mass
+    return torch.cat([mass.mean(0, keepdim=True), mass]) if len(mass) > 1 else mass
 
 
 def axis_name(name: str, marked: bool = False) -> str:

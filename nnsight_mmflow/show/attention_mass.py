@@ -60,7 +60,7 @@ def drawn_attention(
         SpanError: groups that do not partition what is drawn.
     """
     if isinstance(what, AttentionResult):
-        if prompt is not None and prompt.digest() != what.shown_prompt().digest():
+        if prompt is not None and not what.is_of(prompt):
             raise MMFlowError("prompt= is another prompt than the maps are of: leave it out, the maps hold theirs.")
         return _of_maps(what, layer, by, heads)
     if isinstance(what, SpanCache):

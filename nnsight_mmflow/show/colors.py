@@ -18,6 +18,7 @@ SPAN_COLORS = {
     "true_option": "#00573F",
     "false_option": "#8F8000",
     "suffix": "#CC79A7",
+    "generated": "#E69F00",
     "last": "#000000",
 }
 INCREASE = "#882255"  # what becomes more likely; drawn dashed as well
@@ -28,6 +29,7 @@ PALE = {  # behind black text: at least 12 to 1
     "object": "#FBDDC8",
     "question": "#CDEFE3",
     "suffix": "#F6DFEB",
+    "generated": "#FBEBC8",
     "last": "#FFF3B0",
 }
 _ORDER = {name: number for number, name in enumerate(SPAN_COLORS)}

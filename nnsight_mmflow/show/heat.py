@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nnsight_mmflow._figure import ShownFigure
+from nnsight_mmflow._look import PLAIN, Look
 from nnsight_mmflow.show.boxes import drawn_boxes, mosaic
+from nnsight_mmflow.show.drawing import Drawing
 from nnsight_mmflow.show.heat_notes import notes_of
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
     from PIL.Image import Image as Picture
 
+    from nnsight_mmflow._look import Size
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.boxes import DrawnBoxes
     from nnsight_mmflow.show.panels import Panels
+    from nnsight_mmflow.spans.views import Box
 
 WIDTH = 9.5  # inches: what a notebook shows at 100 dots per inch without shrinking it
 WIDE = 6.2  # inches of a panel with words
 MOST_ACROSS = 5
+PANEL = "values on the picture"
 GREY = (0.42, 0.42, 0.42)  # neither dark nor bright parts of a picture look like it
-OPAQUE = 0.66  # how much of the colour covers the picture, which is grey and light beneath it
+OPAQUE = 0.3, 0.75  # how much of the colour covers the picture, which is grey and light beneath it: least, most
+BOX = "#ff2d2d"  # around what the question is about
 # Orange below 0, blue above, as mmf.show.tokens has them; told apart by colour-blind readers.
 SIGNED = ("#A63C00", "#E68A3C", "#FFFFFF", "#4B9CD3", "#00508C")
 
@@ -40,8 +46,11 @@ def heat_figure(
     shade: bool = False,
     wide: bool = False,
     notes: Sequence[str] = (),
-) -> ShownFigure:
+    look: Look = PLAIN,
+) -> Figure:
     """The picture as it is, and a copy of it for each panel, every token's own pixels in the colour of its number.
+
+    Small numbers cover the picture least, so that it is seen beneath; boxes that the prompt has are drawn on each copy.
 
     Args:
         prompt: the prompt that holds the picture.
@@ -53,40 +62,60 @@ def heat_figure(
         shade: the picture keeps its colours; flat grey covers it instead, the more the smaller the number.
         wide: the one panel is large, the picture small.
         notes: said below beside the others.
+        look: what the caller asks; its rows and labels are the panels'.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
+    chosen = look.chosen(panels.titles) if look.rows is not None else list(panels.titles)
+    kept = [panels.titles.index(title) for title in chosen] if look.rows is not None else list(range(len(chosen)))
+    called = (
+        look.label_of(chosen, {}, panels.titles) if look.labels is not None else dict(zip(chosen, chosen, strict=False))
+    )
     drawn = drawn_boxes(prompt, image, view)
-    numbers = panels.numbers[:, list(drawn.tokens)]
-    ends, colours, opaque, extend = _scale(numbers, signed, max_value, shade)
+    whole = panels.numbers[kept]
+    numbers = whole[:, list(drawn.tokens)]
+    ends, colours, extend = _scale(numbers, signed, max_value, shade, look)
     norm = Normalize(*ends)
-    figure, axes, across = _axes(prompt.images[image], len(panels.titles), wide)
-    _picture(axes[0], prompt.images[image])
-    axes[0].set_title("picture", fontsize=9)
-    axes[0].set_xlabel(_folded(prompt.question, 34 if across < 4 else 24), fontsize=8, parse_math=False)
+    drawing, across = _drawing(prompt.images[image], len(chosen), wide, look)
+    axes, boxes = drawing.axes, prompt.boxes if image == 0 else ()
+    _picture(axes[0], prompt.images[image], boxes)
+    drawing.panel(axes[0], "picture")
+    if len(chosen) <= 3 or not drawing.small:
+        room = drawing.letters("note", drawing.width / across - 0.3)
+        axes[0].set_xlabel(_folded(prompt.question, room), fontsize=drawing.size("note"), parse_math=False)
     behind = prompt.images[image] if shade else _faint(prompt.images[image])
-    for axis, row, title in zip(axes[1:], numbers, panels.titles, strict=True):
-        _picture(axis, behind)
-        axis.set_title(title, fontsize=9, parse_math=False)
-        _lay(axis, drawn, row, norm, colours, opaque)
-    shown = ScalarMappable(norm, _over(behind, colours, opaque))
-    bar = figure.colorbar(shown, ax=axes, extend=extend, aspect=25, pad=0.01, panchor=False)
-    bar.set_label("\n".join(_lines(panels.label, 46)), fontsize=8, parse_math=False)
-    bar.ax.tick_params(labelsize=8)
+    for axis, row, title in zip(axes[1:], numbers, chosen, strict=True):
+        _picture(axis, behind, boxes)
+        axis.set_gid(PANEL)
+        drawing.panel(axis, called[title], parse_math=False)
+        _lay(axis, drawn, row, norm, colours)
+    bar = drawing.colorbar(ScalarMappable(norm, _over(behind, colours)), axes, "", extend=extend, panchor=False)
+    high = drawing.letters("note", drawing.height - 0.6)
+    bar.set_label("\n".join(_lines(panels.label, high)), fontsize=drawing.size("note"), parse_math=False)
     if panels.ticks:
         bar.set_ticks([number for number, _ in panels.ticks], labels=[word for _, word in panels.ticks])
-    below = " ".join([*notes, *notes_of(prompt, panels.numbers, drawn, image, ends, view, shares=not wide)])
-    lines = _lines(below, int(16.5 * figure.get_figwidth()))
-    figure.supxlabel("\n".join(lines), fontsize=7.5, x=0.01, ha="left", parse_math=False)
-    figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
-    return figure
+    if drawing.own:
+        below = " ".join([*notes, *notes_of(prompt, whole, drawn, image, ends, view, shares=not wide)])
+        told = _lines(below, drawing.letters("note", drawing.width - 0.2))
+        size = drawing.size("note")
+        drawing.figure.supxlabel("\n".join(told), fontsize=size, x=0.01, ha="left", parse_math=False)
+        if look.figsize is None:
+            drawing.figure.set_figheight(drawing.height + 0.14 * len(told))
+    return drawing.done()
+
+
+def largest(prompt: Prompt, panels: Panels, image: int = 0, view: str | None = None) -> float:
+    """The size of the largest number that is drawn, for a scale that several figures share."""
+    import numpy as np
+
+    return float(np.nanmax(np.abs(panels.numbers[:, list(drawn_boxes(prompt, image, view).tokens)])))
 
 
 def _scale(
-    numbers: np.ndarray, signed: bool | None, max_value: float | int | None, shade: bool
-) -> tuple[tuple[float, float], Colormap, float | None, str]:
-    """(the ends of the scale, colours, how opaque they are (None: they say it themselves), where the scale is cut)."""
+    numbers: np.ndarray, signed: bool | None, max_value: float | int | None, shade: bool, look: Look
+) -> tuple[tuple[float, float], Colormap, str]:
+    """(the ends of the scale, colours that say how opaque they are, where the scale is cut)."""
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
@@ -95,53 +124,77 @@ def _scale(
     if signed or (signed is None and low < 0):
         end = max_value or max(abs(low), abs(high)) or 1.0
         extend = ("neither", "max", "min", "both")[(high > end) + 2 * (low < -end)]
-        return (-end, end), LinearSegmentedColormap.from_list("signed", SIGNED), OPAQUE, extend
+        asked = look.colors is not None
+        colours = colormaps[look.color_map("")] if asked else LinearSegmentedColormap.from_list("signed", SIGNED)
+        return (-end, end), _clear(colours, np.abs(np.linspace(-1, 1, 256))), extend
     start = min(0.0, low)
     end = max_value or (high if high > start else start + 1.0)
     extend = "max" if high > end else "neither"
-    if shade:
-        grey = LinearSegmentedColormap.from_list("shade", [(*GREY, 0.92), (*GREY, 0)])
-        return (start, end), grey, None, extend
-    return (start, end), colormaps["cividis"], OPAQUE, extend
+    if shade and look.colors is None:
+        return (start, end), LinearSegmentedColormap.from_list("shade", [(*GREY, 0.92), (*GREY, 0)]), extend
+    return (start, end), _clear(colormaps[look.color_map("cividis")], np.linspace(0, 1, 256)), extend
 
 
-def _axes(picture: Picture, panels: int, wide: bool) -> tuple[ShownFigure, list[Axes], int]:
-    """A figure with a place for the picture and each panel, the places, and how many stand side by side."""
+def _clear(colours: Colormap, sizes: np.ndarray) -> Colormap:
+    """The colours, the smaller numbers the clearer."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    shown = colours(np.linspace(0, 1, 256))
+    shown[:, 3] = OPAQUE[0] + (OPAQUE[1] - OPAQUE[0]) * sizes
+    return ListedColormap(shown)
+
+
+def _drawing(picture: Picture, panels: int, wide: bool, look: Look) -> tuple[Drawing, int]:
+    """A figure with a place for the picture and each panel, and how many stand side by side."""
     shape = picture.height / picture.width
     if wide:
         beside = WIDTH - 1.1 - WIDE
-        figure = ShownFigure(figsize=(WIDTH, min(WIDE * shape, 1.4 * WIDE) + 0.7), layout="constrained")
-        axes = figure.subplots(1, 2, width_ratios=(beside, WIDE)).tolist()
-        axes[0].set_anchor("N")
-        return figure, axes, 5
+        size = WIDTH, min(WIDE * shape, 1.4 * WIDE) + 0.7
+        drawing = Drawing(look, size, 1, 2, ratios=(beside, WIDE))
+        drawing.axes[0].set_anchor("N")
+        return drawing, 5
     across = min(panels + 1, 2 if shape < 0.45 else MOST_ACROSS if panels > 7 else 4)
+    if look.figsize is not None:
+        across = max(range(1, panels + 2), key=lambda count: _side(count, panels + 1, shape, look.figsize))
     down = math.ceil((panels + 1) / across)
     each = min(4.0, (WIDTH - 1.1) / across, 6.0 / shape)
-    figure = ShownFigure(figsize=(each * across + 1.1, down * (each * shape + 0.3) + 0.35), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
-    for spare in axes[panels + 1 :]:
-        spare.remove()
-    return figure, axes[: panels + 1], across
+    size = each * across + 1.1, down * (each * shape + 0.3) + 0.35
+    return Drawing(look, size, down, across, count=panels + 1), across
 
 
-def _picture(axis: Axes, picture: Picture) -> None:
+def _side(across: int, count: int, shape: float, figsize: Size) -> float:
+    """How wide a picture gets, in inches, if so many stand side by side in a figure of that size."""
+    width, height = figsize or (WIDTH, WIDTH)
+    return min((width - 0.8) / across, ((height - 0.5) / math.ceil(count / across) - 0.3) / shape)
+
+
+def _picture(axis: Axes, picture: Picture, boxes: Sequence[Box] = ()) -> None:
+    from matplotlib.patches import Rectangle
+
     width, height = picture.size
     axis.imshow(picture, extent=(0, width, height, 0), interpolation="antialiased")
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    for x0, y0, x1, y1 in boxes:
+        for color, line, dash in (("white", 1.6, "-"), (BOX, 1.0, "--")):
+            style: dict[str, Any] = {
+                "fill": False,
+                "edgecolor": color,
+                "linewidth": line,
+                "linestyle": dash,
+                "zorder": 4,
+            }
+            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
 
 
-def _lay(
-    axis: Axes, drawn: DrawnBoxes, numbers: np.ndarray, norm: Normalize, colours: Colormap, opaque: float | None
-) -> None:
+def _lay(axis: Axes, drawn: DrawnBoxes, numbers: np.ndarray, norm: Normalize, colours: Colormap) -> None:
     """The colours, as one mesh: rectangles that touch or overlap would show seams."""
     import numpy as np
 
     cells = mosaic(drawn.boxes)
     which = np.array(cells.which)
     values = np.ma.masked_invalid(np.where(which < 0, np.nan, numbers[which]))
-    axis.pcolormesh(
-        np.array(cells.columns), np.array(cells.rows), values, norm=norm, cmap=colours, alpha=opaque, rasterized=True
-    )
+    axis.pcolormesh(np.array(cells.columns), np.array(cells.rows), values, norm=norm, cmap=colours, rasterized=True)
 
 
 def _faint(picture: Picture) -> Picture:
@@ -149,14 +202,14 @@ def _faint(picture: Picture) -> Picture:
     return picture.convert("L").point(lambda level: 105 + level * 0.588).convert("RGB")
 
 
-def _over(picture: Picture, colours: Colormap, opaque: float | None) -> Colormap:
+def _over(picture: Picture, colours: Colormap) -> Colormap:
     """The colours as they look over the picture's mean, for the colour bar; shades as they look over white."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
     shown = colours(np.linspace(0, 1, 256))
-    alpha = shown[:, 3:] if opaque is None else opaque
-    beneath = 1.0 if opaque is None else np.asarray(picture).mean() / 255
+    alpha = shown[:, 3:]
+    beneath = 1.0 if alpha.min() == 0 else np.asarray(picture).mean() / 255
     return ListedColormap(np.hstack([shown[:, :3] * alpha + beneath * (1 - alpha), np.ones((256, 1))]))
 
 

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
-from nnsight_mmflow.show.heat import heat_figure
+from nnsight_mmflow.show.generated import by_token
+from nnsight_mmflow.show.heat import heat_figure, largest
 from nnsight_mmflow.show.image_values import panels_of
+from nnsight_mmflow.show.pages.slides import figures_slider
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._figure import ShownFigure
+    from matplotlib.figure import Figure
+
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.show.image_values import Drawable
 
@@ -27,11 +31,12 @@ def on_image(
     titles: Sequence[str] | None = None,
     signed: bool | None = None,
     max_value: float | int | None = None,
-) -> ShownFigure:
+) -> Figure | Page:
     """A figure: the picture, and beside it a heat map over it for each row of values, each token at its own pixels.
 
     All panels share one scale. The notes below say which tokens have no pixels (row ends, class tokens), which lie
-    under finer ones, and what share of the values is theirs.
+    under finer ones, and what share of the values is theirs. Of attention or contributions with generated tokens it is
+    a page with a slider, a figure for each token on one scale; `result.token(k)` is drawn as a figure.
 
     Args:
         prompt: with at least one image.
@@ -48,7 +53,7 @@ def on_image(
         max_value: where the scale ends; the largest drawn value unless given. What lies beyond is counted.
 
     Raises:
-        MMFlowError: values that do not fit the image's tokens.
+        MMFlowError: values that do not fit the image's tokens, or too many generated tokens for one page.
         SpanError: a view that the picture does not have.
 
     Example:
@@ -61,5 +66,14 @@ def on_image(
     """
     if max_value is not None and not 0 < max_value < float("inf"):
         raise MMFlowError(f"max_value={max_value} must be above 0: it is where the scale ends.")
-    panels = panels_of(prompt, image, values, label, titles)
-    return heat_figure(prompt, panels, image=image, view=view, signed=signed, max_value=max_value)
+    parts = by_token(values)
+    if not parts:
+        panels = panels_of(prompt, image, values, label, titles)
+        return heat_figure(prompt, panels, image=image, view=view, signed=signed, max_value=max_value)
+    drawn = [(name, panels_of(prompt, image, part, label, titles)) for name, part in parts]
+    ends = max_value or max(largest(prompt, panels, image, view) for _, panels in drawn) or None
+    figures = [
+        (name, heat_figure(prompt, panels, image=image, view=view, signed=signed, max_value=ends))
+        for name, panels in drawn
+    ]
+    return figures_slider(figures, f"generated tokens: {drawn[0][1].label}")

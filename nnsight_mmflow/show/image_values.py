@@ -115,7 +115,7 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionResult) -> Panels:
     """The attention of the maps' targets (their mean) to each token, mean over heads, a panel per layer."""
     import numpy as np
 
-    if maps.header["prompt"] != prompt.digest():
+    if not maps.is_of(prompt):
         raise MMFlowError("these attention maps are of another prompt: mmf.attention(graph, prompt, ...) again.")
     mean = maps.weights.mean((1, 2)).numpy()
     numbers = np.stack([by_position(prompt, image, dict(zip(maps.sources, row.tolist(), strict=True))) for row in mean])
@@ -126,7 +126,7 @@ def _of_maps(prompt: Prompt, image: int, maps: AttentionResult) -> Panels:
         )
     held = f"{len(maps.targets)} target{'s' if len(maps.targets) > 1 else ''}"
     if len(maps.targets) == 1:
-        held = repr(prompt.spans.tokens[maps.targets[0]])
+        held = repr(maps.header["tokens"][maps.targets[0]])
     return Panels(
         numbers,
         tuple(f"layer {layer}" for layer in maps.layers),

@@ -119,6 +119,8 @@ def _of_result(what: object, prompt: Prompt, column: str | None) -> LayerValues:
         table = _of_prompt(table, prompt)
     if kind == "contributions":
         table = table[table["head"] == -1]
+    if "generated" in table:  # rows of the target alone
+        table = table[table["generated"] == -1]
     words = _word_lists(table, len(prompt.spans["image"])) if kind == "lens_by_patch" else None
     if "rank" in table:
         table = table[table["rank"] == table["rank"].min()]

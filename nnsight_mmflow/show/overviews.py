@@ -83,7 +83,7 @@ def _attribution(result: Any) -> pd.DataFrame:
 
 
 def _contributions(result: Any) -> pd.DataFrame:
-    whole = result.table[result.table["head"] == -1]
+    whole = result.summed()
     share = whole.groupby(["layer", "prompt"])["share"].sum().groupby("layer").mean()
     name = f"share of {result.header['source']} in what {result.header['target']} takes (%)"
     return _frame([{"layer": int(layer), name: f"{100 * value:.1f}"} for layer, value in share.items()])

@@ -9,15 +9,16 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._look import PLAIN, Look
 from nnsight_mmflow.show.boxes import drawn_boxes, mosaic
-from nnsight_mmflow.show.heat import WIDE, drawn_words, heat_figure
+from nnsight_mmflow.show.heat import PANEL, WIDE, WIDTH, drawn_words, heat_figure
 from nnsight_mmflow.show.panels import Panels, by_position
 from nnsight_mmflow.show.token_values import of_layer, of_prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.patterns.knockout_by_patch_result import KnockoutByPatchResult
     from nnsight_mmflow.patterns.lens_by_patch import LensByPatchResult
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -48,7 +49,9 @@ def patch_panels(result: KnockoutByPatchResult, prompt: Prompt, image: int) -> P
     return Panels(np.stack(numbers), tuple(titles), label)
 
 
-def words_figure(result: LensByPatchResult, prompt: Prompt, layer: int, image: int, view: str | None) -> ShownFigure:
+def words_figure(
+    result: LensByPatchResult, prompt: Prompt, layer: int, image: int, view: str | None, look: Look = PLAIN
+) -> Figure:
     """The most likely word on each patch, in the colour of its probability; of large grids a word per square."""
     table = of_layer(of_prompt(result.table, prompt), layer)
     first = table[table["rank"] == 0]
@@ -63,8 +66,10 @@ def words_figure(result: LensByPatchResult, prompt: Prompt, layer: int, image: i
     positions = [prompt.spans["image"].images[image].positions[token] for token in drawn.tokens]
     chosen, square = _chosen(drawn, numbers[list(drawn.tokens)].tolist())
     notes = [f"In each square of {square} x {square} patches the most probable of their words."] if square > 1 else []
-    figure = heat_figure(prompt, panels, image=image, view=view, signed=False, wide=True, notes=notes)
-    _write(figure.axes[1], _patch_size(drawn)[0] * square, [(at, words[positions[key]]) for key, at in chosen.items()])
+    figure = heat_figure(prompt, panels, image=image, view=view, signed=False, wide=True, notes=notes, look=look)
+    panel = [axes for axes in figure.axes if axes.get_gid() == PANEL][-1]
+    share = 1.0 if look.figsize is None else float(look.figsize[0]) / WIDTH
+    _write(panel, _patch_size(drawn)[0] * square, [(at, words[positions[one]]) for one, at in chosen.items()], share)
     return figure
 
 
@@ -111,11 +116,11 @@ def _patch_size(drawn: DrawnBoxes) -> tuple[float, float]:
     return median(box[2] - box[0] for box in drawn.boxes), median(box[3] - box[1] for box in drawn.boxes)
 
 
-def _write(axis: Axes, room: float, words: Sequence[tuple[tuple[float, float], str]]) -> None:
+def _write(axis: Axes, room: float, words: Sequence[tuple[tuple[float, float], str]], share: float) -> None:
     """The words, each around its point, as large as `room` pixels of the picture allow, and cut where they do not."""
     from matplotlib.patheffects import withStroke
 
-    inches = 0.87 * WIDE * room / axis.get_xlim()[1]
+    inches = 0.87 * share * WIDE * room / axis.get_xlim()[1]
     shown = drawn_words([word.strip() or repr(word) for _, word in words])
     longest = max(map(len, shown), default=1)
     points = min(LARGEST, max(SMALLEST, 72 * inches / (LETTER * min(longest, 9))))

@@ -6,10 +6,13 @@ import itertools
 import re
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._figure import ShownFigure
-from nnsight_mmflow.show.curves import STYLES
+from nnsight_mmflow._look import PLAIN, Look
+from nnsight_mmflow.show.curves import short, styles_of
+from nnsight_mmflow.show.drawing import Drawing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
     from nnsight_mmflow.patterns.prune.report import PruneReport
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -18,45 +21,40 @@ if TYPE_CHECKING:
 TICKS = ((0.0, "dropped"), (1.0, "seen"))
 
 
-def prune_figure(result: PruneReport) -> ShownFigure:
+def prune_figure(result: PruneReport, look: Look = PLAIN) -> Figure:
     """Share of right answers with 95% intervals against the share of image tokens; methods and controls told apart."""
-    scores = result.scores()
-    figure = ShownFigure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    plain = scores[scores["method"] == "unpruned"].iloc[0]
-    axes.axhline(plain["right"], color="0.5", linewidth=0.8, linestyle="--", label="unpruned")
+    scores, header = result.scores(), result.header
     families: dict[str, list] = {}
     for row in scores[scores["method"] != "unpruned"].itertuples():
-        name = str(row.method)
-        kind = re.split(r"[ (,]", name, maxsplit=1)[0]
+        kind = re.split(r"[ (,]", str(row.method), maxsplit=1)[0]
         families.setdefault(kind, []).append(row)
-    for i, (kind, rows) in enumerate(families.items()):
-        color, dash, marker = STYLES[i % len(STYLES)]
-        linestyle = dash if kind not in ("random", "grid") else "none"
+    styles = styles_of(look, [*families, "unpruned"])
+    drawing = Drawing(look, (7.2, 4.2))
+    axes, count = drawing.axes[0], int(header["n_prompts"])
+    if "unpruned" in styles:
+        plain, style = scores[scores["method"] == "unpruned"].iloc[0], styles["unpruned"]
+        color = style.color if look.colors is not None else "0.5"
+        axes.axhline(plain["right"], color=color, linewidth=0.8, linestyle="--", label=style.counted(count).label)
+    shown = {kind: rows for kind, rows in families.items() if kind in styles}
+    for i, (kind, rows) in enumerate(shown.items()):
+        style = styles[kind].counted(count)
         rows.sort(key=lambda row: row.tokens_share)
-        beside = 0.006 * (i - (len(families) - 1) / 2)  # methods and controls of one budget stand side by side
+        beside = 0.006 * (i - (len(shown) - 1) / 2)  # methods and controls of one budget stand side by side
         x, y = [row.tokens_share + beside for row in rows], [row.right for row in rows]
         error = [[row.right - row.low for row in rows], [row.high - row.right for row in rows]]
-        axes.errorbar(
-            x,
-            y,
-            yerr=error,
-            color=color,
-            linestyle=linestyle,
-            marker=marker,
-            markersize=5,
-            linewidth=1,
-            label=kind,
-            capsize=2,
-        )
-    axes.set_xlabel("image tokens, mean over layers, as a share of all")
+        drawn = style.line() | ({"linestyle": "none"} if kind in ("random", "grid") else {})
+        axes.errorbar(x, y, yerr=error, linewidth=1, label=style.label, capsize=2, **drawn)
+    axes.set_xlabel(
+        "image tokens, share of all" if drawing.small else "image tokens, mean over layers, as a share of all"
+    )
     axes.set_ylabel("right answers")
     axes.set_xlim(0, 1.02)
+    axes.margins(y=0.09)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_title(f"{result.header['model']}: {result.header['n_prompts']} prompts, 95% intervals", fontsize=10)
-    return figure
+    drawing.legend()
+    drawing.title(f"Pruning, {short(header['model'])}", ": 95% intervals over prompts")
+    return drawing.done()
 
 
 def kept_panels(result: KeptTokensResult, prompt: Prompt, image: int, by_layer: bool) -> Panels:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._figure import ShownFigure
-from nnsight_mmflow.show.curves import STYLES, label_layers
+from nnsight_mmflow._look import PLAIN, Look
+from nnsight_mmflow.show.curves import label_layers, short, styles_of
+from nnsight_mmflow.show.drawing import Drawing
 from nnsight_mmflow.show.token_values import of_layer, of_prompt
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from nnsight_mmflow.patterns.disruption import DisruptionResult
     from nnsight_mmflow.patterns.saliency import SaliencyResult
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -25,25 +28,26 @@ LABELS = {
 }
 
 
-def saliency_figure(result: SaliencyResult) -> ShownFigure:
+def saliency_figure(result: SaliencyResult, look: Look = PLAIN) -> Figure:
     """Saliency per token of the three groups, and of the two flows, each panel scaled to 0 and 1 as a whole."""
-    figure = ShownFigure(figsize=(9.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2).flatten().tolist()
-    for axes, names in zip(panels, (("S_sys", "S_img", "S_ins"), ("S_vv", "S_vt")), strict=True):
-        curves = result.curves(names)
-        for name, (color, dash, marker) in zip(names, STYLES, strict=False):
-            axes.plot(
-                curves.index, curves[name], color=color, linestyle=dash, marker=marker, markersize=4, label=LABELS[name]
-            )
-        label_layers(axes, "layer", int(result.header["n_layers"]))
-        axes.legend(frameon=False, fontsize=8)
-    by = "by target token" if result.header["mode"] == "released" else "by source token"
-    panels[0].set_ylabel("saliency, scaled over the panel")
-    panels[0].set_title(f"per token of the group, {by}", fontsize=9)
-    panels[1].set_title("flows from the image", fontsize=9)
-    title = f"Saliency ({result.header['mode']} mode), {result.header['model']}: {result.header['n_prompts']} prompts"
-    figure.suptitle(title, fontsize=10)
-    return figure
+    styles, header = styles_of(look, list(LABELS), LABELS), result.header
+    groups = {"S_sys": 0, "S_img": 0, "S_ins": 0, "S_vv": 1, "S_vt": 1}
+    kept = sorted({groups[name] for name in styles})
+    by = "by target token" if header["mode"] == "released" else "by source token"
+    titles = (f"per token of the group, {by}", "flows from the image")
+    drawing = Drawing(look, (9.6, 3.6) if len(kept) == 2 else (5.2, 3.6), 1, len(kept))
+    for axes, number in zip(drawing.axes, kept, strict=True):
+        every = tuple(name for name, group in groups.items() if group == number)
+        curves = result.curves(every)  # scaled over the whole panel, whatever is drawn of it
+        for name in [name for name in styles if name in every]:
+            style = styles[name].counted(int(header["n_prompts"]))
+            axes.plot(curves.index, curves[name], label=style.label, **style.line())
+        label_layers(axes, "layer", int(header["n_layers"]))
+        drawing.panel(axes, titles[number])
+    drawing.axes[0].set_ylabel("saliency, scaled" if drawing.small else "saliency, scaled over the panel")
+    drawing.legend()
+    drawing.title(f"Saliency ({header['mode']} mode), {short(header['model'])}")
+    return drawing.done()
 
 
 def saliency_panels(result: SaliencyResult, prompt: Prompt, image: int, layers: Sequence[int | None]) -> Panels:
@@ -60,30 +64,29 @@ def saliency_panels(result: SaliencyResult, prompt: Prompt, image: int, layers: 
                 f"the result holds {len(flows)} image tokens of this prompt, which has {len(positions)}: another"
                 " prompt, or another picture."
             )
-        flow_at = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
-        numbers.append(by_position(prompt, image, flow_at))
+        found = {position: float(flow) for position, flow in zip(positions, flows, strict=True)}
+        numbers.append(by_position(prompt, image, found))
     titles = tuple("all layers" if layer is None else f"layer {layer}" for layer in layers)
     label = f"saliency of what flows from the token ({result.header['mode']} mode)"
     return Panels(np.stack(numbers), titles, label + (" (sum over layers)" if layers == [None] else ""))
 
 
-def disruption_figure(result: DisruptionResult) -> ShownFigure:
+def disruption_figure(result: DisruptionResult, look: Look = PLAIN) -> Figure:
     """Score consistency and kept labels by layer, a line per way."""
-    curves, names = result.curves(), {"score_consistency": "score consistency", "label_kept": "label kept"}
-    figure = ShownFigure(figsize=(9.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True).flatten().tolist()
-    for axes, (name, label) in zip(panels, names.items(), strict=True):
-        for (way, part), (color, dash, marker) in zip(curves.groupby("way", sort=False), STYLES, strict=False):
-            axes.plot(
-                part["layer"], part[name], color=color, linestyle=dash, marker=marker, markersize=4, label=str(way)
-            )
-        scope = "first cut layer" if result.header["scope"] == "from_layer" else "cut layer"
-        label_layers(axes, scope, int(result.header["n_layers"]))
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_title(label, fontsize=9)
-    panels[0].legend(frameon=False, fontsize=8)
-    title = (
-        f"Disruption ({result.header['stage']}-softmax), {result.header['model']}: {result.header['n_prompts']} prompts"
-    )
-    figure.suptitle(title, fontsize=10)
-    return figure
+    curves, header = result.curves(), result.header
+    styles = styles_of(look, list(dict.fromkeys(map(str, curves["way"]))))
+    drawing = Drawing(look, (9.6, 3.6), 1, 2, share="y")
+    panels = {"score_consistency": "score consistency", "label_kept": "label kept"}
+    for axes, (name, told) in zip(drawing.axes, panels.items(), strict=True):
+        for way, one in styles.items():
+            part = curves[curves["way"] == way]
+            style = one.counted(int(result.table.loc[result.table["way"] == way, "prompt"].nunique()))
+            axes.plot(part["layer"], part[name], label=style.label, **style.line())
+        label_layers(
+            axes, "first cut layer" if header["scope"] == "from_layer" else "cut layer", int(header["n_layers"])
+        )
+        axes.set_ylim(-0.05, 1.07)
+        drawing.panel(axes, told)
+    drawing.legend()
+    drawing.title(f"Disruption ({header['stage']}-softmax), {short(header['model'])}", ": mean over prompts")
+    return drawing.done()

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.attention.result import AttentionResult
+from nnsight_mmflow.patterns.lens import LensResult
+from nnsight_mmflow.prompts.continued import in_row
+from nnsight_mmflow.show.generated import by_token
 from nnsight_mmflow.show.pages.circuits import LIGHT_BLUE, ORANGE, circuits, circuits_page
+from nnsight_mmflow.show.pages.slides import pages_slider
 from nnsight_mmflow.show.token_values import values_of
 from nnsight_mmflow.spans.span import Span
 
@@ -36,15 +41,17 @@ def tokens(
     """A page on which CircuitsVis shows the tokens of a span, each coloured by its value; notebooks show it.
 
     Values of both signs get orange (below 0) and blue (above), values of one sign that colour alone; white is 0. The
-    scale is stated, every number stands in a table below. `page.save(file)` writes a file that opens anywhere.
+    scale is stated, every number stands in a table below. `page.save(file)` writes a file that opens anywhere. Of
+    attention and contributions with generated tokens a slider goes from one to the next, on one scale.
 
     Args:
         prompt: the prompt whose words are coloured.
         values: numbers by position, or one per token of the span (list, array, tensor); or a result that holds them:
-            what `mmf.contributions`, `mmf.lens` and `mmf.knockout_by_token` return.
+            what `mmf.attention`, `mmf.contributions`, `mmf.lens` and `mmf.knockout_by_token` return.
         at: the span whose tokens are shown.
         label: what the values are; told by the result if one is given.
-        layer: of a result; None: summed over layers (contributions), the lowest of all layers (knockout).
+        layer: of a result; None: summed over layers (contributions), mean over layers (attention), the lowest of all
+            layers (knockout).
         column: of a result's table: "norm" (contributions), "answer_lower" (lens), "change_percent" (knockout) unless
             given.
         max_value: the size that has the full colour; the largest one shown unless given.
@@ -61,9 +68,32 @@ def tokens(
         question: contributions, norm, summed over layers
     """
     circuits()
+    if isinstance(values, AttentionResult) and values.is_of(prompt):
+        prompt = values.whole(prompt)
+    here = in_row(at, prompt.continues or prompt, prompt)
+    span = here if isinstance(here, Span) else prompt.spans[here]
+    parts = [] if isinstance(values, LensResult) else by_token(values)
+    if not parts:
+        return _page(prompt, span, values, layer, column, label, max_value)
+    drawn = [(name, values_of(prompt, span, part, layer, column)[0]) for name, part in parts]
+    ends = max_value or max(abs(one) for _, numbers in drawn for one in numbers) or None
+    pages = [(name, _page(prompt, span, part, layer, column, label, max_value, ends)) for name, part in parts]
+    return pages_slider(pages, f"{span.name}: generated tokens")
+
+
+def _page(
+    prompt: Prompt,
+    span: Span,
+    values: Values,
+    layer: int | None,
+    column: str | None,
+    label: str,
+    max_value: float | int | None,
+    common: float | int | None = None,
+) -> Page:
+    """One picture of the tokens; `common` is where a scale ends that several share."""
     from circuitsvis.tokens import colored_tokens
 
-    span = prompt.spans[at] if isinstance(at, str) else at
     if not len(span):
         raise NoEffectError(f"{span.name!r} holds no position of this prompt: there is nothing to show.")
     if len(span) > MOST_TOKENS:
@@ -71,9 +101,10 @@ def tokens(
             f"{span.name!r} has {len(span)} tokens; at most {MOST_TOKENS} are shown as text. For image tokens draw on"
             " the picture; or name a part: at=."
         )
-    numbers, named = values_of(prompt, span, values, layer, column)
-    label = label or named
-    largest = max(map(abs, numbers)) if max_value is None else float(max_value)
+    numbers, told = values_of(prompt, span, values, layer, column)
+    label = label or told
+    ends = common if max_value is None else max_value
+    largest = max(map(abs, numbers)) if ends is None else float(ends)
     if not 0 < largest < float("inf"):
         raise MMFlowError(f"every value is 0, or max_value={max_value}: no colour can be told from another.")
     tokens = [_readable(prompt.spans.tokens[position]) for position in span]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came
+from nnsight_mmflow.patterns.attention.result import AttentionResult
 from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
@@ -72,10 +73,12 @@ def values_of(
 def of_result(prompt: Prompt, result: Result, layer: int | None, column: str | None) -> tuple[dict[int, float], str]:
     """(a number by position, what they are): what a result holds of a prompt; arguments as in `values_of`."""
     table, kind = result.table, result.kind
+    if isinstance(result, AttentionResult):
+        return _of_maps(prompt, result, layer)
     if kind not in COLUMNS:
         raise MMFlowError(
-            f"a {type(result).__name__} holds no number per token of text; contributions, lens and knockout_by_token"
-            " do. What it holds for image tokens, its on_image shows."
+            f"a {type(result).__name__} holds no number per token of text; attention, contributions, lens and"
+            " knockout_by_token do. What it holds for image tokens, its on_image shows."
         )
     column = column or (result.quantity.column if kind == "flow" else COLUMNS[kind])  # type: ignore[attr-defined]
     if column not in table:
@@ -87,6 +90,8 @@ def of_result(prompt: Prompt, result: Result, layer: int | None, column: str | N
         table = table[table["site"] == "resid"]
     if kind == "contributions":
         table = table[table["head"] == -1]
+    if "generated" in table:  # rows of the target alone; result.token(k) is of one generated token
+        table = table[table["generated"] == -1]
     if layer is not None:
         table = of_layer(table, layer)
     if kind == "flow":
@@ -96,6 +101,16 @@ def of_result(prompt: Prompt, result: Result, layer: int | None, column: str | N
     label = f"{kind}, {column.replace('_', ' ')}, {where}"
     _check_tokens(prompt, table)
     return {int(str(position)): float(value) for position, value in grouped.items()}, label
+
+
+def _of_maps(prompt: Prompt, maps: AttentionResult, layer: int | None) -> tuple[dict[int, float], str]:
+    """The attention that a target gives each source: mean over targets and heads."""
+    if not maps.is_of(prompt):
+        raise MMFlowError("these attention maps are of another prompt: mmf.attention(graph, prompt, ...) again.")
+    weights = maps.weights.mean(0) if layer is None else maps.at(layer)
+    mean = weights.mean((0, 1))
+    where = "mean over layers" if layer is None else f"layer {layer}"
+    return dict(zip(maps.sources, mean.tolist(), strict=True)), f"attention weight, {where}, mean over heads"
 
 
 def of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:

@@ -32,10 +32,10 @@ def groups_of(spans: Spans, by: Grouping = "span", drawn: Sequence[int] | None =
 
     Args:
         spans: of the prompt.
-        by: "span" (prefix, each image, question, suffix), "image_row" (each row of patches, the rest by span), "tile"
-            (the picture as a whole, each tile, row ends; the rest by span), "text_token" (each image, and each token of
-            text alone), "token" (each position alone), or names with spans or span expressions:
-            {"object": spans["image"].box(...), "rest": ...}.
+        by: "span" (prefix, each image, question, suffix, and what was generated), "image_row" (each row of patches,
+            the rest by span), "tile" (the picture as a whole, each tile, row ends; the rest by span), "text_token"
+            (each image, and each token of text alone), "token" (each position alone), or names with spans or span
+            expressions: {"object": spans["image"].box(...), "rest": ...}.
         drawn: the positions to partition; all of the prompt unless given. Groups without any of them are left out.
 
     Raises:
@@ -105,7 +105,9 @@ def _parts(spans: Spans, by: str) -> list[Group]:
     image = spans["image"]
     if by in ("image_row", "tile") and not len(image):
         raise SpanError(f'by={by!r} divides the image, but the prompt has none: by="span".')
-    text = ("prefix", "question", "suffix")
+    text = ["prefix", "question", "suffix"]
+    if "generated" in spans.named and spans.named["generated"].each:
+        text.append("generated")
     groups = [Group(name, tuple(spans[name])) for name in text]
     if by == "text_token":
         groups = [_alone(spans, position) for name in text for position in spans[name]]

@@ -40,12 +40,14 @@ class Span:
         positions: sorted, without repeats; counted in the padded row.
         row: (first, end) of the row's real positions; what lies before `first` is padding.
         images: the images whose tokens it may hold (for `grid`, `box` and `boxes`).
+        each: a number in brackets is a position, counted from 0, and not an image: "generated[2]".
     """
 
     name: str
     positions: tuple[int, ...]
     row: tuple[int, int]
     images: tuple[ImageTokens, ...] = field(default=(), repr=False)
+    each: bool = field(default=False, repr=False, metadata={"identity": False})
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.positions)
@@ -86,7 +88,9 @@ class Span:
         return Span(f"~{_grouped(self.name)}", tuple(sorted(rest)), self.row, self.images)
 
     def __getitem__(self, image: int) -> Span:
-        """The tokens of one image: spans["image"][1] is the second picture's."""
+        """The tokens of one image: spans["image"][1] is the second picture's; of generated tokens, one of them."""
+        if self.each:
+            return self._one(image)
         if type(image) is not int or not 0 <= image < len(self.images):
             raise SpanError(
                 f"{self.name}[{image!r}] was asked for, but {self.name} holds {len(self.images)} image(s),"
@@ -95,6 +99,14 @@ class Span:
         picture = self.images[image]
         held = tuple(picture.positions[token] for token in self._held(picture))
         return Span(f"{self.name}[{image}]", held, self.row, (picture,))
+
+    def _one(self, number: int) -> Span:
+        if type(number) is not int or not 0 <= number < len(self.positions):
+            raise SpanError(
+                f"{self.name}[{number!r}] was asked for, but {self.name} holds {len(self.positions)} token(s), counted"
+                " from 0; an answer may end before as many as were asked for."
+            )
+        return Span(f"{self.name}[{number}]", self.positions[number : number + 1], self.row)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -201,7 +213,8 @@ class Span:
             for image in self.images
         )
         first, end = self.row
-        return Span(self.name, tuple(position + by for position in self.positions), (first + by, end + by), images)
+        positions = tuple(position + by for position in self.positions)
+        return Span(self.name, positions, (first + by, end + by), images, self.each)
 
     def _held(self, image: ImageTokens) -> list[int]:
         """Which of the image's tokens (counted within it) are in the span."""

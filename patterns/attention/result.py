@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nnsight_mmflow._errors import DataError, MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.prompts.continued import continued, generated_kind
+from nnsight_mmflow.runs.generated import generated_ids
 from nnsight_mmflow.runs.results import Result, versions
 from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.spans.row_spans import Spans
 
@@ -75,7 +75,8 @@ class AttentionResult(Result):
         targets: positions that read.
         sources: positions that are read.
         received: (layers, positions): what each position of the whole prompt gets from later ones (see `sinks`).
-        prompt: what was run; None where the maps were loaded without it.
+        prompt: what was run, with the generated tokens behind it if there are any; None where the maps were loaded
+            without it.
     """
 
     weights: Float[torch.Tensor, "layers heads targets sources"] = field(repr=False)
@@ -86,6 +87,7 @@ class AttentionResult(Result):
     received: Float[torch.Tensor, "layers positions"] = field(repr=False)
     prompt: Prompt | None = field(default=None, repr=False)
     kind: ClassVar[str] = "attention"
+    drawn_by: ClassVar[str] = "attention_figure"  # a heat map: which span reads which, layer by layer
 
     @classmethod
     def of(
@@ -123,7 +125,9 @@ class AttentionResult(Result):
             **{"layers": list(layers), "heads": list(heads), "targets": list(targets), "sources": list(sources)},
             **{"patterns": list(patterns), "target": target, "source": source},
             "question": prompt.question,
-            "prompt": prompt.digest(),
+            "prompt": (prompt.continues or prompt).digest(),
+            "generated": generated_ids(prompt),
+            "generated_type": generated_kind(prompt) if prompt.continues else 0,
             "tokens": list(prompt.spans.tokens),
             "metric": "attention mass: the sum over a span's sources, mean over targets and heads",
             "versions": versions(),
@@ -158,6 +162,60 @@ class AttentionResult(Result):
                 " mmf.results.AttentionResult.load(folder, prompt)."
             )
         return self.prompt
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """The positions of the generated tokens; () where none were."""
+        written = len(self.header.get("generated", ()))
+        length = len(self.header["tokens"])
+        return tuple(range(length - written, length))
+
+    def whole(self, prompt: Prompt) -> Prompt:
+        """The prompt with the generated tokens of these maps behind it, if there are any."""
+        ids, tokens = self.header.get("generated", ()), self.header["tokens"]
+        if not ids or prompt.continues is not None:
+            return prompt
+        return continued(prompt, ids, tokens[len(prompt) :], int(self.header.get("generated_type", 0)))
+
+    def is_of(self, prompt: Prompt) -> bool:
+        """Whether the maps are of this prompt: as it was asked, or with these generated tokens behind it."""
+        same = (prompt.continues or prompt).digest() == self.header["prompt"]
+        return same and (prompt.continues is None or generated_ids(prompt) == self.header.get("generated"))
+
+    @property
+    def tokens_read(self) -> tuple[int, ...]:
+        """Which generated tokens are among the targets, counted from 0: pictures have a slider over them."""
+        if "token" in self.header:
+            return ()
+        return tuple(number for number, position in enumerate(self.generated) if position in set(self.targets))
+
+    @checked
+    def token(self, index: int) -> AttentionResult:
+        """The maps of one generated token alone, the one at `index`: its row, of all that it reads.
+
+        Raises:
+            MMFlowError: there is no such token among the targets.
+        """
+        if index not in self.tokens_read:
+            there = ", ".join(map(str, self.tokens_read)) or "none"
+            raise MMFlowError(f"token({index}): the generated tokens among the targets are {there}, counted from 0.")
+        return self.rows([self.generated[index]], token=index)
+
+    def rows(self, targets: Sequence[int], **told: object) -> AttentionResult:
+        """The maps of some targets; `told` goes to the header."""
+        weights = self.weights[:, :, [self.targets.index(position) for position in targets]]
+        found = AttentionResult.of(
+            weights,
+            self.layers,
+            self.heads,
+            tuple(targets),
+            self.sources,
+            self.received,
+            self.shown_prompt(),
+            self.model,
+            self.patterns,
+        )
+        return replace(found, header={**found.header, **told})
 
     def part(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> AttentionResult:
         """The maps of some layers and heads.
@@ -231,10 +289,6 @@ class AttentionResult(Result):
             lines.append(f"layer {layer}, sinks: {', '.join(found[:8]) or 'none'}{' ...' if len(found) > 8 else ''}")
         return "\n".join(lines)
 
-    def plot(self) -> ShownFigure:
-        """A heat map: which span reads which, layer by layer."""
-        return later("attention_figure")(self)
-
     def _more_files(self) -> Mapping[str, bytes]:
         """The weights, as attention.safetensors."""
         from safetensors.torch import save
@@ -262,9 +316,12 @@ class AttentionResult(Result):
                 raise ValueError(f"weights of {tuple(weights.shape)}")
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise DataError(f"{file} does not hold the weights of these maps ({error}): save them again.") from error
-        if prompt is not None and prompt.digest() != header["prompt"]:
+        found = cls(table, header, weights, **held, received=received, prompt=prompt)
+        if prompt is None:
+            return found
+        if not found.is_of(prompt):
             raise DataError(f"the maps in {folder} are of another prompt: its question was {header['question']!r}.")
-        return cls(table, header, weights, **held, received=received, prompt=prompt)
+        return replace(found, prompt=found.whole(prompt))
 
     def _index(self, layer: int) -> int:
         if layer not in self.layers:

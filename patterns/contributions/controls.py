@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from nnsight_mmflow.runs.results import Result
 
 
+def summed(result: Result) -> pd.DataFrame:
+    """The rows of the target, summed over heads: not those of generated tokens beside them."""
+    table = result.table[result.table["head"] == -1]
+    return table[table["generated"] == -1] if "generated" in table else table
+
+
 def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int) -> Iterator[list[dict]]:
     """For each prompt the rows of `ContributionsResult.position_control`."""
     source, target = result.header["source"], result.header["target"]
@@ -30,7 +36,7 @@ def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int)
             f"{graph.family} adds image features again in its first {graph.enters_after} layers: shuffling what enters"
             " the first would mix two orders."
         )
-    before = result.table[result.table["head"] == -1].groupby(["prompt", "layer"], sort=False)
+    before = summed(result).groupby(["prompt", "layer"], sort=False)
     for number, prompt in enumerate(prompts):
         span = prompt.spans[source]
         outside = sorted(set(span) - set(prompt.spans["image"]))
@@ -59,15 +65,15 @@ def shuffled(result: Result, graph: Graph, prompts: Sequence[Prompt], seed: int)
 
 def per_prompt(result: Result) -> pd.DataFrame:
     """A row per prompt and layer: the norm summed over source tokens, correct, answer_probability."""
-    table = result.table[result.table["head"] == -1]
+    table = summed(result)
     if table["correct"].isna().any():
         raise MMFlowError(
             "some prompts have no answer to compare with: graph.prompt(..., answer=...) before mmf.contributions."
         )
-    summed = table.groupby(["prompt", "layer"], sort=False).agg(
+    found = table.groupby(["prompt", "layer"], sort=False).agg(
         norm=("norm", "sum"), correct=("correct", "first"), confidence=("answer_probability", "first")
     )
-    return summed.reset_index()
+    return found.reset_index()
 
 
 def correctness(result: Result, layers: Sequence[int] | None, seed: int) -> pd.DataFrame:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.runs.image_results import ImageResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
+    from nnsight_mmflow._page import Page
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -24,11 +26,41 @@ class ContributionsResult(ImageResult):
     Columns: prompt, kind, answer (the first token that the model writes), answer_probability, correct, layer, index
     (within the source), position, token, row and column (of an image's patch),
     head (-1: the sum over heads), norm, sum_of_head_norms, projection (on the answer's direction), weight (mean over
-    heads), share (of the norms of all positions).
+    heads), share (of the norms of all positions). With `generated=` also generated: which generated token reads (-1:
+    the target); everything below but `token` is of the target.
     """
 
     kind: ClassVar[str] = "contributions"
+    drawn_by: ClassVar[str] = "contributions_figure"  # the source's share by layer, and the mean norm of each patch
     panels: ClassVar[str] = "contribution_panels"
+
+    @property
+    def n_generated(self) -> int:
+        """How many generated tokens have rows, at most, over the prompts; 0 where none were asked for."""
+        return int(self.table["generated"].max()) + 1 if "generated" in self.table else 0
+
+    @checked
+    def token(self, index: int) -> ContributionsResult:
+        """What the generated token at `index` takes, as a result of its own: of the prompts that have one.
+
+        Raises:
+            MMFlowError: no prompt has one.
+        """
+        if not 0 <= index < self.n_generated:
+            raise MMFlowError(
+                f"token({index}): the generated tokens are {self.n_generated}, counted from 0; mmf.contributions(...,"
+                " generated=n) asks for them."
+            )
+        table = self.table[self.table["generated"] == index].drop(columns="generated").reset_index(drop=True)
+        count = int(table["prompt"].nunique())
+        told = {"target": f"generated[{index}]", "n_prompts": count, "n_counted": count}
+        return ContributionsResult(table, {**self.header, **told})
+
+    def summed(self) -> pd.DataFrame:
+        """The rows of the target, summed over heads."""
+        from nnsight_mmflow.patterns.contributions.controls import summed
+
+        return summed(self)
 
     @checked
     def top(self, k: int) -> pd.DataFrame:
@@ -37,7 +69,7 @@ class ContributionsResult(ImageResult):
         Raises:
             MMFlowError: a prompt has fewer source tokens.
         """
-        summed = self.table[self.table["head"] == -1].groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
+        summed = self.summed().groupby(["prompt", "index", "position"], sort=False)["norm"].sum()
         largest = summed.reset_index().sort_values("norm", ascending=False).groupby("prompt", sort=False).head(k)
         short = largest.groupby("prompt")["index"].count()
         if not 0 < k <= int(short.min()):
@@ -54,7 +86,7 @@ class ContributionsResult(ImageResult):
         import pandas as pd
 
         rows = []
-        for (_, layer), part in self.table[self.table["head"] == -1].groupby(["prompt", "layer"]):
+        for (_, layer), part in self.summed().groupby(["prompt", "layer"]):
             norms = part["norm"].sort_values(ascending=False).to_numpy()
             rest = norms[k:].mean() if len(norms) > k else float("nan")
             rows.append(
@@ -156,9 +188,20 @@ class ContributionsResult(ImageResult):
 
         return correctness(self, layers, seed)
 
-    def plot_correctness(self) -> ShownFigure:
-        """The mean summed norm by layer, of prompts answered rightly and wrongly, with 95% intervals."""
-        return later("correctness_figure")(self)
+    def plot_correctness(
+        self,
+        *,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
+        """The mean summed norm by layer, of prompts answered rightly and wrongly, with 95% intervals.
+
+        Arguments as in `plot`; the names are "right" and "wrong".
+        """
+        return later("correctness_figure")(self, Look(ax, rows, figsize, colors, labels))
 
     def _same(self, prompts: Sequence[Prompt]) -> list[str]:
         names = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
@@ -166,13 +209,20 @@ class ContributionsResult(ImageResult):
             raise MMFlowError("these are not the prompts that the result is of, in their order.")
         return names
 
-    def plot(self) -> ShownFigure:
-        """The source's share of all contributions by layer, and (for one image) the mean norm of each patch."""
-        return later("contributions_figure")(self)
+    @checked
+    def on_image(
+        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
+    ) -> Figure | Page:
+        """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None).
+
+        With generated tokens it is a page with a slider: the target, then one token after another.
+        """
+        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
+        return later("contributions_on_image")(self, prompt, layers, image, view)
 
     def summary(self) -> str:
         """Where the target takes most from the source."""
-        table, header = self.table[self.table["head"] == -1], self.header
+        table, header = self.summed(), self.header
         shares = table.groupby(["prompt", "layer"])["share"].sum().groupby("layer").mean()
         return (
             f"{header['model']}: {header['n_prompts']} prompts, {header['source']}->{header['target']}: largest share"

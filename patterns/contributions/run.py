@@ -10,8 +10,10 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.inside.contributions import Contributions, plain_values, read_contributions
+from nnsight_mmflow.inside.generated import lag_of
 from nnsight_mmflow.inside.heads import QueryKeyReader, differs
 from nnsight_mmflow.runs.answers import with_target
+from nnsight_mmflow.runs.generated import check_forward, generated_ids
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -37,17 +39,28 @@ class Answer:
 def read_prompt(
     graph: Graph, prompt: Prompt, sources: list[int], targets: list[int], patterns: tuple[Pattern, ...] = ()
 ) -> tuple[Answer, list[Contributions]]:
-    """The answer, and each layer's contributions, checked against the attention's own output."""
+    """The answer, and each layer's contributions, checked against the attention's own output.
+
+    A target's contributions are projected on what is written first; those of a generated token, and of the prompt's
+    last position, on what is written behind it.
+    """
     inputs, every = graph.checked(prompt), range(graph.n_layers)
     edited = graph.edited(prompt, patterns)
-    remotely = graph.remotely
-    with torch.no_grad(), edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely):
-        logits = nnsight.save(graph.model.output.logits[0, -1].float().detach().cpu())
+    remotely, model = graph.remotely, graph.model
+    ids = torch.tensor(generated_ids(prompt), dtype=torch.long)
+    steps, lag = len(ids), (0.0, 1.0)
+    with torch.no_grad(), edited.trace(**inputs, use_cache=False, logits_to_keep=steps + 1, **remotely):
+        logits = nnsight.save(model.output.logits[0, -steps - 1].float().detach().cpu())
+        last = nnsight.save(model.output.logits[0, -1].argmax(-1).cpu())
+        if steps:
+            lag = nnsight.save(lag_of(model.output.logits[0, -steps - 1 : -1], ids))
     token, right = logits.argmax(-1), None
     if prompt.answer is not None:
-        right = with_target(graph, prompt, prompt.answer, first_token=True)[1][0] == int(token)
+        right = with_target(graph, prompt.continues or prompt, prompt.answer, first_token=True)[1][0] == int(token)
     answer = Answer(graph.processor.tokenizer.decode([int(token)]).strip(), float(logits.softmax(-1).max()), right)
-    unembed, chosen = graph.unembed, int(token)
+    written, first = [*ids.tolist(), int(last)], len(prompt) - steps - 1
+    chosen = [written[position - first] if position > first else int(token) for position in targets]
+    unembed = graph.unembed
     attentions = [graph.attention(layer) for layer in every]
     outs = [graph.attention_out(layer) for layer in every]
     layers, causal, reader = graph.layers, graph.causal, QueryKeyReader(graph)
@@ -57,8 +70,9 @@ def read_prompt(
         edited.trace(**inputs, use_cache=False, logits_to_keep=1, **remotely),
     ):
         read = read_contributions(layers, reader, attentions, outs, unembed, chosen, targets, sources, cap, causal)
-        plain = nnsight.save([plain_values(values) for values in read])  # a server cannot return our classes
+        plain = nnsight.save([plain_values(one) for one in read])  # a server cannot return our classes
     by_layer = [Contributions(**values) for values in plain]
+    check_forward(*lag, by_layer[0].dtype)
     for layer, reading in enumerate(by_layer):
         if differs(reading.error, reading.scale, reading.dtype):
             raise MMFlowError(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from uuid import uuid4
 
 from nnsight_mmflow._errors import MMFlowError, ModelError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.pattern import layer_list
@@ -26,7 +25,6 @@ from nnsight_mmflow.runs.runner import Cells, Study, Task, row_cells, run_study
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.workers import Workers
@@ -44,6 +42,7 @@ class EditReport(Result):
     """
 
     kind: ClassVar[str] = "edit_report"
+    drawn_by: ClassVar[str] = "report_figure"  # a panel per measure, a group per way, a bar per method
 
     def scores(self) -> pd.DataFrame:
         """A row per method, measure and way: right (share), low and high (95% over edits), probability, edits, prompts.
@@ -93,10 +92,6 @@ class EditReport(Result):
             raise MMFlowError(f"methods {unknown} are not in this report; it has {', '.join(self.header['methods'])}.")
         table = self.table[self.table["method"].isin(list(methods))].reset_index(drop=True)
         return EditReport(table, {**self.header, "methods": list(methods)})
-
-    def plot(self) -> ShownFigure:
-        """Bars with intervals: a panel per measure, a group per way, a bar per method."""
-        return later("report_figure")(self)
 
     def summary(self) -> str:
         """The overall table, and what was run."""

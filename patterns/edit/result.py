@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._kinds import folder_of
-from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.edit.update import Update
 from nnsight_mmflow.runs.results import Result
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -42,6 +40,7 @@ class EditResult(Result):
     """
 
     kind: ClassVar[str] = "edit"
+    drawn_by: ClassVar[str] = "edit_figure"  # P(new answer) before, with the change, after: by fact
     updates: dict[int, Update] = field(default_factory=dict, repr=False)
     original: Graph | None = field(default=None, repr=False)
     edited: Graph | None = field(default=None, repr=False)
@@ -168,10 +167,6 @@ class EditResult(Result):
                     f" on {read.header['model']!r}. Load that model, and undo edits that were applied since."
                 )
         return replace(read, updates=updates, original=graph, edited=edited_view(graph, updates))
-
-    def plot(self) -> ShownFigure:
-        """The new answer's probability before, with the found change, and after the edit, for each fact."""
-        return later("edit_figure")(self)
 
     def summary(self) -> str:
         """How many facts took, and how large the change was."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.flow.controls import controlled
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.inside.plan import Plan
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -115,9 +117,33 @@ class FlowResult(Result):
         """The flow diagram as a page: numbers of each arrow, another threshold, another window."""
         return later("flow_page")(self)
 
-    def plot(self) -> ShownFigure:
-        """The curves: a line per edge, the mean of ratios with its 95% bootstrap band; a panel per window size."""
-        return later("flow_figure")(self)
+    def plot(
+        self,
+        *,
+        ax: Places = None,
+        edges: Rows = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
+        """The curves: a line per edge, the mean of ratios with its 95% bootstrap band; a panel per window size.
+
+        Each entry of the legend says of how many prompts its curve is.
+
+        Args:
+            ax: as in every result's plot, like all that follow.
+            edges: which edges are drawn, in their order, such as ["image->question"]; all unless given.
+            rows: the same; every result's plot has it.
+            figsize: (width, height) in inches; (3.3, 2.4) is a paper's column.
+            colors: by edge, such as {"image->last": "tab:red"}, or one for each that is drawn.
+            labels: the same for the legend.
+
+        Raises:
+            MMFlowError: an edge that is not in the result; the message has those that are.
+        """
+        look = Look(ax, edges if rows is None else rows, figsize, colors, labels, "edges")
+        return later("flow_figure")(self, look=look)
 
     def summary(self) -> str:
         """How many prompts counted, and where each edge matters most."""

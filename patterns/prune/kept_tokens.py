@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.edits import MaskEdit
@@ -24,7 +25,7 @@ from nnsight_mmflow.runs.runner import Study, prompt_task, run_study
 if TYPE_CHECKING:
     import torch
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.prune.prune import Prune
     from nnsight_mmflow.runs.workers import Workers
@@ -71,18 +72,27 @@ class KeptTokensResult(Result):
         seen = ", ".join(f"{counts[layer]} from layer {layer} on" for layer in changes)
         return f"{self.header['model']}, {method}: of {self.header['n_tokens']} image tokens {seen}"
 
-    def plot(self, prompt: Prompt | None = None) -> ShownFigure:
+    def plot(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """The same as `on_image()`; a loaded result is given the prompt that it is of.
 
         Raises:
             MMFlowError: a loaded result without a prompt, or another prompt.
         """
-        return self.on_image(prompt=prompt)
+        return self._drawn(prompt, False, 0, None, Look(ax, rows, figsize, colors, labels))
 
     @checked
     def on_image(
         self, by_layer: bool = False, *, image: int = 0, view: str | None = None, prompt: Prompt | None = None
-    ) -> ShownFigure:
+    ) -> Figure:
         """The picture, each patch the clearer the more layers see its token, and grey where few do.
 
         Args:
@@ -94,13 +104,16 @@ class KeptTokensResult(Result):
         Raises:
             MMFlowError: a loaded result without a prompt, or another prompt.
         """
+        return self._drawn(prompt, by_layer, image, view, Look())
+
+    def _drawn(self, prompt: Prompt | None, by_layer: bool, image: int, view: str | None, look: Look) -> Figure:
         shown = prompt or self.prompt
         if shown is None:
             raise MMFlowError("a loaded result holds no picture: result.plot(prompt), with the prompt it is of.")
         if shown.digest() != self.header["prompt"]:
             raise MMFlowError(f"these tokens are of another prompt; its question was {self.header['question']!r}.")
         panels = later("kept_panels")(self, shown, image, by_layer)
-        return later("heat_figure")(shown, panels, image=image, view=view, shade=True)
+        return later("heat_figure")(shown, panels, image=image, view=view, shade=True, look=look)
 
 
 @experiment

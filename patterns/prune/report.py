@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.inside.names import CACHE
 from nnsight_mmflow.model.forms import form_of
@@ -28,7 +27,6 @@ from nnsight_mmflow.runs.runner import Study, Task, listed, run_study
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.runs.workers import Workers
@@ -47,6 +45,7 @@ class PruneReport(Result):
     """
 
     kind: ClassVar[str] = "prune_report"
+    drawn_by: ClassVar[str] = "prune_figure"  # accuracy against image tokens per layer
 
     def scores(self) -> pd.DataFrame:
         """A row per method: right with a 95% interval, agrees, the shares, and the measured times.
@@ -81,10 +80,6 @@ class PruneReport(Result):
                 }
             )
         return pd.DataFrame(rows)
-
-    def plot(self) -> ShownFigure:
-        """Accuracy against image tokens per layer: what each method gives up for what it saves."""
-        return later("prune_figure")(self)
 
     def summary(self) -> str:
         """The table of scores."""

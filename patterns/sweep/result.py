@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.runs.results import Result, bootstrap_band
 from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, token_table
@@ -14,7 +13,6 @@ from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, to
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.prompts.prompt import Prompt
 
 PAIR = ("x_0", "x_1")
@@ -30,6 +28,7 @@ class SweepResult(Result):
     """
 
     kind: ClassVar[str] = "sweep"
+    drawn_by: ClassVar[str] = "sweep_figure"
 
     @property
     def axes(self) -> list[str]:
@@ -73,10 +72,6 @@ class SweepResult(Result):
             named = dict(zip(self.axes, labels if isinstance(labels, tuple) else (labels,), strict=True))
             rows.append({**named, "mean": mean, "low": low, "high": high, "prompts": len(by_prompt)})
         return pd.DataFrame(rows)
-
-    def plot(self) -> ShownFigure:
-        """The change by x with its 95% band: a line over numbers, bars over names, a heat map over two axes."""
-        return later("sweep_figure")(self)
 
     def summary(self) -> str:
         """How many prompts counted, and where the change is largest."""

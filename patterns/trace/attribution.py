@@ -8,7 +8,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._later import later
 from nnsight_mmflow._progress import say
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.model.split import whole_here
@@ -36,7 +35,6 @@ from nnsight_mmflow.runs.scores import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -53,6 +51,9 @@ class AttributionPatchingResult(Result):
     """
 
     kind: ClassVar[str] = "attribution"
+    drawn_by: ClassVar[str] = (
+        "attribution_figure"  # heat maps, head by layer, a panel per span; estimates against exact
+    )
 
     @property
     def quantity(self) -> Quantity:
@@ -75,10 +76,6 @@ class AttributionPatchingResult(Result):
         """The k heads and spans with the largest mean estimate, either way: span, layer, head, estimate, exact."""
         means = self.table.groupby(["span", "layer", "head"], sort=False)[["estimate", "exact"]].mean().reset_index()
         return means.reindex(means["estimate"].abs().sort_values(ascending=False).index).head(k).reset_index(drop=True)
-
-    def plot(self) -> ShownFigure:
-        """Heat maps, head by layer, a panel per span; and estimates against what was measured."""
-        return later("attribution_figure")(self)
 
     def summary(self) -> str:
         """The correlation with exact patching, and the heads that matter most."""

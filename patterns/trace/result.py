@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.runs.scores import FIRST, OPTIONS, WHOLE, quantity_of, token_table
@@ -15,7 +16,7 @@ from nnsight_mmflow.runs.scores import FIRST, OPTIONS, WHOLE, quantity_of, token
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow.patterns.trace.corruption import Corruption
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -86,9 +87,18 @@ class CausalTraceResult(Result):
         )
 
     @checked
-    def plot(self, quantity: str = "effect") -> ShownFigure:
-        """Heat maps, span by layer, a panel per site; the caption states what they show."""
-        return later("trace_figure")(self, quantity)
+    def plot(
+        self,
+        quantity: str = "effect",
+        *,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
+        """Heat maps, span by layer, a panel per site; the caption states what they show. The rows are the spans."""
+        return later("trace_figure")(self, quantity, Look(ax, rows, figsize, colors, labels))
 
     def summary(self) -> str:
         """Where each span brings most of the answer back."""

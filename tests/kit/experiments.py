@@ -147,6 +147,8 @@ ROWS = (
     Row("features", "FeaturesResult", both, {"at": "question", "layers": [2, 5]}),
     Row("features by positions", "FeaturesResult", both, {"at": "image", "site": "mlp", "layers": 3, "pool": None}),
     Row("attention", "AttentionResult", first, {"layers": [2, 5], "target": "question"}),
+    Row("attention by generation", "AttentionResult", first, {"layers": [2], "target": "generated[0]", "generated": 2}),
+    Row("lens by generation", "LensResult", both, {"generated": 2, **LOOSE}),
     Row(
         "attention_and_effect",
         "AttentionAndEffectResult",

@@ -30,6 +30,7 @@ PLACE = [3, "", [], 2.5]
 NUMBER = ["x", NAN, INF, [1], True]
 TEXT = [3, ["red"], True, 2.5]
 WORKERS = [-1, 1.5, "2", True, None, [1], {}]
+GENERATED = [-1, 1.5, "3", True, None, [1], {}, HUGE]
 QUIET_ARGUMENTS = {"progress": FLAG, "report": CALLED}
 DRAWS = [-1, 1.5, "3", None, HUGE]
 SCORES = ["last", "", 3, None, ["answer"], str, True]
@@ -97,7 +98,7 @@ def calls(graph) -> dict:
             experiment(mmf.lens, prompts=one, only_correct=False, **ABOUT),
             run
             | {"prompts": prompts, "at": SPAN, "norm": FLAG, "top": COUNT, "only_correct": FLAG}
-            | {"max_new_tokens": COUNT},
+            | {"max_new_tokens": COUNT, "generated": GENERATED},
         ),
         "skip_flow": (
             experiment(mmf.skip_flow, prompts=one, spans=["image"], only_correct=False, **ABOUT),
@@ -121,7 +122,7 @@ def calls(graph) -> dict:
         ),
         "contributions": (
             experiment(mmf.contributions, prompts=one, **ABOUT),
-            run | {"prompts": prompts, "source": SPAN, "target": SPAN, "heads": FLAG},
+            run | {"prompts": prompts, "source": SPAN, "target": SPAN, "heads": FLAG, "generated": GENERATED},
         ),
         "saliency": (
             experiment(mmf.saliency, prompts=one, **ABOUT),
@@ -162,6 +163,7 @@ def calls(graph) -> dict:
                 "target": SPAN,
                 "heads": HEADS,
                 "most_bytes": COUNT,
+                "generated": GENERATED,
             },
         ),
         "attention_and_effect": (
@@ -558,7 +560,19 @@ def result_calls(graph) -> dict:
     def based(run, **base):
         return lambda **wrong: run(**{**base, **wrong})
 
+    look = {
+        "ax": ["x", 3, []],
+        "figsize": [3, "large", (1,), (0, 2), (1, "2")],
+        "rows": ["nobody", 3, [], [3]],
+        "colors": [3, {"nobody": "red"}, "no colours"],
+        "labels": [3, "one", {"nobody": "x"}, {3: "x"}],
+    }
     return {
+        "flow.plot": (flow.plot, {**look, "edges": ["image->last", "nobody", 3, [], ["image->nobody"]][1:]}),
+        "maps.plot": (maps.plot, look),
+        "patches.plot look": (patches.plot, look),
+        "maps.token": (maps.token, {"index": [0, -1, "0", 1.5, None]}),
+        "contributions.token": (taken.token, {"index": [0, -1, "0", 1.5, None]}),
         "flow.curves": (flow.curves, {"window": window}),
         "flow.controls": (flow.controls, {"window": window}),
         "flow.arrows": (flow.arrows, {"window": window, "threshold": ["x", NAN, True, [1]]}),

@@ -403,9 +403,9 @@ def tried(base, tmp_path_factory):
         ),
         "disruption": lambda where: mmf.disruption(base, one, layers=[3], folder=where, **quiet),
         "skip_flow": lambda where: mmf.skip_flow(base, one, ["image"], score="answer", folder=where, **quiet),
-        "lens": lambda where: mmf.lens(base, one, only_correct=False, folder=where, **quiet),
+        "lens": lambda where: mmf.lens(base, one, only_correct=False, generated=1, folder=where, **quiet),
         "saliency": lambda where: mmf.saliency(base, one, folder=where, **quiet),
-        "contributions": lambda where: mmf.contributions(base, one, folder=where, **quiet),
+        "contributions": lambda where: mmf.contributions(base, one, generated=1, folder=where, **quiet),
         "attribution_patching": lambda where: mmf.attribution_patching(
             base, *pairs, ["last"], exact=2, score="answer", folder=where, **quiet
         ),

@@ -113,9 +113,9 @@ def test_mouse_and_keys_reach_everything(chromium, file, maps):
         frame = tab.locator(".frame")
         box = frame.bounding_box()
         tab.mouse.move(box["x"] + 1, box["y"] + 1)
-        tab.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.3)  # row 2, column 4
+        tab.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.3)  # row 2, column 4
         assert tab.text_content("#reading").startswith("row 2, column 4 (23): “:” receives from it 0.")
-        tab.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.3)
+        tab.mouse.click(box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.3)
         assert "Selected: row 2, column 4 (23)" in tab.text_content("#state")
         frame.focus()
         for key, position in (("ArrowRight", 24), ("ArrowDown", 32), ("ArrowLeft", 31), ("ArrowUp", 23)):

@@ -68,7 +68,20 @@ const figure = (picture, select, point) => {
   const overlay = make("canvas", { className: "overlay", ...sized }), marks = make("canvas", sized);
   frame.append(image, overlay, marks);
   const whole = make("figure");
-  whole.append(frame);
+  // The picture as it is beside the map, and what the question is about marked on both.
+  const pair = make("div", { className: "pair" }), bare = make("div", { className: "bare" });
+  bare.append(make("img", { src: picture.source, alt: "the picture as it is" }));
+  for (const [left, top, right, bottom] of picture.boxes) {
+    for (const [under, above] of [[frame, marks], [bare, null]]) {
+      const box = make("i", { className: "box" });
+      const [x, y] = [100 / picture.width, 100 / picture.height];
+      Object.assign(box.style, { left: left * x + "%", top: top * y + "%" });
+      Object.assign(box.style, { width: (right - left) * x + "%", height: (bottom - top) * y + "%" });
+      under.insertBefore(box, above);
+    }
+  }
+  pair.append(frame, bare);
+  whole.append(pair);
   if (pictures.length > 1) whole.append(make("figcaption", { textContent: picture.label }));
   at("pictures").append(whole);
   let view = picture.views[0], chosen = null;

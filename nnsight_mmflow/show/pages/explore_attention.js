@@ -1,12 +1,12 @@
 // Attention of one layer and head: on the picture, on the words, and as a matrix.
-const { layers, heads, targets, sources, lower, powers, scales, sinks, chips } = page.data;
+const { layers, heads, targets, sources, lower, powers, scales, sinks, chips, generated } = page.data;
 const rows = targets.length, columns = sources.length, cells = lower ? (rows * (rows + 1)) / 2 : rows * columns;
 const rowOf = names.map(() => -1), columnOf = names.map(() => -1);
 targets.forEach((position, row) => { rowOf[position] = row; });
 sources.forEach((position, column) => { columnOf[position] = column; });
 const inPicture = new Set(chips.flatMap((chip) => chip.positions ?? []));
 const held = new Map();
-let shown, mass, selected = targets[rows - 1], cell = [rows - 1, columns - 1], turn = 0;
+let shown, mass, selected = generated[0] ?? targets[rows - 1], cell = [rows - 1, columns - 1], turn = 0;
 
 const bytesOf = async (index) => {
   const read = () => Promise.all(["layer", "mass"].map((name) => page.bytes(`${name} ${layers[index]}`)));
@@ -173,6 +173,9 @@ const refresh = () => {
   place("column-line", null, columnOf[selected]);
   place("cell-mark", ...cell);
   at("position").value = selected;
+  const written = generated.indexOf(selected);
+  if (written >= 0) at("token").value = written;
+  at("token-name").textContent = written >= 0 ? `${written}: ${names[selected]}` : "none selected";
   const head = at("head").selectedOptions[0].textContent, what = receives() ? "what it receives" : "what it sends";
   at("state").textContent = `Layer ${layers[layerIndex()]}, ${head}. Selected: ${named(selected)}. Shown: ${what}.`;
   page.fit();

@@ -29,6 +29,8 @@ BODY = f"""
 <div class="controls">
 <label id="layers">layer <input type="range" id="layer" min="0" step="1"><output id="layer-name"></output></label>
 <label>head <select id="head"></select></label>
+<label id="tokens">generated token <input type="range" id="token" min="0" step="1" value="0">
+<output id="token-name"></output></label>
 <label>picture and words show <select id="direction"><option value="receives">what the selected position reads</option>
 <option value="sends">who reads the selected position</option></select></label>
 <label>position <input type="number" id="position" min="0" step="1"></label>
@@ -76,9 +78,9 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
     powers: list[float] = []
     scales: list[list[float]] = []
     size = 0
-    for layer in maps.layers:
-        packed, power, largest = packed_weights(maps.at(layer).float().numpy(), lower)
-        arrays |= {f"layer {layer}": packed, f"mass {layer}": _picture_mass(maps, layer)}
+    for shown_layer in maps.layers:
+        packed, power, largest = packed_weights(maps.at(shown_layer).float().numpy(), lower)
+        arrays |= {f"layer {shown_layer}": packed, f"mass {shown_layer}": _picture_mass(maps, shown_layer)}
         powers.append(power)
         scales.append(largest)
         size += len(packed)
@@ -93,6 +95,7 @@ def attention_page(maps: AttentionResult, most_bytes: int, layer: int | None = N
         "heads": list(maps.heads),
         "targets": list(maps.targets),
         "sources": list(maps.sources),
+        "generated": [position for position in maps.generated if position in set(maps.targets)],
         "lower": lower,
         "powers": powers,
         "scales": scales,

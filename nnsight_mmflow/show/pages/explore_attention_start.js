@@ -4,6 +4,8 @@ at("title").textContent = page.data.title;
 at("kept").textContent = page.data.kept;
 Object.assign(at("layer"), { max: layers.length - 1, value: page.data.first });
 at("layers").hidden = layers.length < 2;
+at("tokens").hidden = !generated.length;
+at("token").max = generated.length - 1;
 at("position").max = names.length - 1;
 if (heads.length > 1) {
   at("head").append(make("option", { value: "mean", textContent: `mean of ${heads.length} heads` }));
@@ -15,6 +17,7 @@ edge(at("down"), targets, false);
 // Few rows are drawn as high as a finger, many as square cells.
 at("cells").style.aspectRatio = `${columns} / ${Math.min(2 * columns, Math.max(rows, columns / 16))}`;
 
+at("token").addEventListener("input", () => select(generated[at("token").value]));
 at("layer").addEventListener("input", load);
 at("head").addEventListener("change", load);
 at("direction").addEventListener("change", refresh);

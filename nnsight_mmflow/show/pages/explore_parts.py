@@ -63,7 +63,8 @@ def pictures_of(prompt: Prompt) -> list[dict]:
                 patches.append([image.positions[token], place.row, place.column, *edges, place.view])
             views.append({"name": name or "finest", "patches": patches})
         label = "picture" if len(prompt.images) == 1 else f"picture {number}"
-        seen = {"width": width, "height": height, "views": views}
+        about = [[round(float(edge) * scale, 1) for edge in box] for box in (prompt.boxes if number == 0 else ())]
+        seen = {"width": width, "height": height, "views": views, "boxes": about}
         pictures.append({"label": label, "source": _embedded(picture), **seen})
     return pictures
 
