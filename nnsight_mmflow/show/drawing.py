@@ -211,7 +211,7 @@ def _divided(axes: Axes, down: int, across: int, count: int, ratios: Sequence[fl
     """Panels in the place of one; it becomes the first of them."""
     spec, figure = axes.get_subplotspec(), axes.figure
     if spec is not None:
-        grid = spec.subgridspec(down, across, width_ratios=ratios, wspace=0.35, hspace=0.45)
+        grid = spec.subgridspec(down, across, width_ratios=ratios, wspace=0.08, hspace=0.15)
         axes.set_subplotspec(grid[0, 0])
         return [axes, *(figure.add_subplot(grid[divmod(number, across)]) for number in range(1, count))]
     left, bottom, width, height = axes.get_position().bounds

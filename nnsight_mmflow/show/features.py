@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._figure import ShownFigure
-from nnsight_mmflow.show.curves import STYLES, draw_band, label_layers
+from nnsight_mmflow._look import PLAIN, Look
+from nnsight_mmflow.show.curves import draw_band, label_layers, short, styles_of
+from nnsight_mmflow.show.drawing import Drawing
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from nnsight_mmflow.patterns.features.probe_result import ProbeResult
     from nnsight_mmflow.patterns.features.result import FeaturesResult
@@ -98,30 +100,32 @@ def _evenly(layers: Sequence[int]) -> list[int]:
     return [layers[round(number * step)] for number in range(PANELS)]
 
 
-def probe_figure(result: ProbeResult) -> ShownFigure:
+def probe_figure(result: ProbeResult, look: Look = PLAIN) -> Figure:
     """Accuracy of probe and control task by layer, with their intervals, and the most frequent label's share."""
     table, header = result.table, result.header
-    figure = ShownFigure(figsize=(6.4, 3.9), layout="constrained")
-    axes: Axes = figure.subplots()
-    layers = [int(layer) for layer in table["layer"]]
-    draw_band(axes, layers, _percent(table, "accuracy", "low", "high"), "probe", STYLES[0])
-    if header["controls"]:
-        band = _percent(table, "control", "control_low", "control_high")
-        draw_band(axes, layers, band, f"control task, {header['n_types']} types", STYLES[1])
-    majority = float(table["majority"].iloc[0]) * 100
-    axes.axhline(majority, color="0.45", linewidth=1, linestyle=":", label="most frequent label")
+    names = ["probe", *(["control"] if header["controls"] else []), "majority"]
+    labels = {"control": f"control task, {header['n_types']} types", "majority": "most frequent label"}
+    styles = styles_of(look, names, labels)
+    drawing = Drawing(look, (6.4, 3.9))
+    axes, layers = drawing.axes[0], [int(layer) for layer in table["layer"]]
+    columns = {"probe": ("accuracy", "low", "high"), "control": ("control", "control_low", "control_high")}
+    for name, style in styles.items():
+        if name in columns:
+            draw_band(axes, layers, _percent(table, *columns[name]), style.counted(int(header["n_counted"])))
+        else:
+            share = float(table["majority"].iloc[0]) * 100
+            color = style.color if look.colors is not None else "0.45"
+            axes.axhline(share, color=color, linewidth=1, linestyle=":", label=style.label)
     label_layers(axes, "after layer" if header["site"] == "resid" else "layer", int(header["n_layers"]))
     axes.set_xlim(min(layers) - 0.4, max(layers) + 0.4)
     axes.set_ylim(0, 102)
-    axes.set_ylabel("held-out prompts named rightly (%)")
-    axes.legend(frameon=False, fontsize=9)
-    model = str(header["model"]).rstrip("/").split("/")[-1]
-    axes.set_title(
-        f"Linear probe, {model}, {header['site']} at {header['at']}: {header['n_counted']} prompts,"
-        f" {len(header['classes'])} labels",
-        fontsize=10,
+    axes.set_ylabel("named rightly (%)" if drawing.small else "held-out prompts named rightly (%)")
+    drawing.legend()
+    drawing.title(
+        f"Linear probe, {short(header['model'])}",
+        f", {header['site']} at {header['at']}: {len(header['classes'])} labels",
     )
-    return figure
+    return drawing.done()
 
 
 def _percent(table: pd.DataFrame, mean: str, low: str, high: str) -> Band:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from nnsight_mmflow._later import later
 from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
-    from nnsight_mmflow._figure import ShownFigure
+    pass
 
 
 class ProbeResult(Result):
@@ -21,10 +20,7 @@ class ProbeResult(Result):
     """
 
     kind: ClassVar[str] = "probe"
-
-    def plot(self) -> ShownFigure:
-        """Accuracy by layer, the control task, and the majority's share."""
-        return later("probe_figure")(self)
+    drawn_by: ClassVar[str] = "probe_figure"  # accuracy by layer, with its control task
 
     def summary(self) -> str:
         """Where the labels are found best, and what the control finds there."""
