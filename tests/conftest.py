@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import builtins  # noqa: E402
+import gc  # noqa: E402
 
 import beartype  # noqa: E402, F401 - before nnsight: it cannot be imported after (nnsight mounts .save on every object)
 import jaxtyping  # noqa: E402
@@ -19,63 +20,31 @@ for name in ("Float", "Int", "Bool"):
 
 from kit.apart import split  # noqa: E402, F401
 from kit.browsing import chromium  # noqa: E402, F401
+from kit.order import FIRST, is_quick  # noqa: E402
 from kit.tiny import picture, tiny_graph  # noqa: E402
 
 torch.set_num_threads(1)
 
-QUICK = (  # whole files, of a minute and a half together on two cores: `-m quick` (times of 2026-11-30)
-    "adapters",
-    "adapters_more",
-    "additions",
-    "benchmarks_data",
-    "beside",
-    "bridge",
-    "called",
-    "catalogue",
-    "diagram",
-    "explore_values",
-    "formerly",
-    "geometry",
-    "geometry_more",
-    "house",
-    "knockout",
-    "lens",
-    "made_again",
-    "masks",
-    "odd_files",
-    "output",
-    "package",
-    "patch",
-    "pixels",
-    "prompts",
-    "prompts_more",
-    "prune_before",
-    "prune_report",
-    "questions",
-    "real_configs",
-    "security",
-    "shapes",
-    "shipping",
-    "spans",
-    "spans_more",
-    "spans_typed",
-    "together",
-    "turns",
-    "versions",
-)
-
 
 def pytest_collection_modifyitems(items):
-    """Marks what is quick, and skips families that the transformers installed gets wrong: they are refused at load."""
+    """Long tests first; marks what is quick; skips families that the installed transformers gets wrong (refused)."""
     from kit.families import refused_here
 
+    items.sort(key=lambda item: getattr(item, "originalname", None) not in FIRST)
     for item in items:
-        if item.path.stem.removeprefix("test_") in QUICK and not any(map(item.get_closest_marker, ("slow", "browser"))):
+        if is_quick(item.path) and not any(map(item.get_closest_marker, ("slow", "browser"))):
             item.add_marker(pytest.mark.quick)
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         for name in refused_here():
             if name in values:
                 item.add_marker(pytest.mark.skip(reason=f"{name} is refused at load"))
+
+
+def pytest_collection_finish():
+    """What imports and collection made stays: the collector need not look at it again (a twentieth of all time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def plan_rows(
     blocks: tuple[tuple[int, int], ...] = (),
     n_heads: int = 1,
 ) -> Plan:
-    """The plan of one prompt in whose rows any edges are changed. Cells that change the same share a row.
+    """The plan of one prompt in whose rows any edges are changed. Cells of one name that change the same share a row.
 
     Args:
         sizes: of the model.
@@ -100,21 +100,21 @@ def plan_rows(
         blocks: as in `make_plan`.
         n_heads: of the model, where edges of some heads are among them.
     """
-    groups: dict[int, dict[Row, str]] = {}
-    wanted: dict[tuple[str, int, int], tuple[int, Row]] = {}
+    groups: dict[int, dict[tuple[str, Row], None]] = {}  # ordered sets
+    wanted: dict[tuple[str, int, int], tuple[int, str, Row]] = {}
     for cell, changes in cells.items():
         start = tail_start(min(target for change in changes for target in change.edges[0][0]), blocks)
-        wanted[cell] = start, tuple(changes)
-        groups.setdefault(start, {}).setdefault(tuple(changes), cell[0])
+        wanted[cell] = start, cell[0], tuple(changes)
+        groups.setdefault(start, {})[cell[0], tuple(changes)] = None
     chunks: list[Rows] = []
-    where: dict[tuple[int, Row], tuple[int, int]] = {}
+    where: dict[tuple[int, str, Row], tuple[int, int]] = {}
     for start, held in sorted(groups.items()):
-        rows = sorted(held, key=lambda row: (*_window(row), held[row]))
+        rows = sorted(held, key=lambda named: (*_window(named[1]), named[0]))
         per_chunk = max(1, row_budget // (length - start))
         for first in range(0, len(rows), per_chunk):
             part = rows[first : first + per_chunk]
-            where |= {(start, row): (len(chunks), number) for number, row in enumerate(part)}
-            chunks.append(_chunk(start, length - start, part, n_heads))
+            where |= {(start, *named): (len(chunks), number) for number, named in enumerate(part)}
+            chunks.append(_chunk(start, length - start, [row for _, row in part], n_heads))
     row_of = tuple(where[wanted[cell]] for cell in cells)
     return Plan(tuple(dict.fromkeys(name for name, *_ in cells)), tuple(cells), row_of, tuple(chunks), length, sizes)
 

@@ -12,10 +12,10 @@ import torch
 
 from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow._progress import say
-from nnsight_mmflow.bridge.site_names import site_named
 from nnsight_mmflow.inside.features import read_features
 from nnsight_mmflow.inside.sites import SITES
 from nnsight_mmflow.model.pattern import layer_list
+from nnsight_mmflow.model.site_names import site_named
 from nnsight_mmflow.patterns.features.result import FeaturesResult, index_of
 from nnsight_mmflow.patterns.features.shelf import Shelf, layers_text
 from nnsight_mmflow.runs.arrays import packed

@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from kit.families import EAGER_ONLY, FAMILIES, QUESTION, family
+from kit.families import EAGER_ONLY, FAMILIES, QUESTION, conformance, family
 from kit.sweeps import layer_inputs
 from kit.tiny import picture
 from packaging.version import Version
@@ -44,7 +44,7 @@ def graph_of(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_conformance(name):
-    report = mmf.check(graph_of(name), progress=False)
+    report = conformance(name)
     assert report.ok, str(report)
     skipped = {line.name for line in report.lines if line.outcome == "not applicable"}
     assert skipped == NOT_APPLICABLE.get(name, set()), str(report)

@@ -3,9 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from kit.families import EAGER_ONLY, FAMILIES, family
-
-import nnsight_mmflow as mmf
+from kit.families import EAGER_ONLY, FAMILIES, conformance, family
 
 README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- families: written by tests/adapters/test_readme_table.py -->", "<!-- end of families -->"
@@ -46,7 +44,7 @@ def table():
         graph = family(name, "eager" if name in EAGER_ONLY else "sdpa")
         config = graph.adapter.config
         parts = f"{graph.text_config.model_type}, {config.vision_config.model_type}"
-        outcomes = {line.name: line.outcome for line in mmf.check(graph, progress=False).lines}
+        outcomes = {line.name: line.outcome for line in conformance(name).lines}
         cells = [short({outcomes[check] for check in checks}) for checks in COLUMNS.values()]
         key = type(graph.adapter.model).__name__.removesuffix("ForConditionalGeneration"), parts
         rows.setdefault(key, cells)

@@ -28,23 +28,23 @@ def test_samples_are_a_sheet_and_files_to_use(world):
 
 
 def test_flow_writes_picture_table_result_and_report(tmp_path, capsys):
-    assert run("flow", "--limit", 12, "--window", 1, 3, "--out", tmp_path) == 0
+    assert run("flow", "--limit", 6, "--window", 1, 3, "--out", tmp_path) == 0
     told = capsys.readouterr().err
-    assert "12 prompt(s) to run" in told
+    assert "6 prompt(s) to run" in told
     table = pd.read_csv(tmp_path / "flow.csv")
     assert set(table["window"]) == {1, 3}
     assert set(table["edge"]) >= {"image->last", "object->question", "true_option->last"}
     assert (tmp_path / "flow.png").stat().st_size > 20_000
     report = (tmp_path / "report.md").read_text()
-    assert f"{table['prompt'].nunique()} of 12 prompts counted" in report
+    assert f"{table['prompt'].nunique()} of 6 prompts counted" in report
     assert "centres 0 to 1 all contain layer 0" in report
     loaded = mmf.results.FlowResult.load(tmp_path)
     assert len(loaded.to_frame()) == len(table)
     before = (tmp_path / "prompts.jsonl").read_bytes()
-    assert run("flow", "--limit", 12, "--window", 1, 3, "--out", tmp_path) == 0
-    assert "0 prompt(s) to run, 12 done already" in capsys.readouterr().err
+    assert run("flow", "--limit", 6, "--window", 1, 3, "--out", tmp_path) == 0
+    assert "0 prompt(s) to run, 6 done already" in capsys.readouterr().err
     assert (tmp_path / "prompts.jsonl").read_bytes() == before
-    assert run("flow", "--limit", 12, "--window", 9, "--out", tmp_path) == 2
+    assert run("flow", "--limit", 6, "--window", 9, "--out", tmp_path) == 2
     assert "windows was [1, 3], is [9]" in capsys.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_spans_and_lens(world, tmp_path, capsys):
     image = next((world / "images").glob("*.png"))
     assert run("spans", "nano", image, "what color is the ring ?", "--out", tmp_path / "spans.png") == 0
     assert re.search(r"image +3-66 +64", capsys.readouterr().out)
-    assert run("lens", "--limit", 6, "--out", tmp_path) == 0
+    assert run("lens", "--limit", 2, "--out", tmp_path) == 0
     assert (tmp_path / "lens.png").stat().st_size > 20_000
     assert set(pd.read_csv(tmp_path / "lens.csv")["site"]) == {"resid", "attn", "mlp"}
 
@@ -129,8 +129,11 @@ def test_trace_of_nano_and_of_a_file_of_constraints(world, tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.count("control, runs with the same answer") == 5
     report = (tmp_path / "nano" / "report.md").read_text()
+    for text in ("corruption: the flag of", "phrase", "2 of 2 prompts counted"):
+        assert text in report
     for name in ("by_flag", "by_phrase", "by_name", "two_constraints_by_flag", "two_constraints_by_season"):
         assert (tmp_path / "nano" / name / "causal_trace.png").stat().st_size > 20_000
+        assert (tmp_path / "nano" / name / "causal_trace.csv").exists()
         assert f"]({name}/causal_trace.png)" in report
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -153,7 +156,7 @@ def test_trace_of_nano_and_of_a_file_of_constraints(world, tmp_path, capsys):
 
 
 def test_edit_of_nano_and_of_a_fact_of_yours(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("nnsight_mmflow.command_line.edit.OTHERS", 12)
+    monkeypatch.setattr("nnsight_mmflow.command_line.edit.OTHERS", 4)
     assert run("edit", "--limit", 2, "--control-layers", 9, "--out", tmp_path / "nano") == 0
     assert "efficacy generalisation specificity" in re.sub(" +", " ", capsys.readouterr().err)
     report = (tmp_path / "nano" / "report.md").read_text()

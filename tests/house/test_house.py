@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kit.order import FIRST, QUICK
+
 from nnsight_mmflow._later import WHERE, later
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,15 @@ def test_planted_an_arrow_upwards_is_found(tmp_path):
 
 def test_few_modules_lie_at_the_root():
     assert len(list((ROOT / "nnsight_mmflow").glob("*.py"))) <= AT_THE_ROOT
+
+
+def test_what_is_named_quick_or_first_is_there():
+    tests = ROOT / "tests"
+    files = [tests / folder / f"test_{name}.py" for folder, names in QUICK.items() for name in names.split()]
+    assert [str(file) for file in files if not file.exists()] == []
+    assert [folder for folder in QUICK if not (tests / folder).is_dir()] == []
+    told = "".join(file.read_text() for file in tests.glob("*/test_*.py"))
+    assert [name for name in FIRST if f"def {name}(" not in told] == []
 
 
 def test_what_is_asked_of_a_higher_room_is_there():

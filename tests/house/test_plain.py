@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("cases", ["arguments.py", "hidden_keys.py", "jobs.py"])
-def test_the_plain_cases_pass(cases):
-    command = [sys.executable, "-m", "pytest", str(HERE / "plain" / cases), "-q", "-n0", "-o", "addopts="]
+def test_the_plain_cases_pass():
+    """In one process: it takes long to start."""
+    cases = [str(HERE / "plain" / name) for name in ("arguments.py", "hidden_keys.py", "jobs.py")]
+    command = [sys.executable, "-m", "pytest", *cases, "-q", "-n0", "-o", "addopts="]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

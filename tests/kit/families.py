@@ -22,6 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import nnsight_mmflow as mmf
+from nnsight_mmflow.checks.report import CheckReport
 from nnsight_mmflow.model.images_only import images_only
 
 QUESTION = "what color is the circle ?"
@@ -432,7 +433,43 @@ def refused_here() -> set[str]:
 
 
 def family(name: str, attention: str = "sdpa") -> mmf.Graph:
-    """A graph of a tiny random model of that family. Asserts that another picture gives other logits."""
+    """A graph of a tiny random model of that family: made once, and anew where a test has changed the model."""
+    graph, was = MADE.get((name, attention), (None, None))
+    if graph is None or _state(graph) != was:
+        graph = _made(name, attention)
+        MADE[name, attention] = graph, _state(graph)
+    torch.manual_seed(1)
+    return graph
+
+
+MADE: dict[tuple[str, str], tuple[mmf.Graph, tuple]] = {}
+
+
+@functools.cache
+def conformance(name: str) -> CheckReport:
+    """What `mmf.check` says of a family: run once, for the conformance test and README's table."""
+    return mmf.check(family(name, "eager" if name in EAGER_ONLY else "sdpa"), progress=False)
+
+
+def _state(graph: mmf.Graph) -> tuple:
+    """What tests may leave behind in a model: other weights, hooks, settings."""
+    model = graph.adapter.model
+    modules = list(model.modules())
+    return (
+        [(id(one), one._version, one.requires_grad, one.grad is None) for one in model.parameters()],
+        [(one.training, _hooks(one._forward_hooks), _hooks(one._forward_pre_hooks)) for one in modules],
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
+
+
+def _hooks(found: dict) -> int:
+    """How many there are apart from transformers' own, which stay once a run has asked for attention maps."""
+    return sum(not hook.__module__.startswith("transformers.") for hook in found.values())
+
+
+def _made(name: str, attention: str) -> mmf.Graph:
+    """Asserts that another picture gives other logits: else no test on it means anything."""
     torch.manual_seed(0)
     model, processor = FAMILIES[name]()
     torch.manual_seed(1)

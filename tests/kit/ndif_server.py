@@ -1,6 +1,8 @@
 """A stand-in for NDIF: a process of its own, on loopback, without nnsight_mmflow. Test equipment, no product.
 
-Run: python tests/kit/ndif_server.py PORT FOLDER...
+Run: python tests/kit/ndif_server.py PORT FOLDER..., for one server. Or without arguments, for several: each line of
+JSON that it reads (port, folders, log, working directory) starts one, whose process number comes back. These are forks,
+so that the imports are paid once, and end with this process.
 
 It speaks what nnsight 0.8.1's client speaks, and runs blocks with nnsight's own deserialisation, each on the model that
 the request names: one of the folders (of `save_pretrained`). What NDIF does not have cannot be imported here.
@@ -32,11 +34,13 @@ importlib.import_module("anyio._backends._asyncio")
 importlib.import_module("anyio.abc")
 
 import asyncio  # noqa: E402
+import contextlib  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import linecache  # noqa: E402
 import os  # noqa: E402
 import pickle  # noqa: E402
+import signal  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
 import uuid  # noqa: E402
@@ -77,7 +81,7 @@ FAILS = {  # by name, how a job ends that is not its block's fault
     " no module at 'Module:model.model.visual'.\n\nThis usually means the package versions differ.",
 }
 INLINE, PART = 8 << 20, 1 << 20
-PORT, FOLDERS = int(sys.argv[1]), sys.argv[2:]
+PORT, FOLDERS = 0, []
 app = FastAPI()
 models, sessions, stored, results = {}, {}, {}, {}
 one_at_a_time = threading.Lock()
@@ -331,5 +335,40 @@ def change(name: str, value: str):
     return seen
 
 
-if __name__ == "__main__":
+def serve(port, folders):
+    """One server: its own models, sessions and counts."""
+    global PORT, FOLDERS
+    PORT, FOLDERS = port, folders
     uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning")
+
+
+def forked(port, folders, log, where):
+    """A server in a fork of this process."""
+    os.chdir(where)
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    serve(port, folders)
+
+
+def main():
+    """One server by the arguments, or one for each line that comes."""
+    if sys.argv[1:]:
+        serve(int(sys.argv[1]), sys.argv[2:])
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who ended leaves nothing behind
+    started = []
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            forked(**json.loads(line))
+            os._exit(0)
+        started.append(process)
+        print(process, flush=True)  # noqa: T201
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,54 +1,96 @@
 """What the remote cases share: the stand-in server, graphs here and there, patterns."""
 
 import contextlib
+import functools
+import inspect
+import json
+import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import nnsight
 import pytest
 import torch
 from kit import tiny
+from nnsight.intervention import serialization
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.nano.questions import FOLDER
 from nnsight_mmflow.remote import ready
+from nnsight_mmflow.remote.place import Traffic
 
 nnsight.register(__name__)  # a user's own module lies on the working path and travels by itself; pytest's does not
 KEY, ORDINARY_KEY = (f"5ec2e700-0000-4000-8000-00000000f1e{n}" for n in (5, 6))  # as in ndif_server.py
 QUIET = {"progress": False, "report": lambda text: None}
 
 
-class Server:
-    """The stand-in, started on a free port."""
+def remember():
+    """What nnsight's client does anew for each request it does once here: three quarters of a request's time.
 
-    def __init__(self, folder):
+    It reads the source of each function that travels, looks which names that uses, and reads all certificates.
+    """
+    held = {}
+
+    def lines_of(function):
+        function = inspect.unwrap(function)
+        key = function.__code__, function.__code__.co_filename  # codes of two files may be equal
+        if key not in held:
+            try:
+                held[key] = inspect.getsourcelines(function)
+            except OSError:  # made by exec, as dataclasses' methods are
+                held[key] = None
+        if held[key] is None:
+            raise OSError("could not get source code")
+        return held[key]
+
+    read = {"getsourcelines": lines_of, "getsource": lambda function: "".join(lines_of(function)[0])}
+    serialization.inspect = SimpleNamespace(**{**vars(inspect), **read})
+    serialization._function_referenced_names = functools.cache(serialization._function_referenced_names)
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
+
+
+remember()
+
+
+class Server:
+    """The stand-in, started on a free port; it has the models of these folders."""
+
+    def __init__(self, folder, *models):
         with contextlib.closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.folder, self.host, self.process = folder, f"http://127.0.0.1:{self.port}", None
+        self.folder, self.models, self.host, self.process = folder, models, f"http://127.0.0.1:{self.port}", None
 
     def start(self):
-        script = Path(__file__).with_name("ndif_server.py")
-        deep = self.folder / "deep"
-        if not deep.exists():  # as deep as a 7B model
-            tiny.tiny_model(n_layers=32).save_pretrained(deep)
-            tiny.tiny_processor().save_pretrained(deep)
-        command = [sys.executable, str(script), str(self.port), str(FOLDER), str(deep)]
-        with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+        log = self.folder / "server.log"
+        given = {"port": self.port, "folders": list(map(str, self.models)), "log": str(log), "where": str(self.folder)}
+        origin = forks()
+        origin.stdin.write(json.dumps(given) + "\n")
+        origin.stdin.flush()
+        self.process = int(origin.stdout.readline())
         for _ in range(600):
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.host}/ping").text == "pong":
                     return self
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert self.runs(), log.read_text()
             time.sleep(0.1)
         raise AssertionError("the server did not start")
+
+    def runs(self):
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def seen(self):
         return httpx.get(f"{self.host}/test/seen").json()
@@ -57,24 +99,44 @@ class Server:
         httpx.get(f"{self.host}/test/set/{name}/{value}")
 
     def stop(self):
-        self.process.kill()
-        self.process.wait()
+        os.kill(self.process, signal.SIGKILL)
+        self.wait()
+
+    def wait(self):
+        while self.runs():
+            time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("ndif")).start()
+@functools.cache
+def forks():
+    """The process whose forks are the servers: it ends when this one closes its stdin."""
+    script = Path(__file__).with_name("ndif_server.py")
+    return subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory):
+    """The folder of a random model as deep as a 7B one."""
+    folder = tmp_path_factory.mktemp("deep")
+    tiny.tiny_model(n_layers=32).save_pretrained(folder)
+    tiny.tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, deep):
+    made = Server(tmp_path_factory.mktemp("ndif"), FOLDER, deep).start()
     yield made
     made.stop()
 
 
 @pytest.fixture(autouse=True)
-def client(server, monkeypatch):
+def client(server, deep, monkeypatch):
     """nnsight's client, pointed at the server; a folder stands for a Hugging Face id."""
     from nnsight.modeling import huggingface
     from nnsight.schema.config import CONFIG
 
-    for folder in (FOLDER, server.folder / "deep"):
+    for folder in (FOLDER, deep):
         monkeypatch.setitem(huggingface._ID_CACHE, str(folder), str(folder))
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
@@ -82,23 +144,23 @@ def client(server, monkeypatch):
     monkeypatch.setattr(ready, "READY", {})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def here():
     return mmf.load("nano")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def there():
     return mmf.load(str(FOLDER), remote=True).at(True, trusted=True)
 
 
 @pytest.fixture
-def beside(client, monkeypatch):
+def beside(client, there, monkeypatch):
     """The graph of an ordinary key: its blocks run in a process beside the model's, here emulated."""
     from nnsight.schema.config import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", ORDINARY_KEY)
-    return mmf.load(str(FOLDER), remote=True)
+    return there.but(trusted=False, traffic=Traffic())
 
 
 def no_weights(graph):

@@ -20,6 +20,7 @@ from kit.forms import (
     ours,
     reference,
     refused,
+    remembered,
     told,
 )
 from kit.gold import twin
@@ -271,7 +272,7 @@ def test_on_a_bridge(form, kept):
         torch.manual_seed(0)
         with torch.no_grad(), graph.hooks(bridge, prompt, chosen) as bound:
             found = bound.hf_generate(**told(FORMS[form]), use_past_kv_cache=kept)
-        off, same = distance(found, reference(twin(), prompt, (hook,), **FORMS[form]))
+        off, same = distance(found, remembered(twin(), case, (hook,), pattern, FORMS[form]))
         assert same, pattern
         assert off <= SAME, pattern
 

@@ -61,15 +61,28 @@ def cuts_at(graph, prompt, source, target, layers, when, heads=None):
     return cuts
 
 
+GOLD = {}
+
+
+def gold_of(model, inputs, cuts, n_tokens):
+    """The reference, run once for what both backends are held against."""
+    length = inputs["input_ids"].shape[1]
+    seen = str([cuts(length + step) for step in range(n_tokens)]), str(inputs["input_ids"].tolist())
+    key = (model, *seen, float(inputs["pixel_values"].double().sum()) if "pixel_values" in inputs else None)
+    if key not in GOLD:
+        GOLD[key] = gold_generate(model, inputs, cuts, n_tokens)
+    return GOLD[key]
+
+
 def check(graph, model, prompt, patterns, cuts, n_tokens=N_TOKENS):
     """Ours are gold's tokens and logits; returns how far from the clean ones each step's logits are, by row."""
     tokens, logits = generated(graph, prompt, *patterns, n_tokens=n_tokens)
-    gold_tokens, gold = gold_generate(model, prompt.inputs, cuts, n_tokens)
+    gold_tokens, gold = gold_of(model, prompt.inputs, cuts, n_tokens)
     end = model.config.text_config.eos_token_id
     assert not (gold_tokens == end).any(), "the reference does not hold the end token off: take another picture"
     assert tokens.equal(gold_tokens)
     assert (logits - gold).abs().max() <= SAME
-    _, clean = gold_generate(model, prompt.inputs, lambda now: (), n_tokens)
+    _, clean = gold_of(model, prompt.inputs, lambda now: (), n_tokens)
     return (logits - clean).abs().amax(-1)
 
 

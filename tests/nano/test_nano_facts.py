@@ -14,7 +14,7 @@ def nano():
 
 
 def traced(nano, way, **more):
-    prompts, corrupt = mmf.nano.trace_pairs(nano, 16, way)
+    prompts, corrupt = mmf.nano.trace_pairs(nano, 8, way)
     return mmf.causal_trace(nano, prompts, corrupt, sites=("resid", "mlp"), **QUIET, **more)
 
 
@@ -66,7 +66,7 @@ def test_what_the_image_gives_to_the_constraint_it_gives_in_layers_1_and_2(nano)
 @pytest.mark.slow
 def test_twenty_edits_hold(nano):
     """The issue's numbers: efficacy .95, generalisation .9, specificity .95."""
-    others = [*mmf.nano.prompts(nano, 24, ("fact-flag", "fact-name")), *mmf.nano.prompts(nano, 12)]
+    others = [*mmf.nano.prompts(nano, 8, ("fact-flag", "fact-name")), *mmf.nano.prompts(nano, 6)]
     result = mmf.edit_report(nano, mmf.nano.edits(nano, 20), others, layers=4, fine_tuning=False, **QUIET)
     overall = result.overall().loc["edit, layer 4"]
     assert overall["efficacy"] >= 0.95
@@ -78,7 +78,7 @@ def test_twenty_edits_hold(nano):
 
 
 def test_edits_work_where_the_constraint_is_still_read_not_where_single_mlps_restore_most(nano):
-    facts, prompts = mmf.nano.edits(nano, 4), mmf.nano.prompts(nano, 12, ("fact-flag", "fact-name"))
+    facts, prompts = mmf.nano.edits(nano, 2), mmf.nano.prompts(nano, 4, ("fact-flag", "fact-name"))
     result = mmf.edit_report(  # noqa: E501
         nano, facts, prompts, layers=4, control_layers=[1, 9], fine_tuning=False, **QUIET
     ).overall()

@@ -27,15 +27,16 @@ def probability(nano, prompt, *patterns):
 
 def test_image_tokens_are_read_until_layer_4(nano, prompts):
     """Dropped or cut off, from the same layer on: the same change, small behind layer 4 and large before it."""
+    before = [probability(nano, one) for one in prompts]
     for layer, low, high in ((2, -1.0, -0.5), (4, -0.7, -0.25), (5, -0.15, 0.0), (7, -0.08, 0.0)):
         cut = mmf.Knockout(source="image", target="question | suffix", layers=range(layer, nano.n_layers))
         for pattern in (mmf.DropAll(from_layer=layer), cut):
-            changes = [probability(nano, one, pattern) / probability(nano, one) - 1 for one in prompts]
+            changes = [probability(nano, one, pattern) / was - 1 for one, was in zip(prompts, before, strict=True)]
             assert low <= sum(changes) / len(changes) <= high, (layer, pattern)
 
 
 def test_but_no_layer_needs_to_work_on_them(nano, prompts):
-    result = mmf.skip_flow(nano, prompts, ["image", "all"], scope="from_layer", **QUIET)
+    result = mmf.skip_flow(nano, prompts[:12], ["image", "all"], scope="from_layer", **QUIET)
     assert result.needless_from("image", 8) == 0
     assert result.needless_from("all", 8) >= 8
 

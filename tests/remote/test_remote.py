@@ -14,13 +14,14 @@ HERE = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", ["inside.py", "beside.py", "words.py", "number_types.py"])
+@pytest.mark.parametrize("cases", [("inside.py", "number_types.py"), ("beside.py", "words.py")], ids=" ".join)
 def test_the_remote_cases_pass(cases):
+    """A process and a server for several files: both take long to start."""
     command = [
         sys.executable,
         "-m",
         "pytest",
-        str(HERE / "remote" / "cases" / cases),
+        *(str(HERE / "remote" / "cases" / name) for name in cases),
         "-q",
         "-n0",
         "-o",

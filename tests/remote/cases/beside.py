@@ -258,44 +258,45 @@ def test_jobs_that_cannot_be_made_or_found(here, there, server, tmp_path):
 
 CLIENT = """
 import sys
-from functools import partial
 import nnsight_mmflow as mmf
 from nnsight.modeling import huggingface
 folder, kind = sys.argv[1:]
 huggingface._ID_CACHE[folder] = folder
 graph = mmf.load(folder, remote=True)
-if __name__ == "__main__":
-    result = mmf.flow(graph, mmf.nano.prompts(graph, 3, kind), window=3, progress=False, report=str)
-    print(result.to_frame()["log_probability_change"].sum())
+print("ready", flush=True)
+input()
+result = mmf.flow(graph, mmf.nano.prompts(graph, 3, kind), window=3, progress=False, report=str)
+print(result.to_frame()["log_probability_change"].sum())
 """
 
 
-def test_two_clients_at_once(here, server, tmp_path):
+def test_two_clients_at_once(here, there, server, tmp_path):
+    """A process of its own, and this one."""
     (tmp_path / "client.py").write_text(CLIENT)
     environment = {**os.environ, "NDIF_HOST": server.host, "NDIF_API_KEY": KEY}
     kinds = ("QueryAttr", "ChooseRel")
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "client.py"), str(FOLDER), kind], stdout=subprocess.PIPE, env=environment
-        )
-        for kind in kinds
-    ]
-    shown = [one.communicate(timeout=120)[0].decode() for one in running]
-    for kind, text in zip(kinds, shown, strict=True):
+    command = [sys.executable, str(tmp_path / "client.py"), str(FOLDER), kinds[0]]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("\n")
+    other.stdin.flush()
+    own = mmf.flow(there, mmf.nano.prompts(here, 3, kinds[1]), window=3, **QUIET).to_frame()
+    sums = [float(other.communicate(timeout=120)[0].split()[-1]), own["log_probability_change"].sum()]
+    for kind, found in zip(kinds, sums, strict=True):
         wanted = mmf.flow(here, mmf.nano.prompts(here, 3, kind), window=3, **QUIET).to_frame()
-        assert abs(float(text.split()[-1]) - wanted["log_probability_change"].sum()) < 1e-6
+        assert abs(found - wanted["log_probability_change"].sum()) < 1e-6
 
 
 def test_a_server_that_dies_loses_nothing(here, there, tmp_path_factory, monkeypatch):
     from nnsight.schema.config import CONFIG
 
-    own = Server(tmp_path_factory.mktemp("dying")).start()
+    own = Server(tmp_path_factory.mktemp("dying"), FOLDER).start()
     monkeypatch.setattr(CONFIG.API, "HOST", own.host)
     prompts, folder = mmf.nano.prompts(here, 3), tmp_path_factory.mktemp("results")
     own.set("die_before", 2)
     with pytest.raises(mmf.ServerError, match="connection to the server broke .* with folder= it goes on where it was"):
         mmf.flow(there, prompts, window=3, folder=folder, **QUIET)
-    own.process.wait()
+    own.wait()
     own.start()
     try:
         result = mmf.flow(there, prompts, window=3, folder=folder, **QUIET)

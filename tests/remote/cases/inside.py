@@ -115,9 +115,9 @@ def test_a_sweep_is_one_request_and_numbers_come_back(here, there, server, by_ur
     assert after["bytes_up"] - before["bytes_up"] < 200_000
 
 
-def test_bytes_are_told_before_and_after(server):
+def test_bytes_are_told_before_and_after(server, deep):
     """Thirty-two layers, six edges: what is foreseen is not exceeded, and little comes back."""
-    graph, told = mmf.load(str(server.folder / "deep"), remote=True), []
+    graph, told = mmf.load(str(deep), remote=True), []
     prompt = graph.prompt(tiny.picture(0), "is the circle red or blue ?", options=("red", "blue"))
     edges = ["image->last", "image->question", "question->last", "last->last"]
     edges += ["true_option->last", "false_option->last"]

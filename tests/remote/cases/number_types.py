@@ -16,13 +16,13 @@ def half():
 
 
 @pytest.fixture(params=["trusted", "ordinary"])
-def place(request, server, client, monkeypatch):
+def place(request, server, there, client, monkeypatch):
     """The graph of a key of either kind, on a server that loads in bfloat16; its configuration says float32."""
     from nnsight.schema.config import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY if request.param == "trusted" else ORDINARY_KEY)
     server.set("float32", 0)
-    yield mmf.load(str(FOLDER), remote=True).at(True, trusted=request.param == "trusted")
+    yield there.at(True, trusted=request.param == "trusted")
     server.set("float32", 1)
 
 
