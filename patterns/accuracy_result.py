@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
+from nnsight_mmflow.runs.intervals import wilson
 from nnsight_mmflow.runs.results import Result
 
 if TYPE_CHECKING:
@@ -12,25 +12,6 @@ if TYPE_CHECKING:
 
 
 Z = 1.959963984540054  # of a 95% interval
-
-
-def wilson(right: int | float, n: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a share.
-
-    Args:
-        right: how many of them; of answers that are partly right, the sum.
-        n: how many there are.
-
-    Source: Wilson (1927), without continuity correction.
-
-    Example:
-        >>> [round(one, 4) for one in wilson(8, 10)]
-        [0.4902, 0.9433]
-    """
-    share, scale = right / n, 1 + Z**2 / n
-    centre, half = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    low, high = (centre - half) / scale, (centre + half) / scale
-    return (0.0 if right <= 0 else low), (1.0 if right >= n else high)  # exactly, whatever rounding makes of them
 
 
 class AccuracyResult(Result):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
-from nnsight_mmflow._figure import ShownFigure
 from nnsight_mmflow._look import PLAIN, Look
-from nnsight_mmflow.show.curves import draw_band, label_layers, short, styles_of
+from nnsight_mmflow.show.curves import STYLES, draw_band, label_layers, short, styles_of
 from nnsight_mmflow.show.drawing import Drawing
 
 if TYPE_CHECKING:
@@ -26,46 +25,46 @@ OTHER = "0.75"
 
 
 def features_figure(
-    result: FeaturesResult, layers: Sequence[int] | None, labels: Sequence[object] | None
-) -> ShownFigure:
+    result: FeaturesResult, layers: Sequence[int] | None, by: Sequence[object] | None, look: Look = PLAIN
+) -> Figure:
     """The first two principal components of each layer, a point for each prompt, coloured and shaped by its label."""
     import numpy as np
 
-    chosen = _evenly(result.layers) if layers is None else list(layers)
-    named = [str(one) if one is not None else "no answer" for one in (result.labels if labels is None else labels)]
+    panels = _evenly(result.layers) if layers is None else list(layers)
+    named = [str(one) if one is not None else "no answer" for one in (result.labels if by is None else by)]
     if len(named) != len(result):
-        raise MMFlowError(f"labels holds {len(named)}, but the features are of {len(result)} prompts: one for each.")
-    frequent = [name for name, _ in Counter(named).most_common(COLOURED)]
-    rest, colors = [name not in frequent for name in named], _colors(frequent)
-    columns = min(3, len(chosen))
-    rows = -(-len(chosen) // columns)
-    size = (max(4.4, 2.9 * columns), 2.7 * rows + 0.9)
-    figure = ShownFigure(figsize=size, layout="constrained")
-    panels: Iterator[Any] = iter(figure.subplots(rows, columns, squeeze=False).flat)
+        raise MMFlowError(f"by= holds {len(named)}, but the features are of {len(result)} prompts: one for each.")
+    every = [name for name, _ in Counter(named).most_common()]
+    frequent = look.chosen(every)[: len(every) if look.rows is not None else COLOURED]
+    marks = {name: STYLES[number % len(STYLES)][2] for number, name in enumerate(every)}
+    colors = look.color_of(frequent, dict(zip(frequent, _colors(frequent), strict=True)), every)
+    labels = look.label_of(frequent, {}, every)
+    rest = [] if look.rows is not None else [name not in frequent for name in named]
+    columns = min(3, len(panels))
+    down = -(-len(panels) // columns)
+    drawing = Drawing(look, (max(4.4, 2.9 * columns), 2.7 * down + 0.9), down, columns, count=len(panels))
     drawn = np.arange(len(result))[:: max(1, -(-len(result) // POINTS))]
-    for layer, axes in zip(chosen, panels, strict=False):
+    large, small = (8, 4) if drawing.small else (16, 8)
+    for layer, axes in zip(panels, drawing.axes, strict=True):
         points, shares = components(result, layer)
-        for name, color, (_, _, marker) in zip(frequent, colors, STYLES, strict=False):
-            at = [number for number in drawn if named[number] == name]
-            x, y = points[at].T
-            axes.scatter(x, y, s=16, facecolor=color, edgecolor="0.25", marker=marker, label=name, linewidths=0.4)
-        at = [number for number in drawn if rest[number]]
+        for name in frequent:
+            x, y = points[[number for number in drawn if named[number] == name]].T
+            look_of = {"facecolor": colors[name], "edgecolor": "0.25", "marker": marks[name], "linewidths": 0.4}
+            axes.scatter(x, y, s=large, label=labels[name], **look_of)
+        at = [number for number in drawn if rest and rest[number]]
         if at:
-            label = f"{len(set(named)) - len(frequent)} other labels"
-            axes.scatter(points[at, 0], points[at, 1], s=8, color=OTHER, label=label, linewidths=0, zorder=0)
-        axes.set_title("embedding" if layer < 0 else f"layer {layer}", fontsize=10)
-        axes.set_xlabel(f"component 1 ({shares[0]:.0%})", fontsize=8)
-        axes.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
+            label = f"{len(every) - len(frequent)} other labels"
+            axes.scatter(points[at, 0], points[at, 1], s=small, color=OTHER, label=label, linewidths=0, zorder=0)
+        drawing.panel(axes, "embedding" if layer < 0 else f"layer {layer}")
+        for number, put in enumerate((axes.set_xlabel, axes.set_ylabel)):
+            part = f"{shares[number]:.0%}" if drawing.small else f"component {number + 1} ({shares[number]:.0%})"
+            put(part, fontsize=drawing.size("row"))
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in panels:  # those that are left over
-        axes.set_axis_off()
-    handles, texts = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    drawing.legend()
     header = result.header
-    model = str(header["model"]).rstrip("/").split("/")[-1]
-    figure.suptitle(f"{model}, {header['site']} at {header['at']}: {len(result)} prompts", fontsize=11)
-    return figure
+    drawing.title(f"{short(header['model'])} (n={len(result)})", f": {header['site']} at {header['at']}")
+    return drawing.done()
 
 
 def _colors(labels: Sequence[str]) -> list[str]:
@@ -74,7 +73,7 @@ def _colors(labels: Sequence[str]) -> list[str]:
 
     if all(label in CSS4_COLORS for label in labels):
         return [CSS4_COLORS[label] for label in labels]
-    return [color for color, *_ in STYLES[: len(labels)]]
+    return [STYLES[number % len(STYLES)][0] for number in range(len(labels))]
 
 
 def components(result: FeaturesResult, layer: int) -> tuple[np.ndarray, tuple[float, float]]:

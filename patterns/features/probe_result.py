@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from nnsight_mmflow.runs.results import Result
-
-if TYPE_CHECKING:
-    pass
 
 
 class ProbeResult(Result):

@@ -18,6 +18,7 @@ from torch import Tensor, dtype
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow._kinds import came
 from nnsight_mmflow._later import later
+from nnsight_mmflow._look import Look
 from nnsight_mmflow.files.output import output_folder
 from nnsight_mmflow.files.shards import CHECK, Shard
 from nnsight_mmflow.patterns.features.shelf import TYPES, layer_name, layers_text
@@ -28,7 +29,7 @@ from nnsight_mmflow.runs.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
+    from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow.prompts.prompt import Prompt
 
 FILE = re.compile(r"features_[0-9a-f]{8}_\d{5,}\.safetensors")  # a header from elsewhere names no other file
@@ -134,15 +135,35 @@ class FeaturesResult(Result):
         below = layer < 0 and self.header["site"] != "embed"
         return layer + int(self.header["n_layers"]) if below else layer
 
-    def plot(self, layers: int | Sequence[int] | None = None, labels: Sequence[object] | None = None) -> ShownFigure:
+    def plot(
+        self,
+        layers: int | Sequence[int] | None = None,
+        by: Sequence[object] | None = None,
+        *,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """The first two principal components of some layers, a point for each prompt, coloured by its answer.
 
         Args:
             layers: which; up to six, evenly spaced, unless given.
-            labels: other labels, one for each prompt.
+            by: what points are coloured by instead, one for each prompt.
+            ax: axes to draw on, one for each layer, or one that is divided.
+            rows: which answers are drawn, in their order; the eight most frequent have a colour unless given.
+            figsize: (width, height) in inches.
+            colors: by answer, or one for each that is drawn.
+            labels: what answers are called, by answer, or one for each that is drawn.
+
+        Raises:
+            MMFlowError: a layer or an answer that is not there; the message has those that are.
         """
         chosen = [layers] if isinstance(layers, int) else layers
-        return later("features_figure")(self, None if chosen is None else list(map(self._layer, chosen)), labels)
+        look = Look(ax, rows, figsize, colors, labels)
+        panels = None if chosen is None else list(map(self._layer, chosen))
+        return later("features_figure")(self, panels, by, look=look)
 
     def summary(self) -> str:
         """What is held, its size, and how long its vectors are."""

@@ -253,7 +253,7 @@ def test_they_are_a_data_set_and_show_themselves(last, asked):
         last[60]
     with pytest.raises(mmf.MMFlowError, match="layer=3 .* the features hold 0, 1, 4, 9"):
         last.values(3)
-    figure = last.plot([4], labels=["odd" if number % 2 else "even" for number in range(60)])
+    figure = last.plot([4], by=["odd" if number % 2 else "even" for number in range(60)])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["even", "odd"]
 
 

@@ -92,7 +92,7 @@ def figures(graph, prompts):
         "kept": lambda: kept.on_image(by_layer=True),
         "effect": effect.plot,
         "patches": patches.plot,
-        "features": lambda: read.plot(labels=[ODD, "$x$", "$\\frac{$"]),
+        "features": lambda: read.plot(by=[ODD, "$x$", "$\\frac{$"]),
         "words": lambda: lensed.plot(layer=4),
         "on_image": lambda: mmf.show.on_image(
             one, np.arange(128.0).reshape(2, 64), label=ODD, titles=[ODD, "$\\frac{$"]

@@ -7,15 +7,12 @@ import zlib
 import matplotlib.pyplot as plt
 import pytest
 from kit.drawn import COLUMN, faults
-from kit.experiments import ROWS as EVERY
-from kit.experiments import prompts_of
+from kit.experiments import ROWS, prompts_of
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import nnsight_mmflow as mmf
 
-# 2026-11-30: the plot of features, merged today, does not take the arguments yet: its `labels` are those of prompts.
-ROWS = [row for row in EVERY if row.result != "FeaturesResult"]
 ASKED = ("ax", "rows", "figsize", "colors", "labels")
 
 
