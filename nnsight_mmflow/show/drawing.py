@@ -181,7 +181,8 @@ def _width(text: str, size: float) -> float:
     from matplotlib.textpath import TextPath
 
     letters = FontProperties(size=size)
-    return max(float(TextPath((0, 0), line or " ", prop=letters).get_extents().x1) for line in text.splitlines()) / 72
+    plain = text.replace("$", "S")  # a dollar's width, but no formula
+    return max(float(TextPath((0, 0), line or " ", prop=letters).get_extents().x1) for line in plain.splitlines()) / 72
 
 
 def _wrapped(text: str, letters: int) -> str:

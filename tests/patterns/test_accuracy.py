@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nnsight_mmflow as mmf
-from nnsight_mmflow.patterns.accuracy_result import wilson
+from nnsight_mmflow.runs.intervals import wilson
 
 QUIET = {"progress": False, "report": lambda text: None}
 
@@ -49,7 +49,7 @@ def test_answers_are_those_of_plain_generations(nano, prompts):
     assert result.agreement < 1
     assert result.interval == wilson(float(table["right"].sum()), 5)
     assert "n = 5" in result.summary()
-    assert "(n = 5)" in result.plot().axes[0].get_yticklabels()[0].get_text()
+    assert "(n=5)" in result.plot().axes[0].get_yticklabels()[0].get_text()
 
 
 def test_wilsons_interval():

@@ -269,7 +269,7 @@ def test_a_probe_finds_what_is_known_and_its_control_finds_nothing(last, asked):
     assert (table["low"] <= table["accuracy"]).all()
     assert (table["accuracy"] <= table["high"]).all()
     assert "best at layer 4: 100.0% [94.0%, 100.0%]" in result.summary()
-    assert {line.get_label() for line in result.plot().axes[0].lines} >= {"probe", "most frequent label"}
+    assert {line.get_label() for line in result.plot().axes[0].lines} >= {"probe (n=60)", "most frequent label"}
 
 
 def test_a_control_by_question_finds_the_question(last):
