@@ -17,6 +17,8 @@ from nnsight_mmflow.model.split import whole_here
 from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -138,6 +140,10 @@ class EdgeScores(Pattern):
             adding(layer, there, len(rows), length, self._heads, graph.n_heads, self.amount)
             for layer in layer_list(self.layers, graph.n_layers)
         ]
+
+    def over_answer(self, spans: Spans) -> Self:
+        """Its targets go on over an answer behind the prompt."""
+        return self.extended("target", spans)
 
     def mask_edges(self, graph: Graph, rows: tuple[Spans, ...]) -> list[MaskEdges] | None:
         """Its edges in its layers; None where it acts on new tokens."""

@@ -103,6 +103,10 @@ class Patch(Pattern):
         object.__setattr__(patch, "ready", resolve_value(self.value, graph, targets, site_of(self), layers, self.at))
         return patch
 
+    def over_answer(self, spans: Spans) -> Patch:
+        """Itself: it writes the values of the prompt's positions."""
+        return self
+
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """Does it inside the edit that `graph.trace` makes.
 

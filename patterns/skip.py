@@ -16,6 +16,8 @@ from nnsight_mmflow.model.pattern import Pattern, check_computed, layer_list, ro
 from nnsight_mmflow.spans.edges import resolve
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from nnsight_mmflow.inside.passage import Passage
     from nnsight_mmflow.model.forms import Form
     from nnsight_mmflow.model.graph import Graph
@@ -99,6 +101,10 @@ class Skip(Pattern):
         """Its layers; of a layer that is left out in part, that part."""
         acts = ("layer", self.part) if self.at is None else ("layer",)
         return self.layer_list(graph) if part in acts else []
+
+    def over_answer(self, spans: Spans) -> Self:
+        """The tokens of an answer behind the prompt pass the layers too, if its last position does."""
+        return self.extended("at", spans)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """Does it inside the edit that `graph.trace` makes."""

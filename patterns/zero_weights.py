@@ -17,6 +17,8 @@ from nnsight_mmflow.model.pattern import TAKES, Pattern, check_whole, layer_list
 from nnsight_mmflow.spans.edges import check_readable, resolve
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from nnsight import Envoy
 
     from nnsight_mmflow.inside.passage import Passage
@@ -86,6 +88,10 @@ class ZeroWeights(Pattern):
         return [
             HookEdit(f"blocks.{layer}.attn.hook_pattern", change) for layer in layer_list(self.layers, graph.n_layers)
         ]
+
+    def over_answer(self, spans: Spans) -> Self:
+        """Its targets go on over an answer behind the prompt."""
+        return self.extended("target", spans)
 
     def run(self, graph: Graph, rows: tuple[Spans, ...]) -> int:
         """Does it inside the edit that `graph.trace` makes; returns of how many edges."""

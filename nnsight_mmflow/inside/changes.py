@@ -61,8 +61,10 @@ def changed(
     """
     count, after = 0, before.clone()
     for row, (prompt, at) in enumerate(held.by_row(list(enumerate(places.positions)))):
-        there = [i for i, position in enumerate(at) if held.has(position)] if pattern.when != "decode" else []
+        own = sum(position < places.length for position in at)  # behind them: tokens of an answer that stands there
+        there = [i for i in range(own) if held.has(at[i])] if pattern.when != "decode" else []
         parts = [([at[i] - held.first for i in there], there, False)] if there else []
+        parts += [([position - held.first], [own - 1], True) for position in at[own:]]
         if pattern.when != "prefill":
             parts += [([query], [len(at) - 1], True) for query in held.generated()]
         for queries, numbers, new in parts:

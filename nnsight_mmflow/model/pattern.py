@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import ModelError
@@ -15,6 +16,7 @@ from nnsight_mmflow.model.named import check_computed as check_computed
 from nnsight_mmflow.model.named import check_whole as check_whole
 from nnsight_mmflow.model.named import layer_list as layer_list
 from nnsight_mmflow.model.named import rows_of as rows_of
+from nnsight_mmflow.spans.edges import through_answer
 
 if TYPE_CHECKING:
     from typing import Self
@@ -194,6 +196,22 @@ class Pattern(Intervention):
         if not self.changes:
             raise ModelError(f"{type(self).__name__} cannot act on a TransformerLens bridge: use graph.trace.")
         return change_edits(graph, self, rows)
+
+    def over_answer(self, spans: Spans) -> Self:
+        """The pattern while an answer stands behind the prompt (`spans["answer"]`), as in a generation with when="all".
+
+        If it acts at the prompt's last position, it goes on over the answer's tokens; else it stays as it is.
+        """
+        return self.extended("at", spans) if self.changes else self
+
+    def extended(self, name: str, spans: Spans) -> Self:
+        """The pattern with the answer's tokens in one of its spans, if that holds the prompt's last position."""
+        named = getattr(self, name)
+        if named is None or len(spans.tokens) == spans["all"].row[1]:
+            return self
+        span = spans[named] if isinstance(named, str) else named
+        longer = through_answer(spans, span)
+        return self if longer is span else replace(self, **{name: longer})  # type: ignore[type-var]
 
     def mask_edges(self, graph: Graph, rows: tuple[Spans, ...]) -> Sequence[MaskEdges] | None:
         """All that it does to one forward of the prompt, where that is numbers added to the scores of edges; else None.

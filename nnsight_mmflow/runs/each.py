@@ -9,7 +9,7 @@ import nnsight
 import torch
 
 from nnsight_mmflow.inside.each import next_of_each, numbers_of_each, words_of_each
-from nnsight_mmflow.runs.scores import Numbers, Scored, difference, while_scored
+from nnsight_mmflow.runs.scores import Numbers, Scored, difference
 
 if TYPE_CHECKING:
     from nnsight_mmflow.inside.reading import Reading
@@ -107,7 +107,7 @@ def scored_under(
     found = []
     for part in parts:
         spans = part.prompt.spans
-        through = [(name, tuple(while_scored(one, spans) for one in chosen)) for name, chosen in patterns]
+        through = [(name, tuple(one.over_answer(spans) for one in chosen)) for name, chosen in patterns]
         found.append(numbers_under(graph, part.prompt, [("clean", ()), *through], token, part.reading))
     return difference(found)
 

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came
-from nnsight_mmflow.arguments.things import is_a
 from nnsight_mmflow.inside.reading import Reading
 from nnsight_mmflow.runs.answers import extended, with_target
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.right_answers import check_answers
-from nnsight_mmflow.spans.edges import through_answer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.spans.row_spans import Spans
-    from nnsight_mmflow.spans.span import Span
 
 P = TypeVar("P")
 FIRST, WHOLE, OPTIONS, CAPTION = "first", "answer", "options", "caption"
@@ -90,23 +86,6 @@ def quantity_of(name: object) -> Quantity:
     """What the curves of a result show, by the score that its header names; none is named for the first token."""
     name = FIRST if name is None else str(name)
     return QUANTITIES.get(name) or Quantity("change", f"change of {name}", "", name)
-
-
-def while_scored(pattern: P, spans: Spans) -> P:
-    """The pattern, going on over the tokens of an answer behind the prompt if it acts at the prompt's last position.
-
-    So does a `target` or `at` that holds that position; a Patch, whose values are those of given positions, stays.
-    """
-    if len(spans.tokens) == spans["all"].row[1] or is_a(pattern, "Patch"):
-        return pattern
-    longer: dict[str, Span] = {}
-    for name in ("target", "at"):
-        named = getattr(pattern, name, None)
-        if named is not None:
-            span = spans[named] if isinstance(named, str) else named
-            through = through_answer(spans, span)
-            longer |= {} if through is span else {name: through}
-    return replace(pattern, **longer) if longer else pattern  # type: ignore[type-var]
 
 
 def check_score(score: object, experiment: str, *also: str) -> None:

@@ -14,7 +14,6 @@ from nnsight_mmflow._kinds import came
 from nnsight_mmflow.arguments.things import is_a
 from nnsight_mmflow.model.together import check_together
 from nnsight_mmflow.patterns.flow.controls import PARTS, control_pool
-from nnsight_mmflow.runs.scores import while_scored
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -140,7 +139,7 @@ def check_cell(graph: Graph, prompt: Prompt, cell: Cell, name: str) -> Cell:
     """
     rows = prompt.rows()
     try:
-        patterns = tuple(while_scored(pattern, prompt.spans) for pattern in cell.patterns)
+        patterns = tuple(pattern.over_answer(prompt.spans) for pattern in cell.patterns)
         if len(patterns) > 1:
             check_together(graph, patterns, rows)
         for pattern in patterns:

@@ -112,6 +112,20 @@ ACTING = {  # as they act in a sweep: what the same pattern is in a generation
         mmf.Bias(source="image", target="last", layers=[3, 4], value=2.0, when="all"),
     ),
     "skip": (mmf.Skip(layers=4, at="image"),) * 2,
+    "scale": (
+        mmf.Scale(at="last", layers=4, site="mlp", factor=2.5),
+        mmf.Scale(at="last", layers=4, site="mlp", factor=2.5, when="all"),
+    ),
+    "change": (  # what it does hangs on how many positions come together
+        mmf.Change(at="question | suffix", layers=3, value=lambda values: values - values.mean() + 0.1 * len(values)),
+        mmf.Change(
+            at="question | suffix",
+            layers=3,
+            value=lambda values: values - values.mean() + 0.1 * len(values),
+            when="all",
+        ),
+    ),
+    "add": (mmf.Add(at="image", layers=3, vector=torch.ones(128)),) * 2,
     "patch": (mmf.Patch(at="image", site="mlp", layers=[1, 2], value=mmf.values.zeros()),) * 2,
     "FastV": (mmf.FastV(k=2),) * 2,
     "FastV by mask": (mmf.FastV(k=2, mode="mask"),) * 2,
