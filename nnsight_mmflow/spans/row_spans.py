@@ -192,21 +192,24 @@ class Spans:
             return replace(self.named["image"] - self.named["object"], name=name)
         if NEEDS[name] == "boxes":
             if not self.boxes or not self.named["image"]:
-                raise SpanError("the prompt has no boxes: graph.prompt(..., boxes=((x0, y0, x1, y1),))")
+                raise SpanError(
+                    f"{name!r}: the prompt {self._asked()} has no boxes: graph.prompt(..., boxes=((x0, y0, x1, y1),))"
+                )
             inside = self["image[0]"].box(*self.boxes)
             return replace(inside if name == "object" else self.named["image"] - inside, name=name)
         if not self.options:
-            raise SpanError("the prompt has no options: graph.prompt(..., options=(true, false))")
+            raise SpanError(
+                f"{name!r}: the prompt {self._asked()} has no options: graph.prompt(..., options=(true, false))"
+            )
         true, false = (self._option(option) for option in self.options)
         spans = {"true_option": true, "false_option": false}
         return replace(spans.get(name) or self.named["question"] - true - false, name=name)
 
     def _option(self, option: str) -> Span:
         """The option's tokens in the question: whole words, the first of several."""
-        start, end = self.question
         option_span = self.text(option, 0)
         if not set(option_span) & set(self.named["question"]):
-            raise SpanError(f"option {option!r} does not stand in the question {self.prompt_text[start:end]!r}.")
+            raise SpanError(f"option {option!r} does not stand in the question {self._asked()}.")
         return option_span
 
     def covering(self, start: int, end: int, name: str) -> Span:
@@ -243,8 +246,14 @@ class Spans:
 
         return later("spans_html")(self)
 
+    def _asked(self) -> str:
+        """The question, as a message quotes it: among many prompts it tells which."""
+        start, end = self.question
+        return repr(self.prompt_text[start:end])
+
     def _there_are(self) -> str:
-        return f"There are: {', '.join(self.named)}; joined by |, &, -, ~, and text('...')."
+        named = f"There are: {', '.join(self.named)}; joined by |, &, -, ~, and text('...')"
+        return f"{named}. (In the prompt {self._asked()}.)"
 
     def _occurrences(self, substring: str, start: int, end: int) -> list[int]:
         """Where it occurs in that part of the prompt: whole words if there are any, else every hit."""

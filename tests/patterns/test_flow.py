@@ -135,7 +135,7 @@ def test_lost_options_are_counted_not_silent(graph):
         (["image-question"], mmf.MMFlowError, 'an edge is "source->target"'),
         (["picture->last"], mmf.SpanError, "'picture' is not known. There are: prefix, image, question"),
         (["all->last"], mmf.MMFlowError, "nothing to read"),
-        (["object->last"], mmf.MMFlowError, "the prompt has no boxes"),
+        (["object->last"], mmf.MMFlowError, "has no boxes: graph.prompt(..., boxes="),
     ],
 )
 def test_wrong_edges_are_refused_before_any_forward(graph, edges, error, text):
