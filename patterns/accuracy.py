@@ -18,7 +18,7 @@ from nnsight_mmflow.model.together import check_counted, check_together
 from nnsight_mmflow.patterns.accuracy_result import AccuracyResult
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.fingerprint import fingerprint
-from nnsight_mmflow.runs.identity import prompt_identity
+from nnsight_mmflow.runs.identity import prompt_identity, prompt_names
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.runner import Study, Task, listed, run_study
 
@@ -126,10 +126,10 @@ def accuracy(
 
         n = len(given)
         clean, written = ([entry["written"] for entry in held] for held in (entries[:n], entries[-n:]))
-        numbers = [number for number, prompt in enumerate(every) if prompt.answer is not None]
+        names = [name for name, prompt in zip(prompt_names(every), every, strict=True) if prompt.answer is not None]
         rows = [
             {
-                "prompt": prompt.key or str(number),
+                "prompt": name,
                 "kind": prompt.kind,
                 "question": prompt.question,
                 "answer": prompt.answer,
@@ -139,7 +139,7 @@ def accuracy(
                 "clean_right": judge(prompt, was),
                 "agrees": now == was,
             }
-            for number, prompt, now, was in zip(numbers, given, written, clean, strict=True)
+            for name, prompt, now, was in zip(names, given, written, clean, strict=True)
         ]
         header: dict[str, object] = {
             "model": graph.name,
@@ -182,7 +182,7 @@ def judged_by(match: Match) -> Callable[[Prompt, str], float]:
     if not isinstance(match, str):
         if not callable(match) or isinstance(match, type):
             raise MMFlowError(f"accuracy: match is a rule's name or a function (prompt, written); {came(match)} came.")
-        return lambda prompt, written: _checked(match(prompt, written), prompt, written)
+        return lambda prompt, written: _checked(match, prompt, written)
     if match == "exact":
         return lambda prompt, written: float(prompt.accepts(written))
     rules: Mapping[str, Callable[[str, tuple[str, ...]], float]] = later("answer_rules")()
@@ -194,9 +194,16 @@ def judged_by(match: Match) -> Callable[[Prompt, str], float]:
     return lambda prompt, written: rules[match](written, (str(prompt.answer),))
 
 
-def _checked(found: object, prompt: Prompt, written: str) -> float:
+def _checked(match: Callable[[Prompt, str], float], prompt: Prompt, written: str) -> float:
     try:
-        value = float(found)  # type: ignore[arg-type]
+        found = match(prompt, written)
+    except Exception as error:
+        raise MMFlowError(
+            f"accuracy: match failed for {written!r} (right: {prompt.answer!r}): {type(error).__name__}: {error}. It is"
+            " called as match(prompt, written) and gives 0 to 1, whatever the model writes."
+        ) from error
+    try:
+        value = float(found)
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value <= 1:

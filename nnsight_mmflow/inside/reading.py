@@ -125,16 +125,31 @@ def value_of(row: torch.Tensor, reading: Reading) -> float:
     """
     function = reading.function
     assert function is not None
-    name = getattr(function, "__name__", type(function).__name__)
-    told = f"score {name!r} was given logits of {tuple(row.shape)} (positions, vocabulary) and the prompt"
     try:
         found = function(row, reading.prompt)
     except Exception as error:
-        raise MMFlowError(f"{told}, and failed: {type(error).__name__}: {error}") from error
-    try:
-        value = float(found)
-    except (TypeError, ValueError, RuntimeError):
-        raise MMFlowError(f"{told}, and gave {type(found).__name__}: one number is expected.") from None
+        raise MMFlowError(f"{_given(function, row)}, and failed: {type(error).__name__}: {error}") from error
+    value = number_given(found, function, row)
     if not math.isfinite(value):
-        raise MMFlowError(f"{told}, and gave {value}: a finite number is expected, such as a log-probability.")
+        raise MMFlowError(
+            f"{_given(function, row)}, and gave {value}: a finite number is expected, such as a log-probability."
+        )
     return value
+
+
+def number_given(found: object, function: Callable, row: torch.Tensor) -> float:
+    """What the user's function gave, as a number.
+
+    Raises:
+        MMFlowError: it is none.
+    """
+    try:
+        return float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        told = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise MMFlowError(f"{_given(function, row)}, and gave {told}: one number is expected.") from None
+
+
+def _given(function: Callable, row: torch.Tensor) -> str:
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"score {name!r} was given logits of {tuple(row.shape)} (positions, vocabulary) and the prompt"

@@ -43,12 +43,21 @@ def with_target(graph: Graph, prompt: Prompt, target: str, first_token: bool = F
         raise PromptError(f"the tokenizer does not know the answer {target!r}.")
     if first_token or len(ids) == 1:
         return prompt, ids[:1]
-    if any(end == len(prompt) for _, end in graph.adapter.bidirectional(prompt.spans)):
-        raise ModelError(
-            f"the answer {target!r} has {len(ids)} tokens, and {graph.family} reads the prompt's end backwards and"
-            " forwards: an answer behind it would be read as part of the question. Take its first token alone."
-        )
+    check_behind(graph, prompt, len(ids), f"the answer {target!r}")
     return extended(prompt, ids[:-1], tokenizer), ids
+
+
+def check_behind(graph: Graph, prompt: Prompt, count: int, what: str) -> None:
+    """Refuses tokens behind a prompt whose end is read backwards and forwards.
+
+    Raises:
+        ModelError: there are some, and the family reads so.
+    """
+    if count > 1 and any(end == len(prompt) for _, end in graph.adapter.bidirectional(prompt.spans)):
+        raise ModelError(
+            f"{what} has {count} tokens, and {graph.family} reads the prompt's end backwards and forwards: what stands"
+            " behind it would be read as part of the question. Take the first token alone."
+        )
 
 
 def extended(prompt: Prompt, ids: list[int], tokenizer) -> Prompt:  # type: ignore[no-untyped-def]

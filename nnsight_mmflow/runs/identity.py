@@ -6,7 +6,7 @@ server, whose weights are not seen from here, is never continued with weights th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 # Of a configuration: where it came from and how it was loaded; what matters of it is said by name.
 NOT_COMPARED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "architectures")
+
+
+def prompt_names(prompts: Sequence[Prompt]) -> list[str]:
+    """What tables call each prompt: its key or number, with its number behind where keys repeat."""
+    keys = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
+    return [key if keys.count(key) == 1 else f"{key} ({number})" for number, key in enumerate(keys)]
 
 
 def journal_of(

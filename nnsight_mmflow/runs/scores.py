@@ -7,6 +7,7 @@ count, no end token, as evaluation harnesses score. The tokens that stand there 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came
-from nnsight_mmflow.inside.reading import Reading
-from nnsight_mmflow.runs.answers import extended, with_target
+from nnsight_mmflow.inside.reading import Reading, number_given
+from nnsight_mmflow.runs.answers import check_behind, extended, with_target
 from nnsight_mmflow.runs.fingerprint import fingerprint
 from nnsight_mmflow.runs.right_answers import check_answers
 
@@ -100,6 +101,22 @@ def check_score(score: object, experiment: str, *also: str) -> None:
             f"{experiment}: score is one of {', '.join(map(repr, known))}, or a function (logits, prompt) -> float;"
             f" {came(score)} came."
         )
+    if not isinstance(score, str):
+        _check_called(score, experiment)
+
+
+def _check_called(score: Function, experiment: str) -> None:
+    """Refuses a function that cannot be called with logits and a prompt."""
+    try:
+        signature = inspect.signature(score)
+    except (ValueError, TypeError):  # written in C: it says nothing of itself
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise MMFlowError(
+            f"{experiment}: score is called as {score_name(score)}(logits, prompt), but it takes {signature}: {error}."
+        ) from None
 
 
 def score_name(score: Score) -> str:
@@ -141,6 +158,7 @@ def readings(graph: Graph, prompt: Prompt, score: Score) -> list[Scored]:
 
     Raises:
         PromptError: the tokenizer does not know an answer, or joins it with the prompt's end.
+        MMFlowError: a function that gives no number.
         ModelError: an answer of several tokens, where the family reads the prompt backwards and forwards.
     """
     if score == FIRST:
@@ -156,7 +174,24 @@ def readings(graph: Graph, prompt: Prompt, score: Score) -> list[Scored]:
     longer, ids = (prompt, []) if prompt.answer is None else with_target(graph, prompt, prompt.answer)
     given = replace(prompt, images=(), inputs={}) if graph.remote else prompt  # a server has no need of the picture
     reading = Reading(tuple(ids), function=score, prompt=given)  # type: ignore[arg-type]
+    _check_number(graph, reading)
     return [Scored(_with_span(graph, longer), reading, _words(graph, ids))]
+
+
+def _check_number(graph: Graph, reading: Reading) -> None:
+    """Refuses a function that gives no number, before any forward: it is called with logits of zeros.
+
+    Where it fails on these, it may still take those of the model: the run tells.
+    """
+    import torch
+
+    assert reading.function is not None
+    logits = torch.zeros(reading.count, graph.adapter.model.config.get_text_config().vocab_size)
+    try:
+        found = reading.function(logits, reading.prompt)
+    except Exception:
+        return
+    number_given(found, reading.function, logits)
 
 
 def answered_alike(graph: Graph, scored: Scored, other: Prompt) -> Prompt:
@@ -168,6 +203,7 @@ def answered_alike(graph: Graph, scored: Scored, other: Prompt) -> Prompt:
 
 def caption_reading(graph: Graph, prompt: Prompt, tokens: Sequence[int]) -> Scored:
     """The model's own caption behind the prompt, read as the mean over its tokens."""
+    check_behind(graph, prompt, len(tokens), "the caption")
     longer = extended(prompt, list(tokens[:-1]), graph.processor.tokenizer)
     return Scored(longer, Reading(tuple(tokens), mean=True), _words(graph, tokens))
 

@@ -10,6 +10,7 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.flow.controls import controlled
+from nnsight_mmflow.runs.identity import prompt_names
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
 from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, token_table
 
@@ -187,7 +188,7 @@ def collect(
     rows: list[dict] = []
     score = settings.get("score")
     left_out: dict[str, int] = {}
-    for name, prompt, entry in zip(_names(prompts), prompts, entries, strict=True):
+    for name, prompt, entry in zip(prompt_names(prompts), prompts, entries, strict=True):
         if not entry["cells"]:
             why = entry.get("why", "answered otherwise")
             left_out[why] = left_out.get(why, 0) + 1
@@ -233,9 +234,3 @@ def collect(
         "seed": 0,
     }
     return FlowResult(pd.DataFrame(rows), header)
-
-
-def _names(prompts: Sequence[Prompt]) -> list[str]:
-    """A name for each prompt: its key or number, made unique where keys repeat."""
-    keys = [prompt.key or str(number) for number, prompt in enumerate(prompts)]
-    return [key if keys.count(key) == 1 else f"{key} ({number})" for number, key in enumerate(keys)]

@@ -10,7 +10,7 @@ from nnsight_mmflow.inside.plan import Plan
 from nnsight_mmflow.patterns.flow.measure import first_position
 from nnsight_mmflow.patterns.flow.plan import FlowPlan, plan_of
 from nnsight_mmflow.patterns.flow.reference import run_by_forwards
-from nnsight_mmflow.runs.answers import extended
+from nnsight_mmflow.runs.answers import check_behind, extended
 from nnsight_mmflow.runs.scores import (
     CAPTION,
     Numbers,
@@ -63,6 +63,8 @@ def scored_parts(
     """
     why = check_scored(prompts, score, "flow")
     if score == CAPTION:
+        for prompt in prompts:
+            check_behind(graph, prompt, max_new_tokens, f"a caption (max_new_tokens={max_new_tokens})")
         placeholder = [graph.processor.tokenizer.convert_tokens_to_ids(prompts[0].spans.tokens[-1])] * max_new_tokens
         found = [[Scored(extended(one, placeholder[:-1], graph.processor.tokenizer), None)] for one in prompts]
     else:

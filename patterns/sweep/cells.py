@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from nnsight_mmflow.spans.span import Span
 
 Label = int | float | str
-RESERVED = ("prompt", "kind", "question", "answer", "prediction", "correct", "clean", "score", "change", "control")
+RESERVED = (  # the columns that a table of a sweep has beside those of its axes
+    *("prompt", "kind", "control", "question", "answer", "prediction", "correct", "clean", "score", "change"),
+    *("base_probability", "probability", "change_percent", "log_probability_change", "answer_changed"),
+    *("mean", "low", "high", "prompts"),  # of `means`
+)
+OF_TOKENS = ("tokens", "clean_token_scores", "token_scores", "token", "word")  # and that of a whole answer
 
 
 @dataclass(frozen=True)
@@ -45,17 +50,22 @@ class Cell:
         return f"control {self.control} of {told}" if self.control else told
 
 
-def cells_of(make: Callable, over: object) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
+def cells_of(make: Callable, over: object, tokens: bool = False) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
     """(the columns, the cells) of a sweep: `make` is called for each x.
+
+    Args:
+        make: gives the patterns of an x.
+        over: the x.
+        tokens: whether the score is made of tokens, whose columns the table has then.
 
     Raises:
         MMFlowError: `over` names no x, or one twice; `make` fails, or gives something else than patterns.
         NoEffectError: it gives none.
     """
-    columns, values, call = _axes(make, over)
+    columns, values, call = _axes(make, over, (*RESERVED, *OF_TOKENS) if tokens else RESERVED)
     cells = []
-    for value in values:
-        labels = tuple(label_of(one) for one in value)
+    every = list(zip(*(labels_of(axis) for axis in zip(*values, strict=True)), strict=True))
+    for value, labels in zip(values, every, strict=True):
         name = Cell(labels, ()).called(columns)
         try:
             made = call(value)
@@ -72,7 +82,9 @@ def cells_of(make: Callable, over: object) -> tuple[tuple[str, ...], tuple[Cell,
     return columns, tuple(cells)
 
 
-def _axes(make: Callable, over: object) -> tuple[tuple[str, ...], list[tuple], Callable[[tuple], object]]:
+def _axes(
+    make: Callable, over: object, reserved: tuple[str, ...]
+) -> tuple[tuple[str, ...], list[tuple], Callable[[tuple], object]]:
     """(the columns, for each x a value in each, how `make` is called with them)."""
     form = (
         "over is a list of x, each handed to make(x), or a mapping of one or two lists by name, such as"
@@ -80,9 +92,10 @@ def _axes(make: Callable, over: object) -> tuple[tuple[str, ...], list[tuple], C
     )
     if isinstance(over, Mapping):
         names = tuple(over)
-        wrong = [name for name in names if not isinstance(name, str) or not name.isidentifier() or name in RESERVED]
+        wrong = [name for name in names if not isinstance(name, str) or not name.isidentifier() or name in reserved]
         if wrong or not 1 <= len(names) <= 2:
-            told = f"{wrong[0]!r} is no name that a column can have" if wrong else f"{len(names)} came"
+            taken = " (the table has one of that name)" if wrong and wrong[0] in reserved else ""
+            told = f"{wrong[0]!r} is no name that a column can have{taken}" if wrong else f"{len(names)} came"
             raise MMFlowError(f"sweep: {form}; {told}.")
         axes = [_listed(one, f"over[{name!r}]") for name, one in over.items()]
         return names, list(itertools.product(*axes)), lambda value: make(**dict(zip(names, value, strict=True)))
@@ -103,8 +116,32 @@ def _listed(values: object, name: str) -> list:
     return found
 
 
+def labels_of(values: Sequence[object]) -> list[Label]:
+    """What a column says of each x of an axis; different things that go by the same name are numbered."""
+    labels = [label_of(one) for one in values]
+    things: dict[Label, list[int]] = {}
+    for value, label in zip(values, labels, strict=True):
+        alike = things.setdefault(label, [])
+        if name_of(value) is not None and id(value) not in alike:
+            alike.append(id(value))
+    return [
+        label if len(things[label]) < 2 else f"{label} {things[label].index(id(value))}"
+        for value, label in zip(values, labels, strict=True)
+    ]
+
+
+def name_of(value: object) -> str | None:
+    """What a thing goes by that cannot be typed on a line: functions by their name, others by their type; or None."""
+    if isinstance(value, str) or hasattr(value, "positions"):
+        return None
+    if callable(value) and hasattr(value, "__name__"):
+        return str(value.__name__)
+    typed = repr(value)
+    return type(value).__name__ if any(sign in typed for sign in ("\n", "...", " at 0x")) else None
+
+
 def label_of(value: object) -> Label:
-    """What a column says of an x: a number or text as it is, a range by its ends, else as it is typed."""
+    """What a column says of an x: a number or text as it is, a range by its ends, else its name or as it is typed."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, str):
@@ -115,7 +152,9 @@ def label_of(value: object) -> Label:
         return float(value)
     if isinstance(value, range) and value.step == 1 and len(value):
         return str(value.start) if len(value) == 1 else f"{value.start}-{value.stop - 1}"
-    return repr(value) if not hasattr(value, "positions") else str(getattr(value, "name", value))
+    if hasattr(value, "positions"):
+        return str(getattr(value, "name", value))
+    return name_of(value) or repr(value)
 
 
 def _patterns(made: object, name: str) -> tuple[Pattern, ...]:

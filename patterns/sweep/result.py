@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.runs.identity import prompt_names
 from nnsight_mmflow.runs.results import Result, bootstrap_band
 from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, token_table
 
@@ -103,13 +104,13 @@ def collect(
     import pandas as pd
 
     score, rows, left_out = str(settings["score"]), [], dict[str, int]()
-    for number, (prompt, entry) in enumerate(zip(prompts, entries, strict=True)):
+    for name, prompt, entry in zip(prompt_names(prompts), prompts, entries, strict=True):
         if entry.get("why"):
             left_out[entry["why"]] = left_out.get(entry["why"], 0) + 1
         for (control, *labels), numbers in zip(entry["cells"], entry["numbers"], strict=True):
             rows.append(
                 {
-                    "prompt": prompt.key or str(number),
+                    "prompt": name,
                     "kind": prompt.kind,
                     **({"x": f"({labels[0]!r}, {labels[1]!r})"} if axes == PAIR else {}),
                     **dict(zip(axes, labels, strict=True)),

@@ -18,7 +18,16 @@ from nnsight_mmflow.runs.identity import prompt_identity
 from nnsight_mmflow.runs.results import versions
 from nnsight_mmflow.runs.right_answers import check_answers
 from nnsight_mmflow.runs.runner import Study, listed, prompt_task, run_study
-from nnsight_mmflow.runs.scores import Score, Scored, check_score, check_scored, readings, score_identity, score_name
+from nnsight_mmflow.runs.scores import (
+    WHOLE,
+    Score,
+    Scored,
+    check_score,
+    check_scored,
+    readings,
+    score_identity,
+    score_name,
+)
 
 if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
@@ -59,8 +68,9 @@ def sweep(
         prompts: one or several.
         make: gives the pattern, or a list of patterns, for an x.
         over: the x, each handed to make(x): layers, ranges of layers, strengths, spans, budgets; pairs, such as
-            itertools.product gives, are two axes. Or a mapping of one or two lists by name, {"layer": range(8), "head":
-            range(4)}: each of their product is handed to make(layer=..., head=...).
+            itertools.product gives, are two axes. Functions go by their names, tensors are numbered. Or a mapping of
+            one or two lists by name, {"layer": range(8), "head": range(4)}: each of their product is handed to
+            make(layer=..., head=...).
         score: as in `mmf.flow`: "first", "answer", "options", or a function (logits, prompt) -> float. With a whole
             answer, patterns whose `target` or `at` holds the prompt's last position go on over the answer's tokens
             behind it; a Patch writes the prompt's own positions alone.
@@ -100,7 +110,7 @@ def sweep(
     choice("engine", engine, ENGINES)
     check_answers(given, "sweep", only_correct=only_correct)
     why = check_scored(given, score, "sweep")
-    columns, cells = cells_of(make, over)
+    columns, cells = cells_of(make, over, tokens=score == WHOLE)
     if controls:
         check_controls(cells, columns)
     lacking, tasks = 0, []

@@ -10,6 +10,7 @@ from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._later import later
 from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.runs.identity import prompt_names
 from nnsight_mmflow.runs.results import Result
 from nnsight_mmflow.runs.scores import FIRST, OPTIONS, WHOLE, quantity_of, token_table
 
@@ -144,6 +145,7 @@ def collect_trace(
 
     rows: list[dict] = []
     left_out: dict[str, int] = {}
+    names = prompt_names([prompt for prompt, *_ in runs[:n_prompts]])
     for number, ((prompt, corruption, where), entry) in enumerate(zip(runs, entries, strict=True)):
         control = number >= n_prompts
         if control and entries[number - n_prompts]["left_out"]:
@@ -158,7 +160,7 @@ def collect_trace(
                 for layer, window in enumerate(windows):
                     rows.append(
                         {
-                            "prompt": prompt.key or str(number % n_prompts),
+                            "prompt": names[number % n_prompts],
                             "kind": prompt.kind,
                             "corruption": corruption.how,
                             "span": span,

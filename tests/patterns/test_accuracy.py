@@ -84,6 +84,8 @@ def test_rules(nano, prompts):
         "a rule's name or a function": 3,
         "match gave 7": lambda prompt, written: 7,
         "match gave 'x'": lambda prompt, written: "x",
+        "match failed for .*ValueError.*called as match\\(prompt, written\\)": lambda prompt, written: int(written),
+        "match failed for .*TypeError": lambda written: 1.0,
     }
     for told, match in wrong.items():
         with pytest.raises(mmf.MMFlowError, match=told):

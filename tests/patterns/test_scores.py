@@ -185,6 +185,16 @@ def test_a_function_gets_the_logits_where_the_answer_is_read(tiny, prompt):
     for told, function in wrong.items():
         with pytest.raises(mmf.MMFlowError, match=told):
             mmf.flow(tiny, prompt, ["image->last"], 1, score=function, **LOOSE)
+    early = {
+        "but it takes": lambda logits: 0.0,
+        r"tensor of shape \(\d+,\): one number": lambda logits, prompt: logits[0],
+    }
+    with pytest.MonkeyPatch.context() as patch:  # before any forward
+        patch.setattr(type(tiny.adapter.model), "forward", None)
+        for told, function in (early | {"NoneType: one number": lambda logits, prompt: None}).items():
+            for run in (mmf.flow, mmf.skip_flow):
+                with pytest.raises(mmf.MMFlowError, match=told):
+                    run(tiny, prompt, score=function, **LOOSE)
     for score in ("last", 3, None, str, ["answer"]):
         for run in (mmf.flow, mmf.skip_flow):
             with pytest.raises(mmf.MMFlowError, match="score is one of"):
@@ -232,6 +242,12 @@ def test_a_family_that_reads_the_answer_as_question_is_refused_before_any_forwar
     prompt = graph.prompt(picture(0), "what color is the circle ?", "red blue")
     with pytest.raises(mmf.ModelError, match="would be read as part of the question"):
         mmf.flow(graph, prompt, ["image->last"], 1, score="answer", **LOOSE)
+    with pytest.raises(mmf.ModelError, match="a caption .* would be read as part of the question"):
+        mmf.flow(graph, prompt, ["image->last"], 1, score="caption", **QUIET)
+    one = mmf.flow(graph, prompt, ["image->last"], 1, score="caption", max_new_tokens=1, **QUIET).to_frame()
+    with torch.no_grad():
+        logits = graph.adapter.model(**prompt.inputs).logits[0, -1]
+    assert one["clean"][0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=SAME)
 
 
 def test_the_other_experiments(nano):

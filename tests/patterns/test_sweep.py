@@ -180,6 +180,7 @@ WRONG = {
     "over is a list": (blocked, "abc"),
     "3 came": (blocked, {"a": [1], "b": [1], "c": [1]}),
     "no name that a column can have": (blocked, {"prompt": [1]}),
+    "'probability' is no name that a column can have \\(the table": (blocked, {"probability": [1]}),
     "over\\['a'\\] is empty": (blocked, {"a": []}),
     "make is a function": (3, [1]),
 }
@@ -200,6 +201,29 @@ def test_all_is_refused_before_any_forward(nano, prompts, monkeypatch):
         mmf.sweep(nano, dataclasses.replace(prompts[0], answer=None), blocked, [1], **QUIET)
     with pytest.raises(mmf.MMFlowError, match="engine"):
         mmf.sweep(nano, prompts, blocked, [1], engine="fast", **QUIET)
+
+
+def test_columns_tell_functions_and_prompts_apart(nano, prompts, tmp_path):
+    def doubled(values):
+        return values * 2
+
+    def make(value):
+        return mmf.Change(at="last", layers=1, value=value)
+
+    over = [doubled, lambda values: values * 3, lambda values: values * 4]
+    twice = [prompts[0], prompts[0]]
+    found = mmf.sweep(nano, twice, make, over, folder=tmp_path, **LOOSE)
+    assert found.table["x"].tolist() == ["doubled", "<lambda> 0", "<lambda> 1"] * 2
+    assert found.means()["prompts"].tolist() == [2, 2, 2]
+    vectors = {"vector": [torch.ones(nano.d_model), -torch.ones(nano.d_model)], "layer": [1, 2]}
+    made = mmf.sweep(
+        nano, prompts[0], lambda vector, layer: mmf.Add(at="last", layers=layer, vector=vector), vectors, **LOOSE
+    )
+    assert made.table[["vector", "layer"]].values.tolist() == [[f"Tensor {k}", n] for k in (0, 1) for n in (1, 2)]
+    words = {"word": [1]}  # a column of by_token alone
+    mmf.sweep(nano, prompts[0], lambda word: blocked(word), words, **LOOSE)
+    with pytest.raises(mmf.MMFlowError, match="'word' is no name"):
+        mmf.sweep(nano, prompts[0], lambda word: blocked(word), words, "answer", **LOOSE)
 
 
 def test_what_changes_nothing_in_the_forward_is_told_by_its_x(nano, prompts):
