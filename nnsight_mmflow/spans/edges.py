@@ -74,7 +74,9 @@ def check_readable(what: str, source: Span, target: Span, blocks: tuple[tuple[in
     """
     for name, span in (("source", source), ("target", target)):
         if not len(span):
-            raise NoEffectError(f"{what} would change nothing: its {name} {span.name!r} holds no position of this row.")
+            why = ": an answer of one token has nothing behind the prompt" if span.name == "answer" else ""
+            told = f"its {name} {span.name!r} holds no position of this row{why}."
+            raise NoEffectError(f"{what} would change nothing: {told}")
     # behind itself, or at the end of its block
     ends = {
         position: max([position + 1, *(end for first, end in blocks if first <= position < end)]) for position in target

@@ -5,9 +5,12 @@ Source: Cross-modal Information Flow.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import SpanError
+from nnsight_mmflow.runs.answers import ANSWER
 from nnsight_mmflow.spans.row_spans import NEEDS
 
 if TYPE_CHECKING:
@@ -27,6 +30,16 @@ def default_edges(prompts: list[Prompt]) -> tuple[str, ...]:
     if any(prompt.options for prompt in prompts):
         edges += WITH_OPTIONS
     return tuple(edges)
+
+
+def without_answer(spans: Spans, edges: Iterable[str]) -> tuple[str, ...]:
+    """Those of the edges that an answer of one token leaves empty: nothing stands behind the prompt then."""
+    if ANSWER not in spans or len(spans[ANSWER]):
+        return ()
+    naming = re.compile(rf"\b{ANSWER}\b")
+    return tuple(
+        edge for edge in edges if any(naming.search(side) and not len(spans[side.strip()]) for side in edge.split("->"))
+    )
 
 
 def named_spans(prompt: Prompt) -> tuple[Spans, dict[str, str]]:

@@ -14,7 +14,7 @@ from nnsight_mmflow.patterns.flow.job import submit
 from nnsight_mmflow.patterns.flow.measure import CHUNKS_PER_REQUEST, measure, measure_in_parts
 from nnsight_mmflow.patterns.flow.plan import cost, plan_of, travels
 from nnsight_mmflow.patterns.flow.result import FlowResult, collect
-from nnsight_mmflow.patterns.flow.scored import Sweep, measure_scored, scored_parts
+from nnsight_mmflow.patterns.flow.scored import Sweep, cells_wanted, measure_scored, scored_parts
 from nnsight_mmflow.runs.experiment import experiment
 from nnsight_mmflow.runs.identity import identities
 from nnsight_mmflow.runs.results import versions
@@ -170,7 +170,10 @@ def flow(
         measure_there=(lambda there, journal, task: measure_in_parts(there, journal, task, most)) if first else None,
         collect=collected,
         cost=lambda left: cost(left, engine) + (travels(left, most) if graph.remote else ""),
-        cells=lambda task, kept: (kept["cells"], () if _left_out(kept, only_correct) else task.given[2].cells),
+        cells=lambda task, kept: (
+            kept["cells"],
+            () if _left_out(kept, only_correct) else cells_wanted(task.given[2], kept),
+        ),
         submit=sent if first else None,
     )
     return run_study(graph, study, folder=folder, workers=workers, blocking=blocking, progress=progress, report=report)

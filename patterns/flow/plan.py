@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnsight_mmflow._errors import MMFlowError
+from nnsight_mmflow._errors import MMFlowError, NoEffectError
 from nnsight_mmflow.patterns.flow.controls import with_controls
-from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans
+from nnsight_mmflow.patterns.flow.edges import default_edges, named_spans, without_answer
 from nnsight_mmflow.patterns.flow.measure import expected_bytes, requests_of
 from nnsight_mmflow.runs.plan import make_plan, sizes_of
 from nnsight_mmflow.spans.row_spans import NEEDS
@@ -68,6 +68,9 @@ def plan_of(
     named = [named_spans(prompt) for prompt in prompts]
     asked = tuple(edges) if edges is not None else default_edges(prompts)
     kept = [_kept(number, missing, asked, default=edges is None) for number, (_, missing) in enumerate(named)]
+    bare = [without_answer(spans, one) for (spans, _), one in zip(named, kept, strict=True)]
+    check_answers(kept, bare)
+    kept = [tuple(edge for edge in one if edge not in empty) for one, empty in zip(kept, bare, strict=True)]
     reach, blocks = graph.adapter.sliding_window(), graph.adapter.bidirectional
     controlled = [
         with_controls(spans, one, controls, seed, reach, blocks(spans))
@@ -91,6 +94,20 @@ def _kept(number: int, missing: dict[str, str], asked: tuple[str, ...], *, defau
         elif not default:
             raise MMFlowError(f"edge {edge!r} of prompt {number}: " + "; ".join(missing[what] for what in lacking))
     return tuple(kept)
+
+
+def check_answers(kept: Sequence[tuple[str, ...]], bare: Sequence[tuple[str, ...]]) -> None:
+    """Refuses an edge with the span `answer` where every prompt's answer has one token.
+
+    Raises:
+        NoEffectError: there is one.
+    """
+    for edge in dict.fromkeys(edge for empty in bare for edge in empty):
+        if sum(edge in empty for empty in bare) == sum(edge in one for one in kept):
+            raise NoEffectError(
+                f"{edge!r} would change nothing: an answer of one token has nothing behind the prompt, so that the span"
+                " 'answer' holds no position, here of no prompt. Such an answer is read at 'last'."
+            )
 
 
 def cost(left: list[Task], engine: str) -> str:

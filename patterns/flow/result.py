@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from nnsight_mmflow._later import later
 from nnsight_mmflow._look import Look
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.flow.controls import controlled
+from nnsight_mmflow.runs.answers import ANSWER
 from nnsight_mmflow.runs.identity import prompt_names
 from nnsight_mmflow.runs.results import Band, Result, bootstrap_band
 from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, token_table
@@ -208,6 +210,9 @@ def collect(
                     **columns(score or FIRST, base, numbers, entry.get("words", ())),
                 }
             )
+    if not rows and set(left_out) != {"answered otherwise"}:
+        told = "; ".join(f"{count}: {why}" for why, count in left_out.items())
+        raise MMFlowError(f"none of {len(prompts)} prompts counts ({told}).")
     if not rows:
         shown = [(prompt.answer, entry["prediction"]) for prompt, entry in zip(prompts, entries, strict=True)][:3]
         raise MMFlowError(
@@ -220,6 +225,11 @@ def collect(
         )
         if lost:
             left_out[f"no edges with {what}: not found in the prompt"] = lost
+    answers = [edge for edge in settings["edges"] if re.search(rf"\b{ANSWER}\b", edge)]
+    there = [{edge for edge, *_ in entry["cells"]} for entry in entries]
+    lost = sum(bool(cells) and not cells.issuperset(answers) for cells in there)
+    if lost:
+        left_out["no edges with answer: it has one token"] = lost
     header = {
         **settings,
         "edges": list(settings["edges"]),

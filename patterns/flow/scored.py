@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow.inside.plan import Plan
+from nnsight_mmflow.patterns.flow.controls import controlled
+from nnsight_mmflow.patterns.flow.edges import default_edges, without_answer
 from nnsight_mmflow.patterns.flow.measure import first_position
-from nnsight_mmflow.patterns.flow.plan import FlowPlan, plan_of
+from nnsight_mmflow.patterns.flow.plan import FlowPlan, check_answers, plan_of
 from nnsight_mmflow.patterns.flow.reference import run_by_forwards
 from nnsight_mmflow.runs.answers import check_behind, extended
 from nnsight_mmflow.runs.scores import (
     CAPTION,
+    OPTIONS,
     Numbers,
     Score,
     Scored,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from nnsight_mmflow.prompts.prompt import Prompt
     from nnsight_mmflow.spans.row_spans import Spans
 
+ONE_TOKEN = "no edge: an answer of one token has nothing behind the prompt"
 Parts = tuple[tuple[Scored, "Spans", Plan], ...]
 
 
@@ -72,7 +76,12 @@ def scored_parts(
             [Scored(prompt, None)] if reason else readings(graph, prompt, score)
             for prompt, reason in zip(prompts, why, strict=True)
         ]
+    if score == OPTIONS:  # both options must have the edges whose scores are subtracted
+        for one in (one for held in found for one in held):
+            empty = without_answer(one.prompt.spans, sweep.edges or ())
+            check_answers([empty], [empty])
     planned = sweep.planned(graph, [part[0].prompt for part in found], prompts)
+    why = [reason or ("" if plan.cells else ONE_TOKEN) for reason, plan in zip(why, planned.plans, strict=True)]
     edges = replace(sweep, edges=planned.edges if sweep.edges is not None else None)
     parts: list[Parts] = []
     for prompt, held, spans, plan in zip(prompts, found, planned.spans, planned.plans, strict=True):
@@ -116,12 +125,25 @@ def measure_scored(
         return {**kept, "why": why or "answered otherwise"}
     if sweep is not None:
         one = caption_reading(graph, prompt, plain.tokens)
+        every = sweep.edges or default_edges([prompt])
+        lacking = without_answer(one.prompt.spans, every)
+        if lacking:
+            kept["lacking"] = list(lacking)
+            sweep = replace(sweep, edges=tuple(edge for edge in every if edge not in lacking))
+        if not sweep.edges and lacking:
+            return {**kept, "why": ONE_TOKEN}
         made = sweep.planned(graph, [one.prompt], [prompt])
         parts = ((one, made.spans[0], made.plans[0]),)
     numbers = difference([_run(graph, one, there, rows, engine, most) for one, there, rows in parts])
     cells = [list(cell) for cell in parts[0][2].cells]
     words = list(parts[0][0].words)
     return {**kept, "base": numbers[0], "cells": cells, "numbers": numbers[1:], "words": words}
+
+
+def cells_wanted(plan: Plan, kept: dict) -> list[tuple[str, int, int]]:
+    """The cells of a finished prompt: those planned, less the edges that its caption turned out to lack."""
+    lacking = set(kept.get("lacking", ()))
+    return [cell for cell in plan.cells if (controlled(cell[0]) or cell[0]) not in lacking]
 
 
 def _run(graph: Graph, scored: Scored, spans: Spans, plan: Plan, engine: str, most: int) -> Numbers:

@@ -191,7 +191,7 @@ def test_a_function_gets_the_logits_where_the_answer_is_read(tiny, prompt):
     }
     with pytest.MonkeyPatch.context() as patch:  # before any forward
         patch.setattr(type(tiny.adapter.model), "forward", None)
-        for told, function in (early | {"NoneType: one number": lambda logits, prompt: None}).items():
+        for told, function in early.items():
             for run in (mmf.flow, mmf.skip_flow):
                 with pytest.raises(mmf.MMFlowError, match=told):
                     run(tiny, prompt, score=function, **LOOSE)
@@ -217,6 +217,40 @@ def test_a_caption_is_what_the_model_itself_writes(tiny, prompt):
     with pytest.raises(mmf.MMFlowError, match="edge='x'"):
         result.plot_tokens("x")
     result.diagram(), result.explore()
+
+
+def test_edges_of_an_answer_are_left_out_where_it_has_one_token(nano, tmp_path):
+    """They are counted, and refused where no prompt has them; of captions only the run can tell."""
+    short, other = mmf.nano.prompts(nano, 2)
+    long = dataclasses.replace(other, answer=f"{other.answer} red")
+    edges = ["image->answer", "image->last"]
+    both = mmf.flow(nano, [short, long], edges, 1, score="answer", **LOOSE)
+    assert both.table.groupby("edge")["prompt"].unique().map(list).to_dict() == {
+        "image->answer": [other.key],
+        "image->last": [short.key, other.key],
+    }
+    assert both.header["left_out"] == {"no edges with answer: it has one token": 1}
+    alone = mmf.flow(nano, long, edges, 1, score="answer", **LOOSE)
+    assert alone.table["score"].tolist() == pytest.approx(both.table["score"][nano.n_layers :].tolist(), abs=SAME)
+    none = mmf.flow(nano, [short, long], edges[:1], 1, score="answer", **LOOSE)
+    assert none.header["n_counted"] == 1
+    for run in (mmf.flow, lambda *given, **more: mmf.flow(*given, **more, max_new_tokens=1)):
+        score = "answer" if run is mmf.flow else "caption"
+        with pytest.raises(mmf.NoEffectError, match="an answer of one token has nothing behind the prompt"):
+            run(nano, [short, other], edges, 1, score=score, **LOOSE)
+    with pytest.raises(mmf.NoEffectError, match="an answer of one token has nothing behind the prompt"):
+        mmf.sweep(
+            nano, short, lambda x: mmf.Knockout(source="image", target="answer", layers=x), [1], "answer", **LOOSE
+        )
+
+    caption = {"score": "caption", "folder": tmp_path, "controls": 1, **QUIET}
+    said = mmf.flow(nano, [short, other], edges, 1, **caption)  # nano says a word, then ends
+    assert set(said.table["edge"]) == {"image->last"}
+    with pytest.MonkeyPatch.context() as patch:  # what is done is done
+        patch.setattr(type(nano.adapter.model), "forward", None)
+        assert mmf.flow(nano, [short, other], edges, 1, **caption).table.equals(said.table)
+    with pytest.raises(mmf.MMFlowError, match="2: no edge: an answer of one token"):
+        mmf.flow(nano, [short, other], edges[:1], 1, score="caption", **QUIET)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "gemma3", "idefics3"])
