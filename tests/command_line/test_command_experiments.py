@@ -231,7 +231,7 @@ def test_where_it_runs_is_checked_before_a_model_is_loaded(command, tmp_path, ca
 
 @pytest.mark.parametrize(("command", "file"), [("word-overlap", "word_overlap"), ("prune", "prune_report")])
 def test_workers_write_what_one_process_writes(command, file, tmp_path, capsys, monkeypatch):
-    """Without Ray, which takes ten seconds to start: workers/test_workers.py runs a command with it."""
+    """Without Ray's processes, which take seconds to start: workers/test_workers.py runs a command with it."""
     monkeypatch.setattr(crew, "cluster", contextmanager(lambda workers, address: iter([NoProcess()])))
     more = ["--limit", "2", *(["--methods", "fastv"] if command == "prune" else [])]
     assert main([command, *more, "--workers", "1", "--out", str(tmp_path / "workers")]) == 0

@@ -1,7 +1,7 @@
 """The type checks of tests, where they cost most: functions whose annotations name no shape.
 
-jaxtyping binds each call's arguments and checks them twice, for names of axes that a shape may share with another. Where
-no shape is named, one check by beartype is the same: an eighth of all the tests' time.
+jaxtyping binds each call's arguments and checks them twice, because shapes may share names of axes: 8 microseconds a
+call, of which there are millions. Where no shape is named, one check by beartype, of half a microsecond, is the same.
 """
 
 import inspect
