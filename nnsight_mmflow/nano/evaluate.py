@@ -57,21 +57,24 @@ def _pictures(questions: list[Question], which: str) -> list[Picture]:
 
 
 def _accuracy(graph: Graph, questions: list[Question], pictures: list[Picture], batch_size: int) -> float:
-    """The share of questions whose greedy answer is the right word and then ends."""
-    right = 0
-    for start in range(0, len(questions), batch_size):
-        part = questions[start : start + batch_size]
-        shown = pictures[start : start + batch_size]
-        prompts = [graph.prompt(image, row.question) for image, row in zip(shown, part, strict=True)]
-        batch = graph.batch(prompts)
+    """The share of questions whose greedy answer is the right word and then ends.
+
+    What is the same question about the same picture is asked once: of blank pictures most are.
+    """
+    told: dict[tuple[int, str], str] = {}
+    asked = [(id(picture), row.question) for picture, row in zip(pictures, questions, strict=True)]
+    different = list(dict(zip(asked, pictures, strict=True)).items())
+    for start in range(0, len(different), batch_size):
+        part = different[start : start + batch_size]
+        batch = graph.batch([graph.prompt(picture, question) for (_, question), picture in part])
         inputs = graph.checked(batch)
         with torch.no_grad():
             ids = graph.adapter.model.generate(**inputs, **plain_settings(graph, max_new_tokens=4))
         answers = graph.processor.tokenizer.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        right += sum(answer.strip().lower() == row.answer for answer, row in zip(answers, part, strict=True))
-    return right / len(questions)
+        told |= {one: answer.strip().lower() for (one, _), answer in zip(part, answers, strict=True)}
+    return sum(told[one] == row.answer for one, row in zip(asked, questions, strict=True)) / len(questions)
 
 
 def as_table(accuracies: dict[str, dict[str, float]]) -> str:

@@ -2,16 +2,19 @@
 
 import inspect
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from kit.no_process import NoProcess
 
 import nnsight_mmflow as mmf
 from nnsight_mmflow.command_line import build_parser, experiments, main, pairs
 from nnsight_mmflow.command_line.experiments import EXPERIMENTS
 from nnsight_mmflow.command_line.facts import graph_and_facts
+from nnsight_mmflow.workers import crew
 
 COMMON = (
     "--model --attention --dtype --device --image --question --answer --data --images --skip-bad --limit --template"
@@ -226,9 +229,10 @@ def test_where_it_runs_is_checked_before_a_model_is_loaded(command, tmp_path, ca
         assert told.count("\n") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("command", "file"), [("word-overlap", "word_overlap"), ("prune", "prune_report")])
-def test_workers_write_what_one_process_writes(command, file, tmp_path, capsys):
+def test_workers_write_what_one_process_writes(command, file, tmp_path, capsys, monkeypatch):
+    """Without Ray's processes, which take seconds to start: workers/test_workers.py runs a command with it."""
+    monkeypatch.setattr(crew, "cluster", contextmanager(lambda workers, address: iter([NoProcess()])))
     more = ["--limit", "2", *(["--methods", "fastv"] if command == "prune" else [])]
     assert main([command, *more, "--workers", "1", "--out", str(tmp_path / "workers")]) == 0
     assert "1 worker(s) by Ray" in capsys.readouterr().err

@@ -36,7 +36,8 @@ QUIET = {"progress": False, "report": lambda text: None}
 def remember():
     """What nnsight's client does anew for each request it does once here: three quarters of a request's time.
 
-    It reads the source of each function that travels, looks which names that uses, and reads all certificates.
+    It reads the source of each function that travels, looks which names that uses, and reads all certificates; and it
+    raises and catches an error for each text and number.
     """
     held = {}
 
@@ -56,8 +57,17 @@ def remember():
     serialization.inspect = SimpleNamespace(**{**vars(inspect), **read})
     serialization._function_referenced_names = functools.cache(serialization._function_referenced_names)
     ssl.create_default_context = functools.cache(ssl.create_default_context)
+    whole = serialization.CustomCloudPickler.persistent_id
+
+    def of_object(
+        pickler, one
+    ):  # what has no attributes has no such id: most of the twenty thousand parts of a request
+        return None if type(one) in PLAIN else whole(pickler, one)
+
+    serialization.CustomCloudPickler.persistent_id = of_object
 
 
+PLAIN = {str, tuple, dict, type(None), int, list, bool, bytes, float}
 remember()
 
 

@@ -337,7 +337,8 @@ def test_runs_with_the_same_answer_are_a_control_that_can_fail(nano, facts):
     with_it = frame[~frame["span"].str.startswith("same answer: ")].reset_index(drop=True)
     assert (with_it["effect"] - alone.to_frame()["effect"]).abs().max() < 1e-6
     # planted: a "control" whose answer is another
-    wrong = mmf.causal_trace(nano, prompts, corrupt, same_answer=corrupt, sites=("resid",), **QUIET).to_frame()
+    one, other = prompts[:1], corrupt[:1]
+    wrong = mmf.causal_trace(nano, one, other, same_answer=other, sites=("resid",), **QUIET).to_frame()
     assert wrong[wrong["span"].str.startswith("same answer: ")]["effect"].max() > 0.9
 
 
