@@ -140,7 +140,8 @@ class Look:
         unknown = [one for one in asked if one not in names]
         if unknown:
             raise MMFlowError(
-                f"{what}: {', '.join(map(repr, unknown))} is not drawn here; there are {', '.join(names)}."
+                f"{what}: {', '.join(map(repr, unknown))} is not drawn here; there are"
+                f" {', '.join(dict.fromkeys(names))}."
             )
 
 

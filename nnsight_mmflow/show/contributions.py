@@ -65,7 +65,7 @@ def contributions_on_image(
     from nnsight_mmflow.show.heat import heat_figure, largest
     from nnsight_mmflow.show.pages.slides import figures_slider
 
-    parts = [(name, one) for name, one in by_token(result) if isinstance(one, type(result))]
+    parts = [(name, one) for name, one in by_token(result, prompt) if isinstance(one, type(result))]
     drawn = [(name, contribution_panels(one, prompt, image, layers)) for name, one in parts]
     if not drawn:
         return heat_figure(prompt, contribution_panels(result, prompt, image, layers), image=image, view=view)

@@ -66,7 +66,7 @@ def on_image(
     """
     if max_value is not None and not 0 < max_value < float("inf"):
         raise MMFlowError(f"max_value={max_value} must be above 0: it is where the scale ends.")
-    parts = by_token(values)
+    parts = by_token(values, prompt)
     if not parts:
         panels = panels_of(prompt, image, values, label, titles)
         return heat_figure(prompt, panels, image=image, view=view, signed=signed, max_value=max_value)
