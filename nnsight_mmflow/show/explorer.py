@@ -47,9 +47,9 @@ def explore(
     One document that holds the picture, the numbers as compact bytes and its script, and fetches nothing. Attention:
     choose layer and head, click a patch or a word (or move with the arrow keys) to see what it receives and what it
     sends; of maps and contributions with generated tokens a slider goes from one to the next. 32 heads of 600 x 600
-    take under 2 MB: a weight w of a head whose largest is m is kept as a byte, 255 * (w / m) ** p. What is shown differs
-    from w by at most m / 255, and far less where w is small: p is 1/2 (the square root) unless a layer would take more
-    room; then it is larger, and small weights are coarser. The page says how far its own are off.
+    take under 2 MB: a weight w of a head whose largest is m is kept as a byte, 255 * (w / m) ** p. What is shown
+    differs from w by at most m / 255, and far less where w is small: p is 1/2 (the square root) unless a layer would
+    take more room; then it is larger, and small weights are coarser. The page says how far its own are off.
 
     Args:
         what: `mmf.attention(...)`; what `mmf.contributions` and `mmf.kept_tokens` return; a lens or knockout by patch,

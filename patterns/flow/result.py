@@ -58,16 +58,30 @@ class FlowResult(Result):
 
     @checked
     def plot_tokens(
-        self, edge: str | None = None, *, prompt: str | None = None, window: int | None = None
-    ) -> ShownFigure:
+        self,
+        edge: str | None = None,
+        *,
+        prompt: str | None = None,
+        window: int | None = None,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """A heat map, token by layer: what each token of one prompt's answer loses when the edge is closed.
 
         Args:
             edge: one of the result's; None for the first.
             prompt: its key or number in the table; None for the first.
             window: the window size; None for the first.
+            ax: as in every result's plot, like all that follow.
+            rows: which tokens are drawn, by their words; one that occurs again is "word [its number]".
+            figsize: (width, height) in inches.
+            colors: the name of a colour map.
+            labels: of the tokens.
         """
-        return later("tokens_figure")(self, edge, prompt, window)
+        return later("tokens_figure")(self, edge, prompt, window, Look(ax, rows, figsize, colors, labels))
 
     @checked
     def curves(self, window: int | None = None) -> dict[str, Band]:
