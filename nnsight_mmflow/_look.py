@@ -59,7 +59,7 @@ class Look:
         if self.rows is None:
             return list(names)
         asked = [self.rows] if isinstance(self.rows, str) or not isinstance(self.rows, Iterable) else list(self.rows)
-        self._known(self.word, asked, names)
+        _check_known(self.word, asked, names)
         if not asked or len(set(asked)) < len(asked):
             raise MMFlowError(f"{self.word}={self.rows!r}: name each once, at least one of {', '.join(names)}.")
         return asked
@@ -120,7 +120,7 @@ class Look:
         if given is None:
             return {}
         if isinstance(given, Mapping):
-            self._known(what, list(given), [*names, *more])
+            _check_known(what, list(given), [*names, *more])
             found = {str(name): value for name, value in given.items()}
         else:
             listed = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
@@ -135,14 +135,11 @@ class Look:
             raise MMFlowError(f"labels are texts, but {wrong[0]!r} came.")
         return found
 
-    @staticmethod
-    def _known(what: str, asked: Sequence[object], names: Sequence[str]) -> None:
-        unknown = [one for one in asked if one not in names]
-        if unknown:
-            raise MMFlowError(
-                f"{what}: {', '.join(map(repr, unknown))} is not drawn here; there are"
-                f" {', '.join(dict.fromkeys(names))}."
-            )
+
+def _check_known(what: str, asked: Sequence[object], names: Sequence[str]) -> None:
+    unknown = [one for one in asked if one not in names]
+    if unknown:
+        raise MMFlowError(f"{what}: {', '.join(map(repr, unknown))} is not drawn here; there are {', '.join(names)}.")
 
 
 PLAIN = Look()

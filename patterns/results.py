@@ -8,8 +8,8 @@ from nnsight_mmflow._later import group
 
 if TYPE_CHECKING:
     from nnsight_mmflow.patterns.accuracy_result import AccuracyResult as AccuracyResult
+    from nnsight_mmflow.patterns.attention.pooled import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention.result import AttentionResult as AttentionResult
-    from nnsight_mmflow.patterns.attention.result import PooledAttention as PooledAttention
     from nnsight_mmflow.patterns.attention_and_effect import AttentionAndEffectResult as AttentionAndEffectResult
     from nnsight_mmflow.patterns.contributions.result import ContributionsResult as ContributionsResult
     from nnsight_mmflow.patterns.disruption import DisruptionResult as DisruptionResult
@@ -47,7 +47,7 @@ _WHERE = {
     "AccuracyResult": "patterns.accuracy_result",
     "WordOverlapResult": "patterns.word_overlap",
     "AttentionResult": "patterns.attention.result",
-    "PooledAttention": "patterns.attention.result",
+    "PooledAttention": "patterns.attention.pooled",
     "AttentionAndEffectResult": "patterns.attention_and_effect",
     "EditResult": "patterns.edit.result",
     "EditReport": "patterns.edit.report",

@@ -133,14 +133,13 @@ class Placed:
             blocking: wait for the result.
             job: the id of one that was sent before, to fetch it.
         """
-        from pickle import PicklingError
-
         from httpx import HTTPStatusError
         from nnsight.intervention.backends.remote import RemoteError
 
+        from nnsight_mmflow._progress import say
         from nnsight_mmflow.remote.hidden_keys import hiding, without_keys
         from nnsight_mmflow.remote.ready import make_ready
-        from nnsight_mmflow.remote.server_words import meaning
+        from nnsight_mmflow.remote.server_words import PART, meaning
 
         make_ready(self.remote)
         backend, traffic = self.model._remote_backend(self.remote, blocking, job, False), self.traffic
@@ -149,7 +148,9 @@ class Placed:
         def sent(tracer: object) -> bytes:
             try:
                 blob = serialize(tracer)
-            except (TypeError, PicklingError) as error:
+            except Exception as error:
+                if not isinstance(error, TypeError) and type(error).__name__ != "PicklingError":
+                    raise
                 failed = str(error)
             else:
                 failed = ""
@@ -159,6 +160,8 @@ class Placed:
                     " let it name functions and tensors (from the_module import the_function), not whole modules or"
                     " models."
                 )
+            if len(blob) > PART:
+                say(f"{self.name}: a request of {len(blob)} bytes is sent; some servers refuse more than {PART}.")
             traffic.requests, traffic.up = traffic.requests + 1, traffic.up + len(blob)
             return blob
 

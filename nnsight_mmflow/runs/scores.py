@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
+
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow._kinds import came
 from nnsight_mmflow.inside.reading import Reading
@@ -21,7 +23,6 @@ from nnsight_mmflow.runs.right_answers import check_answers
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 FIRST, WHOLE, OPTIONS, CAPTION = "first", "answer", "options", "caption"
 NO_OPTIONS = "no options"
-Function = Callable[["torch.Tensor", "Prompt"], float]
+Function = Callable[[torch.Tensor, "Prompt"], float]
 Score = str | Function
 Numbers = list[list[float]]  # of the clean run, and of each cell: the score, whether it is said, and each token's
 

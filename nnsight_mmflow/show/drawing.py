@@ -187,7 +187,10 @@ def _width(text: str, size: float) -> float:
 
 
 def _wrapped(text: str, letters: int) -> str:
-    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, letters)) or text
+    return (
+        "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, letters, break_on_hyphens=False))
+        or text
+    )
 
 
 def _given(ax: Any, down: int, across: int, count: int, ratios: Sequence[float | int] | None) -> list[Axes]:

@@ -37,7 +37,7 @@ def told(result: Result) -> str:
     of = {"n_counted": "prompt{} counted", "n_prompts": "prompt{}", "n_facts": "fact{}"}
     counts = ((header[key], what) for key, what in of.items() if key in header)
     counted = next((f", {count} {what.format('' if count == 1 else 's')}" for count, what in counts), "")
-    return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}{named_spans(header)}"
+    return f"{str(header.get('model', '?')).rstrip('/').split('/')[-1]}{counted}{named_spans(header)}{_under(header)}"
 
 
 def named_spans(header: dict) -> str:
@@ -50,6 +50,15 @@ def named_spans(header: dict) -> str:
         if own:
             told += f", {role}={', '.join(map(repr, own[:2]))}{', ...' if len(own) > 2 else ''}"
     return told
+
+
+def _under(header: dict) -> str:
+    """The first of the patterns that acted, if some did."""
+    acted = [one for one in header.get("patterns") or () if isinstance(one, str)]
+    if not acted:
+        return ""
+    first = acted[0] if len(acted[0]) <= 80 else f"{acted[0][:77]}..."
+    return f", under {first}{' and more' if len(acted) > 1 else ''}"
 
 
 def job_html(job: FlowJob) -> str:

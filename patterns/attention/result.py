@@ -12,52 +12,20 @@ import torch
 
 from nnsight_mmflow._errors import DataError, MMFlowError
 from nnsight_mmflow.arguments.checked import checked
+from nnsight_mmflow.patterns.attention.pooled import PooledAttention, pooled
 from nnsight_mmflow.prompts.continued import continued, generated_kind
 from nnsight_mmflow.runs.generated import generated_ids
 from nnsight_mmflow.runs.results import Result, versions
-from nnsight_mmflow.spans.groups import Group, Grouping, groups_of
+from nnsight_mmflow.spans.groups import Grouping
 
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
     from nnsight_mmflow.prompts.prompt import Prompt
-    from nnsight_mmflow.spans.row_spans import Spans
 
 SINK = 10.0  # times an even share
 FILE = "attention.safetensors"
-
-
-@dataclass(frozen=True)
-class PooledAttention:
-    """Attention between groups of positions.
-
-    Attributes:
-        weights: (layers, heads, row groups, column groups): for each row group the mean over its targets of the sum
-            over the sources of each column group: the attention mass that a target of the one gives the other in all.
-        layers: the layers, counted from 0.
-        heads: the heads, counted from 0.
-        rows: the groups of targets.
-        columns: the groups of sources.
-    """
-
-    weights: Float[torch.Tensor, "layers heads rows columns"] = field(repr=False)
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    rows: tuple[Group, ...] = field(repr=False)
-    columns: tuple[Group, ...] = field(repr=False)
-
-    def to_frame(self) -> pd.DataFrame:
-        """A row per layer, head and cell: layer, head, target, source, mass, n_targets, n_sources."""
-        import pandas as pd
-
-        index = pd.MultiIndex.from_product(
-            [self.layers, self.heads, [row.name for row in self.rows], [column.name for column in self.columns]],
-            names=["layer", "head", "target", "source"],
-        )
-        table = pd.DataFrame({"mass": self.weights.flatten().numpy()}, index).reset_index()
-        counts = {row.name: len(row.positions) for row in self.rows}, {c.name: len(c.positions) for c in self.columns}
-        return table.assign(n_targets=table["target"].map(counts[0]), n_sources=table["source"].map(counts[1]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,7 +87,7 @@ class AttentionResult(Result):
             target: what the targets were asked for as.
             source: the same of the sources.
         """
-        pooled = _pooled(prompt.spans, weights.mean(1, keepdim=True), layers, (0,), targets, sources, "span", "span")
+        by_span = pooled(prompt.spans, weights.mean(1, keepdim=True), layers, (0,), targets, sources, "span", "span")
         header = {
             "model": model,
             **{"layers": list(layers), "heads": list(heads), "targets": list(targets), "sources": list(sources)},
@@ -132,7 +100,7 @@ class AttentionResult(Result):
             "metric": "attention mass: the sum over a span's sources, mean over targets and heads",
             "versions": versions(),
         }
-        table = pooled.to_frame().drop(columns="head")
+        table = by_span.to_frame().drop(columns="head")
         return cls(table, header, weights, layers, heads, targets, sources, received, prompt)
 
     @property
@@ -251,7 +219,7 @@ class AttentionResult(Result):
             SpanError: groups that overlap, hold nothing, or leave out a target or source.
         """
         spans, across = self.shown_prompt().spans, rows if columns is None else columns
-        return _pooled(spans, self.weights, self.layers, self.heads, self.targets, self.sources, rows, across)
+        return pooled(spans, self.weights, self.layers, self.heads, self.targets, self.sources, rows, across)
 
     @checked
     def sinks(self, layer: int, times: float = SINK) -> tuple[int, ...]:
@@ -327,29 +295,3 @@ class AttentionResult(Result):
         if layer not in self.layers:
             raise MMFlowError(f"layer {layer} was not read: the maps hold {', '.join(map(str, self.layers))}.")
         return self.layers.index(layer)
-
-
-def _pooled(
-    spans: Spans,
-    weights: torch.Tensor,
-    layers: tuple[int, ...],
-    heads: tuple[int, ...],
-    targets: tuple[int, ...],
-    sources: tuple[int, ...],
-    rows: Grouping,
-    columns: Grouping,
-) -> PooledAttention:
-    """The weights, pooled by groups of targets and of sources."""
-    down, across = groups_of(spans, rows, targets), groups_of(spans, columns, sources)
-    mean, total = _members(down, targets), _members(across, sources)
-    mean /= mean.sum(1, keepdim=True)
-    return PooledAttention(mean @ weights @ total.T, layers, heads, down, across)
-
-
-def _members(groups: tuple[Group, ...], positions: tuple[int, ...]) -> torch.Tensor:
-    """(groups, positions): 1 where a group holds a position."""
-    where = {position: index for index, position in enumerate(positions)}
-    held = torch.zeros(len(groups), len(positions))
-    for number, group in enumerate(groups):
-        held[number, [where[position] for position in group.positions]] = 1
-    return held

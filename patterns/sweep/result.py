@@ -89,6 +89,9 @@ class SweepResult(Result):
         if (self.table["control"] > 0).any():
             drawn = self.means(control=True)["mean"]
             lines.append(f"controls: {drawn.min():+.3g}{unit} to {drawn.max():+.3g}{unit}")
+        lacking = header.get("cells_without_control", 0)
+        if lacking:
+            lines.append(f"no control for {lacking} cell(s): their part of the prompt has too few other positions")
         return "\n".join(lines)
 
 

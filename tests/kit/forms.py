@@ -222,6 +222,18 @@ def change(case, site, when="prefill", heads=None, own=False):
     return pattern, lambda model: [handle for hook in hooks for handle in hook(model)]
 
 
+def added(case):
+    """A vector added at the prompt's positions and at each new token, whatever comes together."""
+    at, vector = "question | suffix", torch.linspace(-1, 1, case.graph.d_model)
+    pattern = mmf.Add(at=at, layers=1, vector=vector, scale=0.5, when="all")
+
+    def write(row, whole):
+        positions = [*case.spans(row)[at], *range(case.length, whole.shape[1])]
+        return positions, whole[row, positions] + 0.5 * vector
+
+    return pattern, plain.written(lambda model: [plain.layers_of(model)[1]], write)
+
+
 def patch_all(case):
     """Another run's values; each new token has those of the span's last position."""
     at = "question | suffix"
@@ -281,6 +293,7 @@ PATTERNS = {
     "change, decode": lambda case: change(case, "mlp", "decode"),
     "change heads, all": lambda case: change(case, "attn", "all", heads=(2, 0)),
     "change embed, all": lambda case: change(case, "embed", "all"),
+    "add": added,
     "own": lambda case: change(case, "attn", "all", own=True),
     "skip": lambda case: skip(case, None),
     "skip at": lambda case: skip(case, "image"),
@@ -292,6 +305,7 @@ PATTERNS = {
 }
 WHOLE = ("zeroed", "patch noise", "change", "change heads, all", "change embed, all", "own")  # chunks cut their span
 THIN = (
+    "add",
     "patch, all",
     "change, decode",
     "change heads, all",

@@ -23,7 +23,7 @@ WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "get_parameter", 
 WEIGHTS |= {"get_buffer", "state_dict", "get_input_embeddings", "get_output_embeddings"}
 # Rooms whose objects stand in no block: they hold weights, tables, files or a browser's page.
 STAY = ("adapters", "arguments", "bridge", "checks", "command_line", "data", "files", "nano", "runs", "show", "workers")
-HOLDS = ("Result", "Report", "Job", "Maps")  # how classes that hold what came back are called
+HOLDS = ("Result", "Report", "Job", "Maps", "Look")  # how classes that hold or draw what came back are called
 
 
 @dataclass

@@ -160,6 +160,7 @@ def test_controls_are_random_positions_of_the_same_part(nano, prompts):
     drawn = result.means(control=True)
     assert drawn["x"].tolist() == words[:2]
     assert "controls:" in result.summary()
+    assert "no control for 3 cell(s): their part of the prompt has too few other positions" in result.summary()
     again = mmf.sweep(nano, prompts[:1], make, words, controls=3, engine="forward", **LOOSE)
     assert again.table["change"].tolist() == pytest.approx(result.table["change"].tolist(), abs=SAME)
     with pytest.raises(mmf.MMFlowError, match="has neither"):

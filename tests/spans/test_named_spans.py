@@ -242,6 +242,8 @@ PLACES = {
     "attention": {"source": OWN},
     "attention_and_effect": {"source": OWN},
     "features": {"at": OWN},
+    "sweep": {"over": [OWN], "make": lambda span: mmf.Knockout(source=span, target="last", layers=range(6))},
+    "accuracy": {},
     "saliency": None,  # its groups are the paper's: system, image, instruction
     "disruption": None,  # its ways are the paper's
 }
@@ -258,6 +260,10 @@ def settings_of(row, given):
     """What is given and the settings of a row, with the own span in place of each that is named."""
     if row.function == "kept_tokens":
         return (given[0], mmf.prune.Keep(at=OWN, from_layer=3)), {}
+    if row.function == "sweep":
+        return given[:1], {**PLACES["sweep"], "only_correct": False}
+    if row.function == "accuracy":
+        return (given[0], mmf.Knockout(source=OWN, target="last", layers=range(6))), row.settings
     if row.function == "prune_report":
         return (given[0], [mmf.prune.Keep(at=OWN, from_layer=3)]), {"max_new_tokens": 1, "timed": 0, "controls": 0}
     if row.function in ("edit", "edit_report"):
