@@ -59,7 +59,7 @@ def tokens_figure(
 
 def _names(words: pd.Series) -> dict[str, int]:
     """Tokens by their words; where one occurs again with its number."""
-    plain = {int(token): repr(str(word))[1:-1] for token, word in words.items()}
+    plain = {int(str(token)): repr(str(word))[1:-1] for token, word in words.items()}
     twice = {word for word in plain.values() if list(plain.values()).count(word) > 1}
     return {f"{word} [{token}]" if word in twice else word: token for token, word in plain.items()}
 

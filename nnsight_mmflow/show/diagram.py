@@ -52,18 +52,18 @@ class Place:
         below: where the caption begins.
     """
 
-    left: float
+    left: float | int
     letters: int
-    text: float
-    title: float
-    numbers: float
-    axis: float
-    legend: float
-    samples: float
-    sample: float
-    apart: float
+    text: float | int
+    title: float | int
+    numbers: float | int
+    axis: float | int
+    legend: float | int
+    samples: float | int
+    sample: float | int
+    apart: float | int
     meaning: str
-    below: float
+    below: float | int
 
 
 LARGE = Place(LEFT, 17, 8.5, 11.0, 10, 27, 58, LEFT, 26, 110, "answer's probability", 92)
@@ -184,8 +184,8 @@ def _grid(axes: Axes, scene: Scene, window: int, names: Mapping[str, str], place
         if layer % 2:
             axes.add_patch(Rectangle((x, 4), scene.columns[1] - left, scene.bottom - 4, color="0.955", lw=0, zorder=0))
         if layer % step == 0:
-            middle, below = (x + scene.columns[layer + 1]) / 2, scene.bottom + place.numbers
-            axes.text(middle, below, str(layer), fontsize=place.text, ha="center", va="center")
+            centre, down = (x + scene.columns[layer + 1]) / 2, scene.bottom + place.numbers
+            axes.text(centre, down, str(layer), fontsize=place.text, ha="center", va="center")
     for name, middle, color in scene.lanes:
         axes.add_patch(
             Rectangle((left, middle - BAR / 2), right - left, BAR, facecolor=color, alpha=0.25, lw=0, zorder=1)
@@ -219,7 +219,7 @@ def _arrow(axes: Axes, mark: Mark) -> None:
 
 def _legend(axes: Axes, scene: Scene, increases: bool, place: Place) -> None:
     """What widths stand for."""
-    y, x, long = scene.bottom + place.legend, place.samples, place.sample
+    y, x, long = scene.bottom + place.legend, float(place.samples), float(place.sample)
     samples = [(scene.scale / part, False) for part in (1, 2, 10)]
     if increases:
         samples.append((scene.scale / 2, True))

@@ -98,7 +98,7 @@ def explore(
             f"a {type(what).__name__} does not hold the picture it is of: mmf.explore(..., prompt=prompt)."
         )
     check_picture(prompt)
-    parts = by_token(what, prompt) if isinstance(what, ContributionsResult) else []
+    parts: Sequence[tuple[str, object]] = by_token(what, prompt) if isinstance(what, ContributionsResult) else []
     drawn = [(name, layer_values(one, prompt, column, labels, words)) for name, one in parts or [("", what)]]
     return values_page(prompt, drawn, title, layer)
 

@@ -81,9 +81,9 @@ def scene_of(
     n_layers: int,
     scale: float,
     *,
-    width: float = WIDTH,
-    left: float = LEFT,
-    lane: float = LANE,
+    width: float | int = WIDTH,
+    left: float | int = LEFT,
+    lane: float | int = LANE,
     colors: Mapping[str, str] | None = None,
 ) -> Scene:
     """The scene of a table of arrows.
@@ -141,7 +141,7 @@ def _far(lane: str, other: str, middle: dict[str, float]) -> float:
 
 
 def _curve(
-    x0: float, y0: float, x1: float, y1: float, width: float, lane: float
+    x0: float, y0: float, x1: float, y1: float, width: float, lane: float | int
 ) -> tuple[tuple[Point, Point, Point, Point], tuple[Point, Point, Point]]:
     """An arrow's line and head, from one lane's edge to another's; over the lane where both are the same."""
     long, half = 4 + 0.8 * width, 2.2 + 0.75 * width

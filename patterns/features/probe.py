@@ -186,7 +186,8 @@ def _told(features: FeaturesResult, given: list[object], what: str) -> list[obje
     Raises:
         MMFlowError: one that is a list, a table or no number (NaN); the message names it and its prompt.
     """
-    found = [one.item() if getattr(one, "shape", None) == () else one for one in given]  # numpy's and torch's scalars
+    scalar = [getattr(one, "item", None) if getattr(one, "shape", None) == () else None for one in given]
+    found = [one if item is None else item() for one, item in zip(given, scalar, strict=True)]  # numpy's and torch's
     for number, one in enumerate(found):
         plain = isinstance(one, str | bytes | Hashable) and not hasattr(one, "shape")
         # NaN and pandas' NA, of which comparison gives no truth: what a table has where nothing is written

@@ -117,7 +117,7 @@ def test_the_explorer_of_contributions_goes_over_tokens(chromium, tmp_path):
     found = mmf.contributions(nano, prompts, generated=2, progress=False, report=quiet)
     page = mmf.explore(found, prompt=prompts[1], layer=4)
     assert page.data["tokens"] == ["last", "generated[0] “yellow”", "generated[1] “</s>”"]  # this prompt's words
-    part = found.token(0).to_frame().query(f"prompt == '{prompts[1].key}' and head == -1 and layer == 4 and index == 36")
+    part = found.token(0).to_frame().query(f"prompt == '{prompts[1].key}' and layer == 4 and position == 39")
     with opened(chromium, page.save(tmp_path / "page.html")) as tab:
         assert tab.text_content("#state").startswith("Layer 4 of last. ")
         tab.locator("#token").focus()
