@@ -127,7 +127,7 @@ def _pixels(drawing: Drawing) -> tuple[float, float]:
     return 100 * figure.get_figwidth() * share[0], 100 * figure.get_figheight() * share[1]
 
 
-def _lines(texts: Sequence[str], width: float) -> list[str]:
+def _lines(texts: Sequence[str], width: float | int) -> list[str]:
     return [line for text in texts for line in textwrap.wrap(text, int(165 * width / WIDTH))]
 
 
