@@ -139,7 +139,8 @@ class Look:
 def _check_known(what: str, asked: Sequence[object], names: Sequence[str]) -> None:
     unknown = [one for one in asked if one not in names]
     if unknown:
-        raise MMFlowError(f"{what}: {', '.join(map(repr, unknown))} is not drawn here; there are {', '.join(names)}.")
+        told = ", ".join(dict.fromkeys(names))
+        raise MMFlowError(f"{what}: {', '.join(map(repr, unknown))} is not drawn here; there are {told}.")
 
 
 PLAIN = Look()

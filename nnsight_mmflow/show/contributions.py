@@ -58,19 +58,28 @@ def contribution_panels(
 
 
 def contributions_on_image(
-    result: ContributionsResult, prompt: Prompt, layers: Sequence[int | None], image: int, view: str | None
+    result: ContributionsResult,
+    prompt: Prompt,
+    layers: Sequence[int | None],
+    image: int,
+    view: str | None,
+    look: Look = PLAIN,
 ) -> Figure | Page:
     """The norms on the picture; with generated tokens a page with a slider over them, on one scale."""
     from nnsight_mmflow.show.generated import by_token
     from nnsight_mmflow.show.heat import heat_figure, largest
-    from nnsight_mmflow.show.pages.slides import figures_slider
+    from nnsight_mmflow.show.pages.slides import figures_slider, no_axes
 
-    parts = [(name, one) for name, one in by_token(result) if isinstance(one, type(result))]
+    parts = [(name, one) for name, one in by_token(result, prompt) if isinstance(one, type(result))]
     drawn = [(name, contribution_panels(one, prompt, image, layers)) for name, one in parts]
     if not drawn:
-        return heat_figure(prompt, contribution_panels(result, prompt, image, layers), image=image, view=view)
+        panels = contribution_panels(result, prompt, image, layers)
+        return heat_figure(prompt, panels, image=image, view=view, look=look)
+    no_axes(look)
     ends = max(largest(prompt, panels, image, view) for _, panels in drawn) or None
-    figures = [(name, heat_figure(prompt, panels, image=image, view=view, max_value=ends)) for name, panels in drawn]
+    figures = [
+        (name, heat_figure(prompt, panels, image=image, view=view, max_value=ends, look=look)) for name, panels in drawn
+    ]
     return figures_slider(figures, f"generated tokens: contributions of {result.header['source']}")
 
 

@@ -135,6 +135,7 @@ class Drawing:
         bar = self.figure.colorbar(shown, ax=list(axes), **{"pad": 0.02, "aspect": 25, **kwargs})
         bar.set_label(_wrapped(label, self.letters("axis", max(0.9, self.height - 0.9))), fontsize=self.size("axis"))
         bar.ax.tick_params(labelsize=self.size("tick"))
+        bar.ax.yaxis.get_offset_text().set_fontsize(self.size("tick"))
         return bar
 
     def done(self) -> Figure:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from nnsight_mmflow._errors import MMFlowError
 from nnsight_mmflow.arguments.checked import checked
 from nnsight_mmflow.patterns.attention.result import AttentionResult
+from nnsight_mmflow.patterns.contributions.result import ContributionsResult
 from nnsight_mmflow.patterns.prune.kept_tokens import KeptTokensResult
 from nnsight_mmflow.prompts.prompt import Prompt
 from nnsight_mmflow.runs.results import Result
+from nnsight_mmflow.show.generated import by_token
 from nnsight_mmflow.show.layer_values import layer_values
 from nnsight_mmflow.show.pages.explore_attention import attention_page
 from nnsight_mmflow.show.pages.explore_parts import check_picture
@@ -44,10 +46,10 @@ def explore(
 
     One document that holds the picture, the numbers as compact bytes and its script, and fetches nothing. Attention:
     choose layer and head, click a patch or a word (or move with the arrow keys) to see what it receives and what it
-    sends; of maps with generated tokens a slider goes from one to the next. 32 heads of 600 x 600 take under 2 MB: a
-    weight w of a head whose largest is m is kept as a byte, 255 * (w / m) ** p. What is shown differs from w by at most
-    m / 255, and far less where w is small: p is 1/2 (the square root) unless a layer would take more room; then it is
-    larger, and small weights are coarser. The page says how far its own are off.
+    sends; of maps and contributions with generated tokens a slider goes from one to the next. 32 heads of 600 x 600
+    take under 2 MB: a weight w of a head whose largest is m is kept as a byte, 255 * (w / m) ** p. What is shown
+    differs from w by at most m / 255, and far less where w is small: p is 1/2 (the square root) unless a layer would
+    take more room; then it is larger, and small weights are coarser. The page says how far its own are off.
 
     Args:
         what: `mmf.attention(...)`; what `mmf.contributions` and `mmf.kept_tokens` return; a lens or knockout by patch,
@@ -96,7 +98,9 @@ def explore(
             f"a {type(what).__name__} does not hold the picture it is of: mmf.explore(..., prompt=prompt)."
         )
     check_picture(prompt)
-    return values_page(prompt, layer_values(what, prompt, column, labels, words), title, layer)
+    parts: Sequence[tuple[str, object]] = by_token(what, prompt) if isinstance(what, ContributionsResult) else []
+    drawn = [(name, layer_values(one, prompt, column, labels, words)) for name, one in parts or [("", what)]]
+    return values_page(prompt, drawn, title, layer)
 
 
 def _chosen(maps: AttentionResult, layers: Iterable[int] | None, heads: Iterable[int] | None) -> AttentionResult:

@@ -7,6 +7,7 @@ further to the right, so that they do not cross.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,15 +76,35 @@ def scale_of(table: pd.DataFrame) -> float:
     return float(next(step for step in STEPS if step >= largest))
 
 
-def scene_of(table: pd.DataFrame, n_layers: int, scale: float) -> Scene:
-    """The scene of a table of arrows."""
+def scene_of(
+    table: pd.DataFrame,
+    n_layers: int,
+    scale: float,
+    *,
+    width: float | int = WIDTH,
+    left: float | int = LEFT,
+    lane: float | int = LANE,
+    colors: Mapping[str, str] | None = None,
+) -> Scene:
+    """The scene of a table of arrows.
+
+    Args:
+        table: of the result.
+        n_layers: how many columns.
+        scale: the effect in percent of the widest arrow.
+        width: of the whole.
+        left: where the first column begins.
+        lane: from lane to lane.
+        colors: of spans, beside their own.
+    """
+    own = {} if colors is None else colors
     names = in_order([*table["source"], *table["target"]])
     looped = bool(((table["source"] == names[0]) & (table["target"] == names[0])).any())
-    top = TOP + (LANE // 3 if looped else 0)
-    middle = {name: float(top + LANE * number) for number, name in enumerate(names)}
-    across = (WIDTH - LEFT - RIGHT) / n_layers
-    columns = tuple(LEFT + across * layer for layer in range(n_layers + 1))
-    lanes = tuple((name, middle[name], span_color(name)) for name in names)
+    top = TOP + (lane // 3 if looped else 0)
+    middle = {name: float(top + lane * number) for number, name in enumerate(names)}
+    across = (width - left - RIGHT) / n_layers
+    columns = tuple(left + across * layer for layer in range(n_layers + 1))
+    lanes = tuple((name, middle[name], own.get(name, span_color(name))) for name in names)
     scene = Scene(lanes, columns, (), scale, min(WIDEST, across * 0.5), middle[names[-1]] + BAR)
     # What is never large enough to be drawn takes no room beside the others.
     seen = table[table["change"].abs() >= SMALLEST]
@@ -93,11 +114,11 @@ def scene_of(table: pd.DataFrame, n_layers: int, scale: float) -> Scene:
         zip(table["source"], table["target"], table["layer"], table["change"], strict=True)
     ):
         start, end = _slots(source, target, pairs | {(source, target)}, middle)
-        left = columns[int(layer)]
-        width = scene.line_width(change)
-        curve, head = _curve(left + across * start, middle[source], left + across * end, middle[target], width)
-        color = INCREASE if change > 0 else span_color(source)
-        marks.append(Mark(row, curve, head, width, color, change > 0))
+        edge = columns[int(layer)]
+        wide = scene.line_width(change)
+        curve, head = _curve(edge + across * start, middle[source], edge + across * end, middle[target], wide, lane)
+        color = INCREASE if change > 0 else own.get(source, span_color(source))
+        marks.append(Mark(row, curve, head, wide, color, change > 0))
     marks.sort(key=lambda mark: -mark.width)
     return Scene(lanes, columns, tuple(marks), scale, scene.widest, scene.bottom)
 
@@ -120,7 +141,7 @@ def _far(lane: str, other: str, middle: dict[str, float]) -> float:
 
 
 def _curve(
-    x0: float, y0: float, x1: float, y1: float, width: float
+    x0: float, y0: float, x1: float, y1: float, width: float, lane: float | int
 ) -> tuple[tuple[Point, Point, Point, Point], tuple[Point, Point, Point]]:
     """An arrow's line and head, from one lane's edge to another's; over the lane where both are the same."""
     long, half = 4 + 0.8 * width, 2.2 + 0.75 * width
@@ -129,6 +150,6 @@ def _curve(
     tip = y1 - down * BAR / 2
     start = y0 - BAR / 2 if loop else y0 + down * BAR / 2
     end = tip - down * long
-    bend = start - LANE * 0.5 if loop else (start + end) / 2
+    bend = start - lane * 0.5 if loop else (start + end) / 2
     curve = ((x0, start), (x0, bend), (x1, bend), (x1, end))
     return curve, ((x1 - half, end), (x1, tip), (x1 + half, end))

@@ -72,7 +72,7 @@ def tokens(
         prompt = values.whole(prompt)
     here = in_row(at, prompt.continues or prompt, prompt)
     span = here if isinstance(here, Span) else prompt.spans[here]
-    parts = [] if isinstance(values, LensResult) else by_token(values)
+    parts = [] if isinstance(values, LensResult) else by_token(values, prompt)
     if not parts:
         return _page(prompt, span, values, layer, column, label, max_value)
     drawn = [(name, values_of(prompt, span, part, layer, column)[0]) for name, part in parts]

@@ -114,11 +114,11 @@ def _of_maps(prompt: Prompt, maps: AttentionResult, layer: int | None) -> tuple[
 
 
 def of_prompt(table: pd.DataFrame, prompt: Prompt) -> pd.DataFrame:
-    """The rows of a prompt: those of its key, or all where the table is of one prompt."""
+    """The rows of a prompt: those of its key, or all where the table is of one prompt, which has no other key."""
     names = list(dict.fromkeys(table["prompt"]))
-    if len(names) > 1 and prompt.key not in names:
+    if prompt.key not in names and (len(names) > 1 or (prompt.key and names != ["0"])):
         raise MMFlowError(
-            f"the result is of {len(names)} prompts ({', '.join(map(str, names[:4]))}), none of this key."
+            f"the result is of {len(names)} prompt(s) ({', '.join(map(str, names[:4]))}), none of this key."
             " Ask with one of their prompts, and give each a key of its own: graph.prompt(..., key='first')."
         )
     return table[table["prompt"] == (prompt.key if prompt.key in names else names[0])]

@@ -211,5 +211,7 @@ def _boxes(name: str, value: object) -> tuple[Box, ...]:
     made = [tuple(one) if isinstance(one, Sequence) and not isinstance(one, str) else one for one in several]
     for box in made:
         if not isinstance(box, tuple) or len(box) != 4 or not all(isinstance(edge, Real) for edge in box):
-            raise SpanError(f"{name}: a box is four numbers, (x0, y0, x1, y1) in pixels, but {came(box)} came.")
+            table = isinstance(box, tuple) and len(box) > 4
+            mask = " A mask is an array: np.array(mask, bool)." if table else ""
+            raise SpanError(f"{name}: a box is four numbers, (x0, y0, x1, y1) in pixels, but {came(box)} came.{mask}")
     return tuple(made)  # type: ignore[arg-type]

@@ -211,14 +211,30 @@ class ContributionsResult(ImageResult):
 
     @checked
     def on_image(
-        self, prompt: Prompt, layer: int | Sequence[int] | None = None, *, image: int = 0, view: str | None = None
+        self,
+        prompt: Prompt,
+        layer: int | Sequence[int] | None = None,
+        *,
+        image: int = 0,
+        view: str | None = None,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
     ) -> Figure | Page:
         """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None).
 
-        With generated tokens it is a page with a slider: the target, then one token after another.
+        With generated tokens it is a page with a slider: the target, then one token after another. `ax` and what
+        follows are as in `plot`; rows and labels are the panels' titles, colors the name of a colour map.
+
+        Raises:
+            MMFlowError: `ax` of a page; `result.token(k)` is drawn on axes.
         """
         layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return later("contributions_on_image")(self, prompt, layers, image, view)
+        return later("contributions_on_image")(
+            self, prompt, layers, image, view, Look(ax, rows, figsize, colors, labels)
+        )
 
     def summary(self) -> str:
         """Where the target takes most from the source."""

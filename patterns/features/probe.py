@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,11 +16,9 @@ from nnsight_mmflow.patterns.features.probe_result import ProbeResult
 from nnsight_mmflow.patterns.features.result import FeaturesResult
 from nnsight_mmflow.runs.intervals import wilson
 
-if TYPE_CHECKING:
-    pass
-
 Labels = Iterable[object] | Mapping[str, object] | Callable[..., object]
 TYPES = {"input": ["picture", "question"], "question": ["question"], "picture": ["picture"]}
+MISSING = ("nan", "<NA>", "NaT")
 TRIES = 1000  # draws of a control whose folds all have two labels
 
 
@@ -88,14 +85,16 @@ def probe(
         )
     chosen = _chosen(features, layers)
     named = _answers(features) if labels is None else _of_each(features, labels, "labels")
+    kinds_of = _types(features, types)
     kept = [number for number, label in enumerate(named) if label is not None]
+    _apart([named[number] for number in kept])
     truth = np.array([str(named[number]) for number in kept], dtype=object)
     table = features.table.iloc[kept]
     pictures = table["picture"].where(table["picture"] != "", table["question"]).to_numpy()
     counts = Counter(truth)
     _check(counts, folds, truth, pictures)
     splits = splits_of(truth, pictures, folds, seed)
-    kinds = [str(_types(features, types)[number]) for number in kept] if controls else []
+    kinds = [str(kinds_of[number]) for number in kept] if controls else []
     drawn = _control_tasks(truth, kinds, splits, controls, seed)
     report(
         f"probe: {len(truth)} prompts, {len(counts)} labels, {len(set(pictures))} pictures; {len(chosen)} layer(s) x"
@@ -165,33 +164,75 @@ def _of_each(features: FeaturesResult, given: Labels, what: str) -> list[object]
                 f"{what} lack {len(lacking)} of {len(keys)} prompts, such as {lacking[:3]}: they are by the prompt's id"
                 " (features.to_frame()['prompt']); None leaves a prompt out."
             )
-        return [given[key] for key in keys]
+        return _told(features, [given[key] for key in keys], what)
     if callable(given):
         if features.prompts is None:
             raise MMFlowError(
                 f"{what} is a function of the prompt, but features that were loaded hold no prompts: give a list, or a"
                 " mapping from the prompt's id."
             )
-        return [given(prompt) for prompt in features.prompts]
+        return _told(features, [given(prompt) for prompt in features.prompts], what)
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise MMFlowError(f"{what} are a list, a mapping by id, or a function of the prompt, but {came(given)} came.")
-    found = [one.item() if hasattr(one, "item") else one for one in given]
+    found = list(given)
     if len(found) != len(keys):
         raise MMFlowError(f"{what} holds {len(found)}, but the features are of {len(keys)} prompts: one for each.")
+    return _told(features, found, what)
+
+
+def _told(features: FeaturesResult, given: list[object], what: str) -> list[object]:
+    """The labels as plain values.
+
+    Raises:
+        MMFlowError: one that is a list, a table or no number (NaN); the message names it and its prompt.
+    """
+    scalar = [getattr(one, "item", None) if getattr(one, "shape", None) == () else None for one in given]
+    found = [one if item is None else item() for one, item in zip(given, scalar, strict=True)]  # numpy's and torch's
+    for number, one in enumerate(found):
+        plain = isinstance(one, str | bytes | Hashable) and not hasattr(one, "shape")
+        # NaN and pandas' NA, of which comparison gives no truth: what a table has where nothing is written
+        missing = one is not None and plain and not isinstance(one, str | bytes | tuple) and str(one) in MISSING
+        if not plain or missing:
+            key = features.table["prompt"].iloc[number]
+            hint = "None leaves a prompt out" if missing else "one word or number for each prompt, not several"
+            raise MMFlowError(f"{what}: number {number}, of prompt {key!r}, is {came(one)}, which is no label: {hint}.")
     return found
+
+
+def _apart(labels: Sequence[object]) -> None:
+    """Refuses labels that look alike and are not: 1 and "1" would count as one.
+
+    Raises:
+        MMFlowError: two of them; the message has both.
+    """
+    seen: dict[str, object] = {}
+    for label in labels:
+        other = seen.setdefault(str(label), label)
+        if other != label:
+            raise MMFlowError(
+                f"labels: {came(other)} and {came(label)} are written alike: give all labels as one type, such as str."
+            )
 
 
 def _check(counts: Counter, folds: int, truth: np.ndarray, pictures: np.ndarray) -> None:
     if folds < 2:
         raise MMFlowError(f"folds={folds}: at least 2, one to train on and one to hold out.")
     if len(counts) < 2:
-        raise MMFlowError(f"a probe needs two labels to tell apart, but all {len(truth)} prompts have {list(counts)}.")
+        told = f"all {len(truth)} prompts have {list(counts)}" if counts else "each of the prompts has None"
+        raise MMFlowError(f"labels: a probe needs two labels to tell apart, but {told}.")
     apart = {label: len(set(pictures[truth == label])) for label in counts}
     label, least = min(apart.items(), key=lambda one: one[1])
     if least < folds:
+        rare = sum(few < folds for few in apart.values())
+        fewer = f"folds={least}, " if least > 1 else ""
+        many = (
+            f" {rare} of {len(counts)} labels are so rare: is it a number to be predicted? A probe here tells classes."
+            if rare > 10
+            else ""
+        )
         raise MMFlowError(
             f"label {label!r} has {counts[label]} prompt(s) about {least} picture(s), too few to be in each of"
-            f" {folds} folds. Give folds={max(2, least)}, more prompts, or labels= with None for what is left out."
+            f" {folds} folds. Give {fewer}more prompts, or labels= with None for what is left out.{many}"
         )
 
 

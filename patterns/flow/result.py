@@ -19,7 +19,6 @@ from nnsight_mmflow.runs.scores import FIRST, Quantity, columns, quantity_of, to
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnsight_mmflow._figure import ShownFigure
     from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
     from nnsight_mmflow._page import Page
     from nnsight_mmflow.inside.plan import Plan
@@ -61,16 +60,30 @@ class FlowResult(Result):
 
     @checked
     def plot_tokens(
-        self, edge: str | None = None, *, prompt: str | None = None, window: int | None = None
-    ) -> ShownFigure:
+        self,
+        edge: str | None = None,
+        *,
+        prompt: str | None = None,
+        window: int | None = None,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """A heat map, token by layer: what each token of one prompt's answer loses when the edge is closed.
 
         Args:
             edge: one of the result's; None for the first.
             prompt: its key or number in the table; None for the first.
             window: the window size; None for the first.
+            ax: as in every result's plot, like all that follow.
+            rows: which tokens are drawn, by their words; one that occurs again is "word [its number]".
+            figsize: (width, height) in inches.
+            colors: the name of a colour map.
+            labels: of the tokens.
         """
-        return later("tokens_figure")(self, edge, prompt, window)
+        return later("tokens_figure")(self, edge, prompt, window, Look(ax, rows, figsize, colors, labels))
 
     @checked
     def curves(self, window: int | None = None) -> dict[str, Band]:
@@ -106,15 +119,34 @@ class FlowResult(Result):
         return arrows(self, chosen_window(self, window), threshold)
 
     @checked
-    def diagram(self, window: int | None = None, threshold: int | float | None = None) -> ShownFigure:
+    def diagram(
+        self,
+        window: int | None = None,
+        threshold: int | float | None = None,
+        *,
+        ax: Places = None,
+        edges: Rows = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
+    ) -> Figure:
         """The flow diagram: a column per layer, a lane per span, an arrow as thick as what closing it costs.
 
         Args:
             window: the window size; None for the first of the result.
             threshold: arrows of smaller effect (percent) are left out. None: the controls of the run tell (`controls=`
                 of `mmf.flow`), or without them the 95% bootstrap interval; the figure says which.
+            ax: as in `plot`, like all that follow. On axes of yours, and in a figure narrower than 4.6 inches, what is
+                drawn and counted is not told below: `arrows()` has the thresholds.
+            edges: which edges have arrows; all unless given.
+            rows: the same.
+            figsize: (width, height) in inches; the lanes stand as far apart as the height allows.
+            colors: by span.
+            labels: by span.
         """
-        return later("diagram_figure")(self, window, threshold)
+        look = Look(ax, rows if edges is None else edges, figsize, colors, labels, "edges")
+        return later("diagram_figure")(self, window, threshold, look)
 
     def explore(self) -> Page:
         """The flow diagram as a page: numbers of each arrow, another threshold, another window."""

@@ -91,7 +91,17 @@ class KeptTokensResult(Result):
 
     @checked
     def on_image(
-        self, by_layer: bool = False, *, image: int = 0, view: str | None = None, prompt: Prompt | None = None
+        self,
+        by_layer: bool = False,
+        *,
+        image: int = 0,
+        view: str | None = None,
+        prompt: Prompt | None = None,
+        ax: Places = None,
+        rows: Rows = None,
+        figsize: Size = None,
+        colors: Colors = None,
+        labels: Labels = None,
     ) -> Figure:
         """The picture, each patch the clearer the more layers see its token, and grey where few do.
 
@@ -100,11 +110,16 @@ class KeptTokensResult(Result):
             image: which of the prompt's images.
             view: "base" or "tiles", where the processor divided the picture; None: at each pixel the finest.
             prompt: what was run, for a result that was loaded.
+            ax: as in every result's plot, like all that follow; rows and labels are the panels' titles.
+            rows: which panels are drawn.
+            figsize: (width, height) in inches.
+            colors: the name of a colour map.
+            labels: what stands above the panels.
 
         Raises:
             MMFlowError: a loaded result without a prompt, or another prompt.
         """
-        return self._drawn(prompt, by_layer, image, view, Look())
+        return self._drawn(prompt, by_layer, image, view, Look(ax, rows, figsize, colors, labels))
 
     def _drawn(self, prompt: Prompt | None, by_layer: bool, image: int, view: str | None, look: Look) -> Figure:
         shown = prompt or self.prompt

@@ -329,6 +329,25 @@ def test_what_cannot_be_probed_is_refused(nano, asked, last, monkeypatch):
             "label 'b' has 3 prompt(s) about 3 picture(s), too few to be in each of 5 folds.",
         ),
         (last, {"labels": {"a": 1}}, "labels lack 60 of 60 prompts, such as"),
+        (
+            last,
+            {"labels": ["a", float("nan")] * 30},
+            f"number 1, of prompt {asked[1].key!r}, is nan (float)",
+        ),
+        (
+            last,
+            {"labels": [["a"], "b"] * 30},
+            f"number 0, of prompt {asked[0].key!r}, is ['a'] (list)",
+        ),
+        (last, {"labels": np.zeros((60, 2))}, "which is no label: one word or number for each prompt"),
+        (last, {"labels": [1, "1"] * 30}, "1 (int) and '1' (str) are written alike"),
+        (last, {"labels": [None] * 60}, "each of the prompts has None"),
+        (
+            last,
+            {"labels": range(60), "folds": 2},
+            "60 of 60 labels are so rare: is it a number",
+        ),
+        (last, {"types": "color", "controls": 0}, "types must be one of input, question, picture"),
         (last, {"types": ["same"] * 60}, "no control task can be drawn: the prompts are of 1 type(s)"),
     ):
         with pytest.raises(mmf.MMFlowError, match=re.escape(text)):

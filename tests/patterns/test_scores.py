@@ -216,6 +216,12 @@ def test_a_caption_is_what_the_model_itself_writes(tiny, prompt):
     assert len(result.plot_tokens("image->last").axes) == 2
     with pytest.raises(mmf.MMFlowError, match="edge='x'"):
         result.plot_tokens("x")
+    names = [text.get_text() for text in result.plot_tokens().axes[0].get_yticklabels()]
+    assert len(set(names)) == len(names) == len(table["tokens"][0])  # a word that comes again has its number
+    column = result.plot_tokens(figsize=(3.3, 2.4), rows=[names[1]], labels=["second"], colors="PuOr").axes[0]
+    assert [text.get_text() for text in column.get_yticklabels()] == ["second"]
+    drawn = result.by_token().query("edge == 'image->last' and token == 1")["change"]
+    assert column.images[0].get_array()[0].tolist() == pytest.approx(drawn.tolist())
     result.diagram(), result.explore()
 
 

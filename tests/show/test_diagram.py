@@ -280,6 +280,36 @@ def test_as_many_arrows_as_are_drawn():
     assert not planted(noise=0.0).diagram(threshold=99.0).axes[0].images
 
 
+def test_a_column_and_axes_of_ones_own():
+    """The lanes take the height that there is; edges, names and colours are chosen as in every plot."""
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
+    from matplotlib.patches import PathPatch
+
+    result = planted(control=1)
+    edge = str(result.arrows().query("drawn")["edge"].iloc[0])
+    source, target = edge.split("->")
+    figure = result.diagram(edges=[edge], figsize=(3.3, 2.4), labels={target: "the end"}, colors={source: "#ff0000"})
+    assert tuple(figure.get_size_inches()) == (3.3, 2.4)
+    told = [text.get_text() for text in figure.axes[0].texts]
+    assert "(n=20)" in told[0]
+    assert "the end" in told
+    assert max(text.get_position()[1] for text in figure.axes[0].texts) < figure.axes[0].get_ylim()[0]
+    arrows = [one for one in figure.axes[0].patches if type(one) is PathPatch]
+    assert "#ff0000" in {to_hex(one.get_edgecolor()) for one in arrows}
+    axes = Figure(figsize=(7, 3)).subplots(1, 2)
+    assert result.diagram(ax=axes[1]) is axes[1].figure
+    assert not axes[0].patches
+    for given, text in (
+        ({"figsize": (3.3, 0.5)}, "too low for"),
+        ({"edges": ["image->x"]}, "not drawn here"),
+        ({"labels": {"x": "y"}}, "'x' is not drawn here"),
+        ({"ax": axes[0], "figsize": (3, 2)}, "with ax="),
+    ):
+        with pytest.raises(mmf.MMFlowError, match=text):
+            result.diagram(**given)
+
+
 def test_curves_show_the_control_band():
     assert len(planted(control=2).plot().axes[0].collections) == len(planted().plot().axes[0].collections) + 1
     assert not any(edge.startswith("control") for edge in planted(control=2).curves())

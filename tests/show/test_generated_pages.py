@@ -108,3 +108,42 @@ def test_words_stay_words(maps):
     held = json.dumps(mmf.show.attention(maps, 6).data)
     assert "</s>" in held
     assert "</s>" not in mmf.show.attention(maps, 6).html()
+
+
+@pytest.mark.browser
+def test_the_explorer_of_contributions_goes_over_tokens(chromium, tmp_path):
+    nano = mmf.load("nano")
+    prompts = mmf.nano.prompts(nano, 2)
+    found = mmf.contributions(nano, prompts, generated=2, progress=False, report=quiet)
+    page = mmf.explore(found, prompt=prompts[1], layer=4)
+    assert page.data["tokens"] == ["last", "generated[0] “yellow”", "generated[1] “</s>”"]  # this prompt's words
+    part = found.token(0).to_frame().query(f"prompt == '{prompts[1].key}' and layer == 4 and position == 39")
+    with opened(chromium, page.save(tmp_path / "page.html")) as tab:
+        assert tab.text_content("#state").startswith("Layer 4 of last. ")
+        tab.locator("#token").focus()
+        tab.keyboard.press("ArrowRight")
+        assert tab.text_content("#token-name") == "generated[0] “yellow”"
+        told = tab.locator("#largest li").first.text_content()
+        assert told == f"row 4, column 4 (39): {float(f'{part.norm.item():.3g}'):g}"
+
+
+def test_another_prompts_numbers_are_not_drawn(prompt):
+    """Image tokens are called alike in all prompts: the key tells that these are another picture's."""
+    found = mmf.contributions(mmf.load("nano"), prompt, progress=False, report=quiet)
+    with pytest.raises(mmf.MMFlowError, match="none of this key"):
+        mmf.show.on_image(mmf.nano.prompts(mmf.load("nano"), 2)[1], found)
+
+
+def test_axes_are_no_place_for_a_page(prompt):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    own = mmf.contributions(mmf.load("nano"), prompt, generated=1, progress=False, report=quiet)
+    with pytest.raises(mmf.MMFlowError, match=r"result\.token\(0\)"):
+        own.on_image(prompt, 6, ax=axes)
+    with pytest.raises(mmf.MMFlowError, match=r"result\.token\(0\)"):
+        mmf.show.on_image(prompt, own, ax=axes)
+    figure = own.token(0).on_image(prompt, [4, 6], figsize=(3.3, 2.4), rows=["layer 6"], labels=["six"], colors="magma")
+    assert tuple(figure.get_size_inches()) == (3.3, 2.4)
+    assert [one.get_title() for one in figure.axes[:2]] == ["picture", "six"]
+    assert own.token(0).on_image(prompt, 6, ax=axes) is axes.figure

@@ -1,6 +1,8 @@
 // Numbers of image tokens, layer by layer: on the picture, and of the selected patch through the layers.
-const { labels, positions, kept, signed, what, vocabulary, ranks } = page.data;
-const raw = await page.bytes("values"), numbers = new Float32Array(raw.buffer), count = positions.length;
+// With generated tokens the numbers of one token after another; the colour scale is of all of them.
+const { labels, tokens, positions, kept, signed, what, vocabulary, ranks } = page.data;
+const raw = await page.bytes("values"), stacked = new Float32Array(raw.buffer), count = positions.length;
+let numbers = stacked.subarray(0, labels.length * count);
 const which = vocabulary && new Int32Array((await page.bytes("which")).buffer);
 const chances = vocabulary && new Uint16Array((await page.bytes("chances")).buffer);
 const columnOf = new Map(positions.map((position, column) => [position, column]));
@@ -21,7 +23,7 @@ const wordsOf = (position, layer) => {
 };
 const scale = () => {
   const from = layer() * count, all = at("scale").value === "all";
-  const there = (all ? numbers : numbers.subarray(from, from + count)).filter((number) => !Number.isNaN(number));
+  const there = (all ? stacked : numbers.subarray(from, from + count)).filter((number) => !Number.isNaN(number));
   const low = there.reduce((one, two) => Math.min(one, two), Infinity);
   const high = there.reduce((one, two) => Math.max(one, two), -Infinity);
   if (!signed) return { low: 0, high: high || 1 };
@@ -77,7 +79,9 @@ const refresh = () => {
   lines("said", wordsOf(selected, layer()));
   lines("largest", largest());
   at("position").value = selected;
-  at("state").textContent = `Layer ${labels[layer()]}. Selected: ${named(selected)}: ${told(value(selected))}.`;
+  const whose = tokens.length ? ` of ${tokens[at("token").value]}` : "";
+  at("token-name").textContent = tokens[at("token").value] ?? "";
+  at("state").textContent = `Layer ${labels[layer()]}${whose}. Selected: ${named(selected)}: ${told(value(selected))}.`;
   page.fit();
 };
 const select = (position) => {
@@ -94,6 +98,14 @@ at("layers").hidden = labels.length < 2;
 at("scales").hidden = kept || labels.length < 2;
 at("picture-bar").hidden = kept;
 at("layer").addEventListener("input", refresh);
+at("tokens").hidden = !tokens.length;
+at("token").max = tokens.length - 1;
+if (tokens.length) at("scale").options[0].textContent = "of all layers and tokens";
+at("token").addEventListener("input", () => {
+  const from = at("token").value * labels.length * count;
+  numbers = stacked.subarray(from, from + labels.length * count);
+  refresh();
+});
 at("scale").addEventListener("change", refresh);
 at("position").addEventListener("change", () => {
   const wanted = Number(at("position").value);

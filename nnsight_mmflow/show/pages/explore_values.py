@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnsight_mmflow._errors import MMFlowError
@@ -20,6 +21,8 @@ BODY = f"""
 <div class="controls">
 <label id="layers"><span id="layers-of">layer</span> <input type="range" id="layer" min="0" step="1">
 <output id="layer-name"></output></label>
+<label id="tokens">reading token <input type="range" id="token" min="0" step="1" value="0">
+<output id="token-name"></output></label>
 <label id="scales">colour scale <select id="scale"><option value="all">of all layers</option>
 <option value="one">of this layer</option></select></label>
 <label>position <input type="number" id="position" min="0" step="1"></label>
@@ -40,8 +43,16 @@ picture, and the layer on the slider.</p>
 """
 
 
-def values_page(prompt: Prompt, values: LayerValues, title: str, layer: int | str | None = None) -> Page:
+def values_page(
+    prompt: Prompt, each: Sequence[tuple[str, LayerValues]], title: str, layer: int | str | None = None
+) -> Page:
     """The page of values over layers and image tokens; `layer` is shown first.
+
+    Args:
+        prompt: what the values are of.
+        each: (who reads, its values); several have a slider, and one colour scale.
+        title: above the figure.
+        layer: its label.
 
     Raises:
         PromptError: the prompt has no image.
@@ -50,13 +61,15 @@ def values_page(prompt: Prompt, values: LayerValues, title: str, layer: int | st
     import numpy as np
 
     check_picture(prompt)
-    numbers: np.ndarray = values.numbers.astype("<f4")
+    values = each[0][1]
+    numbers: np.ndarray = np.stack([one.numbers for _, one in each]).astype("<f4")
     signed = bool(np.nanmin(numbers) < 0)
     arrays: dict[str, np.ndarray | str] = {"palette": palette(signed), "values": numbers}
     data = {
         "title": title or f"{values.what}: {prompt.question}",
         "what": values.what,
         "labels": list(values.labels),
+        "tokens": [name for name, _ in each] if len(each) > 1 else [],
         "first": _first(values, layer),
         "kept": values.kept,
         "signed": signed,
@@ -68,8 +81,8 @@ def values_page(prompt: Prompt, values: LayerValues, title: str, layer: int | st
     if values.words is not None:
         ranks = max((len(words) for layer in values.words for words in layer), default=0)
         vocabulary: dict[str, int] = {}
-        which = np.full((*numbers.shape, ranks), -1, "<i4")
-        chances = np.zeros((*numbers.shape, ranks), "<u2")
+        which = np.full((*numbers.shape[1:], ranks), -1, "<i4")
+        chances = np.zeros((*numbers.shape[1:], ranks), "<u2")
         for index, tokens in enumerate(values.words):
             for token, words in enumerate(tokens):
                 for rank, (word, probability) in enumerate(words):
@@ -77,7 +90,9 @@ def values_page(prompt: Prompt, values: LayerValues, title: str, layer: int | st
                     chances[index, token, rank] = round(probability * CHANCES)
         arrays |= {"which": which, "chances": chances}
         data |= {"vocabulary": list(vocabulary), "ranks": ranks}
-    shape = f"{len(values.labels)} layers, {numbers.shape[1]} image tokens"
+    shape = f"{len(values.labels)} layers, {numbers.shape[2]} image tokens"
+    if len(each) > 1:
+        shape += f", a slider over {len(each)} tokens that read them"
     return Page(
         "values on the image",
         BODY,

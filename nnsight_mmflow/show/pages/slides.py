@@ -15,6 +15,8 @@ from nnsight_mmflow._page import Page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from nnsight_mmflow._look import Look
+
 MOST = 128  # pictures in one document
 BODY = """
 <p class="controls"><label>generated token <input type="range" id="token" min="0" step="1" value="0">
@@ -80,6 +82,19 @@ def figures_slider(figures: Sequence[tuple[str, Figure]], title: str) -> Page:
     _check(len(figures))
     slides = [Slide(label, f'<img alt="{escape(label)}" src="{_embedded(figure)}">') for label, figure in figures]
     return _page(title, slides, "", {}, {}, "")
+
+
+def no_axes(look: Look) -> None:
+    """Refuses a caller's axes for what is a page.
+
+    Raises:
+        MMFlowError: they came.
+    """
+    if look.ax is not None:
+        raise MMFlowError(
+            "ax= takes one figure, but of generated tokens there is one each, in a page with a slider: draw"
+            " result.token(0)."
+        )
 
 
 def _check(count: int) -> None:
