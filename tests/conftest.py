@@ -18,9 +18,6 @@ import torch  # noqa: E402
 for name in ("Float", "Int", "Bool"):
     setattr(builtins, name, getattr(jaxtyping, name))
 
-from kit.checked_types import make_cheap  # noqa: E402
-
-make_cheap()
 
 from kit.apart import split  # noqa: E402, F401
 from kit.browsing import chromium  # noqa: E402, F401

@@ -1,13 +1,11 @@
 """The shape annotations are really checked under pytest."""
 
-import beartype
 import jaxtyping
 import pytest
 import torch
 
 from nnsight_mmflow.inside.masks import add_to_edges, layer_mask
 from nnsight_mmflow.inside.rows import answer_numbers
-from nnsight_mmflow.workers.ray import share
 
 
 def test_a_mask_of_too_few_axes_is_refused():
@@ -23,16 +21,3 @@ def test_an_integer_mask_is_refused():
 def test_logits_need_rows():
     with pytest.raises(jaxtyping.TypeCheckError):
         answer_numbers(torch.zeros(8), torch.tensor(0))
-
-
-def test_types_are_checked_where_no_shape_is_named():
-    """One check in place of jaxtyping's two (kit/checked_types.py): arguments, and what is returned."""
-    with pytest.raises(jaxtyping.TypeCheckError):
-        share("two", 2)
-    assert share.__wrapped__.__code__.co_filename.endswith("ray.py")
-    with pytest.raises(jaxtyping.TypeCheckError):
-        jaxtyping.jaxtyped(returns_text, typechecker=beartype.beartype)(1)
-
-
-def returns_text(number: int) -> str:
-    return number
