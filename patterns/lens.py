@@ -49,7 +49,7 @@ class LensResult(Result):
     count of the residual stream), position, token, the probabilities answer_lower, answer_capitalized, false_lower and
     false_capitalized (NaN where the tokenizer has no such token or the prompt no false option), top_tokens. With
     `generated=` also generated (which generated token is read at; -1: a position of `at`), written (the token that
-    the model writes behind the position; None where none follows) and written_probability.
+    the model writes behind the position; missing where none follows) and written_probability.
     """
 
     kind: ClassVar[str] = "lens"

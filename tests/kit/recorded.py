@@ -40,6 +40,11 @@ def column(place):
     return place.split("[", 1)[0]
 
 
+def missing(value):
+    """Whether a table has nothing there: None in one release of pandas, NaN in another."""
+    return value is None or value != value
+
+
 def compared(found, wanted):
     """What differs, by name, and the largest difference of a number, as a share of its column."""
     mine, theirs = dict(flat(found)), dict(flat(wanted))
@@ -53,7 +58,7 @@ def compared(found, wanted):
             told[place] = f"{there!r} is {'missing' if place in theirs else 'more than under the tested set'}"
             continue
         one, other = mine[place], theirs[place]
-        if one == other or (one != one and other != other):
+        if one == other or (missing(one) and missing(other)):
             continue
         if not (isinstance(one, float) and isinstance(other, float)):
             told[place] = f"{one!r}, under the tested set {other!r}"
