@@ -19,7 +19,6 @@ ROOMS = {
     "show.answer_tokens": ("tokens_figure",),
     "show.attention_heat": ("attention_figure",),
     "show.contributions": (
-        "contribution_panels",
         "contributions_figure",
         "contributions_on_image",
         "correctness_figure",
@@ -37,7 +36,7 @@ ROOMS = {
     "show.prompts": ("batch_html", "prompt_html", "span_html", "spans_html"),
     "show.pruning": ("kept_panels", "prune_figure"),
     "show.results": ("job_html", "result_html", "told"),
-    "show.saliency": ("disruption_figure", "saliency_figure", "saliency_panels"),
+    "show.saliency": ("disruption_figure", "saliency_figure", "saliency_on_image"),
     "workers.run": ("crew_of",),
     "show.sweeps": ("accuracy_figure", "sweep_figure"),
     "data.scoring": ("answer_rules",),

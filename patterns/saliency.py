@@ -45,7 +45,7 @@ class SaliencyResult(ImageResult):
 
     kind: ClassVar[str] = "saliency"
     drawn_by: ClassVar[str] = "saliency_figure"  # two panels: the three groups, the two flows
-    panels: ClassVar[str] = "saliency_panels"
+    image_by: ClassVar[str] = "saliency_on_image"
 
     @checked
     def curves(self, names: Sequence[str] = GROUPS, normalise: bool = True) -> pd.DataFrame:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ImageResult(Result):
     """A result whose numbers of each image token can be drawn on a prompt's picture."""
 
-    panels: ClassVar[str]  # of _later.py: from a result, a prompt, an image and layers to what is drawn
+    image_by: ClassVar[str]  # the figure of `on_image`, by its name in _later.py
 
     @checked
     def on_image(
@@ -37,6 +37,8 @@ class ImageResult(Result):
     ) -> Figure | Page:
         """The numbers of a prompt's image tokens, drawn on its picture.
 
+        With generated tokens it is a page with a slider: the target, then one token after another.
+
         Args:
             prompt: one of the prompts that were measured.
             layer: which layer is drawn; several give a panel each; None draws the sum over layers.
@@ -47,8 +49,10 @@ class ImageResult(Result):
             figsize: (width, height) in inches.
             colors: the name of a colour map.
             labels: the panels' titles.
+
+        Raises:
+            MMFlowError: `ax` of a page; `result.token(k)` is drawn on axes.
         """
         layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        panels = later(self.panels)(self, prompt, image, layers)
         look = Look(ax, rows, figsize, colors, labels)
-        return later("heat_figure")(prompt, panels, image=image, view=view, look=look)
+        return later(self.image_by)(self, prompt, layers, image, view, look)

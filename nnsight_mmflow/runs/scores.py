@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
-P = TypeVar("P")
 FIRST, WHOLE, OPTIONS, CAPTION = "first", "answer", "options", "caption"
 NO_OPTIONS = "no options"
 Function = Callable[[torch.Tensor, "Prompt"], float]

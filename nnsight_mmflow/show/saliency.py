@@ -50,6 +50,21 @@ def saliency_figure(result: SaliencyResult, look: Look = PLAIN) -> Figure:
     return drawing.done()
 
 
+def saliency_on_image(
+    result: SaliencyResult,
+    prompt: Prompt,
+    layers: Sequence[int | None],
+    image: int,
+    view: str | None,
+    look: Look = PLAIN,
+) -> Figure:
+    """What flows from each image token, on the picture."""
+    from nnsight_mmflow.show.heat import heat_figure
+
+    panels = saliency_panels(result, prompt, image, layers)
+    return heat_figure(prompt, panels, image=image, view=view, look=look)
+
+
 def saliency_panels(result: SaliencyResult, prompt: Prompt, image: int, layers: Sequence[int | None]) -> Panels:
     """What flows from each image token, a panel for each layer; None: summed over layers."""
     import numpy as np

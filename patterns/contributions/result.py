@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nnsight_mmflow._look import Colors, Figure, Labels, Places, Rows, Size
-    from nnsight_mmflow._page import Page
     from nnsight_mmflow.model.graph import Graph
     from nnsight_mmflow.prompts.prompt import Prompt
 
@@ -32,7 +31,7 @@ class ContributionsResult(ImageResult):
 
     kind: ClassVar[str] = "contributions"
     drawn_by: ClassVar[str] = "contributions_figure"  # the source's share by layer, and the mean norm of each patch
-    panels: ClassVar[str] = "contribution_panels"
+    image_by: ClassVar[str] = "contributions_on_image"
 
     @property
     def n_generated(self) -> int:
@@ -208,33 +207,6 @@ class ContributionsResult(ImageResult):
         if names != list(dict.fromkeys(self.table["prompt"])):
             raise MMFlowError("these are not the prompts that the result is of, in their order.")
         return names
-
-    @checked
-    def on_image(
-        self,
-        prompt: Prompt,
-        layer: int | Sequence[int] | None = None,
-        *,
-        image: int = 0,
-        view: str | None = None,
-        ax: Places = None,
-        rows: Rows = None,
-        figsize: Size = None,
-        colors: Colors = None,
-        labels: Labels = None,
-    ) -> Figure | Page:
-        """The norms on a prompt's picture: of one layer, of several (a panel each), or summed over layers (None).
-
-        With generated tokens it is a page with a slider: the target, then one token after another. `ax` and what
-        follows are as in `plot`; rows and labels are the panels' titles, colors the name of a colour map.
-
-        Raises:
-            MMFlowError: `ax` of a page; `result.token(k)` is drawn on axes.
-        """
-        layers = [layer] if layer is None or isinstance(layer, int) else list(layer)
-        return later("contributions_on_image")(
-            self, prompt, layers, image, view, Look(ax, rows, figsize, colors, labels)
-        )
 
     def summary(self) -> str:
         """Where the target takes most from the source."""
